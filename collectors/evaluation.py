@@ -1,0 +1,125 @@
+"""Evaluation on separate environments, and statistics of finished episodes."""
+
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+
+from collectors.envs import EPISODE_REWARD_KEY, STEP_COUNT_KEY, derive_seed
+
+
+class EpisodeStats(NamedTuple):
+    """Sums over the episodes that ended in a rollout, ready to be added up over ranks."""
+
+    episodes: int
+    return_sum: float
+    length_sum: int
+
+
+def episode_stats(rollout: TensorDictBase) -> EpisodeStats:
+    """Sum the returns (unscaled rewards) and lengths of the episodes that ended in a rollout.
+
+    Args:
+        rollout: ``[*B]`` rows of an environment from :func:`collectors.make_env`.
+
+    Returns:
+        Counts and sums; the mean return is ``return_sum / episodes`` when ``episodes > 0``.
+    """
+    done = rollout["next", "done"]
+    return EpisodeStats(
+        int(done.sum()),
+        float(rollout["next", EPISODE_REWARD_KEY][done].double().sum()),
+        int(rollout["next", STEP_COUNT_KEY][done].sum()),
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    policy: TensorDictModuleBase,
+    env: EnvBase,
+    episodes: int,
+    *,
+    seed: int,
+    exploration_type: ExplorationType = ExplorationType.DETERMINISTIC,
+    max_steps: int = 100_000,
+) -> tuple[list[float], list[int]]:
+    """Run ``episodes`` episodes from fixed seeds and return their returns and lengths.
+
+    In each round every copy in the batched environment runs exactly one episode, so long episodes
+    count as much as short ones. The same seed gives the same initial states and the same noise.
+    The policy acts in eval mode without gradients; its mode and the global random state are as
+    before afterwards.
+
+    Args:
+        policy: writes ``action``.
+        env: an environment from :func:`collectors.make_env`, not the one used for training.
+            With ``num_envs == episodes`` one round is enough.
+        episodes: number of episodes.
+        seed: non-negative integer.
+        exploration_type: DETERMINISTIC (default) or RANDOM.
+        max_steps: steps after which an episode that does not end is an error.
+
+    Returns:
+        ``(returns, lengths)``, each a list of ``episodes`` entries: sums of unscaled rewards, and
+        environment steps.
+
+    Raises:
+        ValueError: ``episodes < 1``, or an environment without episode statistics.
+        RuntimeError: an episode did not end within ``max_steps``.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be an integer of at least 1, got {episodes}.")
+    missing = {EPISODE_REWARD_KEY, STEP_COUNT_KEY} - set(env.observation_spec.keys())
+    if missing or env.batch_dims != 1:
+        raise ValueError(
+            f"env must have one batch dimension and write {EPISODE_REWARD_KEY!r} and "
+            f"{STEP_COUNT_KEY!r}, got the batch size {tuple(env.batch_size)} and no "
+            f"{sorted(missing)}; build it with collectors.make_env."
+        )
+    returns: list[float] = []
+    lengths: list[int] = []
+    modes = {module: module.training for module in policy.modules()}
+    policy.eval()
+    try:
+        with torch.random.fork_rng(_cuda_devices(policy)), set_exploration_type(exploration_type):
+            for round_index in range(-(-episodes // env.batch_size[0])):
+                round_seed = derive_seed(seed, round_index)
+                torch.manual_seed(round_seed)
+                env.set_seed(round_seed)
+                round_returns, round_lengths = _one_episode_each(policy, env, max_steps)
+                returns += round_returns
+                lengths += round_lengths
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return returns[:episodes], lengths[:episodes]
+
+
+def _one_episode_each(
+    policy: TensorDictModuleBase, env: EnvBase, max_steps: int
+) -> tuple[list[float], list[int]]:
+    """Return and length of the first episode of every copy, in the order of the copies."""
+    shape = (*env.batch_size, 1)
+    returns = torch.zeros(shape, device=env.device)
+    lengths = torch.zeros(shape, dtype=torch.int64, device=env.device)
+    running = torch.ones(shape, dtype=torch.bool, device=env.device)
+    carrier = env.reset()
+    for _ in range(max_steps):
+        stepped, carrier = env.step_and_maybe_reset(policy(carrier))
+        ended = stepped["next", "done"] & running
+        returns = torch.where(ended, stepped["next", EPISODE_REWARD_KEY], returns)
+        lengths = torch.where(ended, stepped["next", STEP_COUNT_KEY], lengths)
+        running = running & ~ended
+        if not running.any():
+            return returns.squeeze(-1).tolist(), lengths.squeeze(-1).tolist()
+    raise RuntimeError(
+        f"evaluate: {int(running.sum())} episode(s) did not end within max_steps={max_steps}; give "
+        "make_env a max_episode_steps."
+    )
+
+
+def _cuda_devices(policy: TensorDictModuleBase) -> list[torch.device]:
+    tensors = (*policy.parameters(), *policy.buffers())
+    return list({tensor.device for tensor in tensors if tensor.is_cuda})

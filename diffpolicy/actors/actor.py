@@ -1,0 +1,190 @@
+"""The diffusion policy as a TensorDict module."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
+from torch import Tensor, nn
+from torchrl.envs.utils import ExplorationType, exploration_type
+
+from diffpolicy.actors.keys import ActorKeys
+from diffpolicy.actors.squashing import ActionSquash
+from diffpolicy.sde import Chain, DenoisingProcess, Gaussian, prior_log_prob, rollout_chain, tanh_log_det
+from diffpolicy.sde.rollout import draw_noise
+
+
+class DenoisingActor(TensorDictModuleBase):
+    """Acts by running a whole denoising chain in one module call.
+
+    Follows TorchRL's exploration type: ``DETERMINISTIC``, ``MODE`` and ``MEAN`` take the
+    probability-flow step from a zero prior sample, everything else samples the process.
+
+    Args:
+        process: the denoising process.
+        score_network: any module with ``forward(latent [*B, A], step [*B], observation [*B, S])``;
+            an optional method ``condition(observation)`` is used for whole chains (see
+            :class:`~diffpolicy.networks.ScoreNetwork`).
+        squash: maps the last latent to the action.
+        in_keys: observation keys, concatenated over their last dimension.
+        keys: names of everything else that is read or written.
+        return_chain: also write the chain, its log-probabilities and kernels.
+        return_entropy_bound: also write the entropy-bound estimate.
+        noise_key: where to read standard normal noise ``[*B, N+1, A]`` from; None draws it.
+
+    Raises:
+        ValueError: if process and squash disagree on the action dimension.
+
+    Examples:
+        >>> from diffpolicy.networks import ScoreNetwork
+        >>> process = DenoisingProcess(action_dim=2, denoising_steps=4)
+        >>> squash = ActionSquash(-torch.ones(2), torch.ones(2))
+        >>> actor = DenoisingActor(process, ScoreNetwork(2, 3, 4), squash, return_chain=True)
+        >>> out = actor(TensorDict({"observation": torch.randn(5, 3)}, [5]))
+        >>> out["action"].shape, out["latents"].shape, out["log_prob"].shape
+        (torch.Size([5, 2]), torch.Size([5, 5, 2]), torch.Size([5, 4, 1]))
+    """
+
+    def __init__(
+        self,
+        process: DenoisingProcess,
+        score_network: nn.Module,
+        squash: ActionSquash,
+        *,
+        in_keys: Sequence[NestedKey] = ("observation",),
+        keys: ActorKeys | None = None,
+        return_chain: bool = False,
+        return_entropy_bound: bool = False,
+        noise_key: NestedKey | None = None,
+    ) -> None:
+        super().__init__()
+        if process.action_dim != squash.action_dim:
+            raise ValueError(
+                f"process has {process.action_dim} action dimensions and squash {squash.action_dim}; "
+                "they must agree."
+            )
+        self.process = process
+        self.score_network = score_network
+        self.squash = squash
+        self.keys = keys or ActorKeys()
+        self.return_chain = return_chain
+        self.return_entropy_bound = return_entropy_bound
+        self.noise_key = noise_key
+        self.in_keys = list(in_keys)
+        self.out_keys = [
+            self.keys.action,
+            *(self.keys.chain if return_chain else ()),
+            *((self.keys.entropy_bound,) if return_entropy_bound else ()),
+        ]
+
+    @property
+    def denoising_steps(self) -> int:
+        """Number of denoising steps ``N``; may be set to another number for acting."""
+        return self.process.denoising_steps
+
+    @denoising_steps.setter
+    def denoising_steps(self, value: int) -> None:
+        self.process.set_denoising_steps(value)
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the action (and what was asked for) into ``tensordict`` of any batch shape."""
+        observation = self.observation(tensordict)
+        noise = None if self.noise_key is None else tensordict.get(self.noise_key)
+        deterministic = exploration_type() in (
+            ExplorationType.DETERMINISTIC,
+            ExplorationType.MODE,
+            ExplorationType.MEAN,
+        )
+        chain = self.sample_chain(observation, noise, deterministic=deterministic)
+        keys = self.keys
+        tensordict.set(keys.action, self.squash(chain.latents[..., -1, :]))
+        if self.return_chain:
+            tensordict.set(keys.latents, chain.latents)
+            tensordict.set(keys.log_prob, chain.log_prob)
+            tensordict.set(keys.log_ratio, chain.log_ratio)
+            tensordict.set(keys.kernel_mean, chain.denoising.mean)
+            tensordict.set(keys.kernel_std, chain.denoising.std)
+        if self.return_entropy_bound:
+            tensordict.set(keys.entropy_bound, self.entropy_bound(chain))
+        return tensordict
+
+    def observation(self, tensordict: TensorDictBase) -> Tensor:
+        """The concatenated observation ``[*B, S]``.
+
+        Raises:
+            KeyError: naming the missing key and the keys that are there.
+        """
+        return concatenate_observation(tensordict, self.in_keys)
+
+    def sample_chain(
+        self, observation: Tensor, noise: Tensor | None = None, *, deterministic: bool = False
+    ) -> Chain:
+        """Run the chain for observations ``[*B, S]``.
+
+        Args:
+            observation: ``[*B, S]``.
+            noise: standard normal ``[*B, N+1, A]``; drawn if None. A deterministic chain starts
+                from zero unless noise is given.
+            deterministic: take probability-flow steps.
+        """
+        batch_size = observation.shape[:-1]
+        if noise is None:
+            noise = draw_noise(self.process, batch_size)
+            noise = torch.zeros_like(noise) if deterministic else noise
+        return rollout_chain(
+            self.process, self._conditioned(observation), noise, deterministic=deterministic
+        )
+
+    def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
+        """Draw ``x_0`` of shape ``[*batch_size, A]``."""
+        return self.process.sample_prior(batch_size)
+
+    def entropy_bound(self, chain: Chain) -> Tensor:
+        """``-(sum_n LR_n + log prior(x_0) - log|d tanh|)`` (arXiv 2502.02316), ``[*B, 1]``."""
+        prior = prior_log_prob(chain.latents[..., 0, :], self.process.prior_std)
+        log_det = tanh_log_det(chain.latents[..., -1, :])
+        return log_det - prior - chain.log_ratio.sum(-2)
+
+    def denoising_kernel(self, rows: TensorDictBase) -> Gaussian:
+        """``q(. | x_n, s)`` of denoising-MDP rows, see :class:`ChainActor`."""
+        latent, step = rows.get(self.keys.latent), rows.get(self.keys.step).squeeze(-1)
+        trained, used = self.process.trained_steps, self.process.denoising_steps
+        network_step = step if trained == used else ((step + 0.5) * trained / used).long()
+        score = self.score_network(latent, network_step, self.observation(rows))
+        return self.process.denoising_kernel(latent, score, step)
+
+    def noising_kernel(self, rows: TensorDictBase) -> Gaussian:
+        """``p(. | x_{n+1})`` of denoising-MDP rows, see :class:`ChainActor`."""
+        step = rows.get(self.keys.step).squeeze(-1)
+        return self.process.noising_kernel(rows.get(self.keys.next_latent), step)
+
+    def _conditioned(self, observation: Tensor) -> Callable[[Tensor, int], Tensor]:
+        condition = getattr(self.score_network, "condition", None)
+        if condition is not None:
+            return condition(observation)
+        batch_size = observation.shape[:-1]
+
+        def score(latent: Tensor, step: int) -> Tensor:
+            steps = torch.full(batch_size, step, dtype=torch.long, device=latent.device)
+            return self.score_network(latent, steps, observation)
+
+        return score
+
+
+def concatenate_observation(tensordict: TensorDictBase, in_keys: Sequence[NestedKey]) -> Tensor:
+    """Concatenate observation entries over their last dimension.
+
+    Raises:
+        KeyError: naming the missing key and the keys that are there.
+    """
+    values = []
+    for key in in_keys:
+        value = tensordict.get(key, None)
+        if value is None:
+            raise KeyError(
+                f"observation key {key!r} is missing from the TensorDict, "
+                f"which has {sorted(map(str, tensordict.keys(True, True)))}."
+            )
+        values.append(value)
+    return values[0] if len(values) == 1 else torch.cat(values, -1)

@@ -1,0 +1,90 @@
+"""Squashing of the last latent into the bounds of the action space."""
+
+import torch
+from tensordict import NestedKey
+from torch import Tensor, nn
+from torchrl.data import Bounded, TensorSpec
+from torchrl.envs import EnvBase
+
+
+class ActionSquash(nn.Module):
+    """``tanh``, then an affine map from [-1, 1] to ``[low, high]`` per action dimension.
+
+    Args:
+        low: lower bounds ``[A]``.
+        high: upper bounds ``[A]``.
+
+    Raises:
+        ValueError: if the bounds are not one-dimensional, finite and ``low < high``.
+
+    Examples:
+        >>> squash = ActionSquash(torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0]))
+        >>> squash(torch.tensor([0.0, 100.0]))
+        tensor([0., 1.])
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        super().__init__()
+        low, high = torch.as_tensor(low), torch.as_tensor(high)
+        if low.ndim != 1 or low.shape != high.shape:
+            raise ValueError(
+                "low and high must be one-dimensional and of the same length, "
+                f"got shapes {tuple(low.shape)} and {tuple(high.shape)}."
+            )
+        if not bool((low.isfinite() & high.isfinite() & (low < high)).all()):
+            raise ValueError(
+                "low and high must be finite with low < high in every action dimension, "
+                f"got low={low.tolist()} and high={high.tolist()}."
+            )
+        dtype = torch.get_default_dtype()
+        low, high = low.to(dtype), high.to(dtype)
+        self.register_buffer("scale", (high - low) / 2)
+        self.register_buffer("shift", (high + low) / 2)
+
+    @classmethod
+    def from_spec(cls, spec: TensorSpec) -> "ActionSquash":
+        """Squash into the bounds of an action spec ``[A]``.
+
+        Raises:
+            ValueError: for a discrete, unbounded or not one-dimensional spec.
+        """
+        check_action_spec(spec)
+        return cls(spec.space.low, spec.space.high)
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action dimensions ``A``."""
+        return self.scale.shape[0]
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Map pre-squash actions ``[*B, A]`` to actions ``[*B, A]``."""
+        # The clamp removes the rounding of the affine map, which can leave the closed interval.
+        action = latent.tanh() * self.scale + self.shift
+        return action.clamp(self.shift - self.scale, self.shift + self.scale)
+
+
+def check_action_spec(spec: TensorSpec) -> None:
+    """Raise a ValueError unless ``spec`` is a bounded continuous vector."""
+    if not isinstance(spec, Bounded) or not spec.dtype.is_floating_point:
+        raise ValueError(
+            f"action_spec must be a bounded continuous spec (Bounded), got {type(spec).__name__} "
+            f"with dtype {spec.dtype}: diffusion policies need continuous actions with finite bounds."
+        )
+    if len(spec.shape) != 1:
+        raise ValueError(f"action_spec must have shape [A], got {tuple(spec.shape)}.")
+    if not bool((spec.space.low.isfinite() & spec.space.high.isfinite()).all()):
+        raise ValueError(
+            "action_spec must have finite bounds, got "
+            f"low={spec.space.low.tolist()} and high={spec.space.high.tolist()}; "
+            "rescale or clip the actions of the environment first."
+        )
+
+
+def env_action_spec(env: EnvBase, action_key: NestedKey = "action") -> TensorSpec:
+    """The spec of one action of an environment, without batch dimensions."""
+    spec = env.full_action_spec_unbatched[action_key]
+    check_action_spec(spec)
+    return spec

@@ -1,0 +1,50 @@
+"""Fourier embedding of the denoising step."""
+
+import torch
+from torch import Tensor, nn
+
+
+class StepEmbedding(nn.Module):
+    """Embeds the integer step n: sin and cos of ``c_i n + b_i``, then Linear, GELU, Linear.
+
+    ``c`` is fixed, evenly spaced in [0.1, 100]; the phases ``b`` are learned (arXiv 2502.02316,
+    arXiv 2512.02019). The steps ``0 .. num_steps - 1`` are embedded once per call and looked up,
+    so the cost does not grow with the batch.
+
+    Args:
+        num_steps: number of different steps.
+        frequencies: number of frequencies.
+        hidden_features: width of the hidden layer.
+        out_features: size of the embedding ``E``.
+    """
+
+    coefficients: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        num_steps: int,
+        frequencies: int = 32,
+        hidden_features: int = 32,
+        out_features: int = 16,
+    ) -> None:
+        super().__init__()
+        self.out_features = out_features
+        dtype = torch.get_default_dtype()
+        self.register_buffer("coefficients", torch.linspace(0.1, 100, frequencies), persistent=False)
+        self.register_buffer("steps", torch.arange(num_steps, dtype=dtype), persistent=False)
+        self.phases = nn.Parameter(torch.zeros(frequencies))
+        self.net = nn.Sequential(
+            nn.Linear(2 * frequencies, hidden_features),
+            nn.GELU(),
+            nn.Linear(hidden_features, out_features),
+        )
+
+    def table(self) -> Tensor:
+        """Embeddings of all steps, ``[num_steps, E]``."""
+        angles = self.steps.unsqueeze(-1) * self.coefficients + self.phases
+        return self.net(torch.cat((angles.sin(), angles.cos()), -1))
+
+    def forward(self, step: Tensor) -> Tensor:
+        """Embed integer steps ``[*B]`` as ``[*B, E]``."""
+        return self.table()[step]

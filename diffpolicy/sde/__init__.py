@@ -1,0 +1,27 @@
+"""Mathematics of the denoising process: tensors in, tensors out, torch only."""
+
+from diffpolicy.sde.likelihood import (
+    Gaussian,
+    gaussian_kl,
+    gaussian_log_prob,
+    log_ratio,
+    prior_log_prob,
+    tanh_log_det,
+)
+from diffpolicy.sde.process import DenoisingProcess
+from diffpolicy.sde.rollout import Chain, rollout_chain
+from diffpolicy.sde.schedules import SCHEDULES, schedule_factors
+
+__all__ = [
+    "SCHEDULES",
+    "Chain",
+    "DenoisingProcess",
+    "Gaussian",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "log_ratio",
+    "prior_log_prob",
+    "rollout_chain",
+    "schedule_factors",
+    "tanh_log_det",
+]

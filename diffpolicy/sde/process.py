@@ -1,0 +1,195 @@
+"""The denoising process: step sizes, friction, and the two Gaussian kernels they define."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from diffpolicy.sde.likelihood import Gaussian
+from diffpolicy.sde.schedules import Schedule, schedule_factors
+
+NoisingStep = Literal["same", "next"]
+
+
+def _inverse_softplus(value: float) -> float:
+    return value + math.log(-math.expm1(-value))
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive finite number, got {value}.")
+
+
+class DenoisingProcess(nn.Module):
+    r"""A discretised diffusion with a learned denoising and a fixed noising kernel.
+
+    With prior std ``nu``, step size ``dt_n``, schedule factor ``w_n`` and friction ``f`` (one per
+    action dimension), ``eta_n = dt_n w_n / f`` and (arXiv 2502.02316, arXiv 2512.02019)::
+
+        x_0                 ~ N(0, nu^2)
+        q(x_{n+1} | x_n, s) = N(x_n + eta_n (-x_n / nu^2 + score), 2 eta_n)
+        p(x_n | x_{n+1})    = N(x_{n+1} (1 - eta_m / nu^2),        2 eta_m)
+
+    where ``m = n`` for ``noising_step="same"`` (DIME) and ``m = min(n + 1, N - 1)`` for
+    ``noising_step="next"`` (the denoising MDP).
+
+    Args:
+        action_dim: number of action dimensions ``A``.
+        denoising_steps: number of denoising steps ``N``.
+        prior_std: standard deviation ``nu`` of the prior.
+        schedule: name or callable, see :func:`~diffpolicy.sde.schedule_factors`.
+        step_size: initial ``dt``.
+        learn_step_size: whether ``dt`` is a parameter.
+        step_size_per_step: one ``dt`` per denoising step instead of a shared one.
+        friction: initial friction, the same for every action dimension.
+        learn_friction: whether the friction is a parameter.
+        noising_step: which step size the noising kernel uses.
+
+    Raises:
+        ValueError: for arguments outside their range.
+
+    Examples:
+        >>> process = DenoisingProcess(2, 4, prior_std=1.0, step_size=0.2)
+        >>> process.step_sizes().shape
+        torch.Size([4, 2])
+    """
+
+    prior_std: Tensor
+    schedule_factors: Tensor
+
+    def __init__(
+        self,
+        action_dim: int,
+        denoising_steps: int,
+        *,
+        prior_std: float = 1.0,
+        schedule: str | Schedule = "linear",
+        step_size: float = 0.1,
+        learn_step_size: bool = True,
+        step_size_per_step: bool = False,
+        friction: float = 1.0,
+        learn_friction: bool = True,
+        noising_step: NoisingStep = "next",
+    ) -> None:
+        super().__init__()
+        if action_dim < 1:
+            raise ValueError(f"action_dim must be at least 1, got {action_dim}.")
+        for name, value in (
+            ("prior_std", prior_std),
+            ("step_size", step_size),
+            ("friction", friction),
+        ):
+            _check_positive(name, value)
+        if noising_step not in ("same", "next"):
+            raise ValueError(f"noising_step must be 'same' or 'next', got {noising_step!r}.")
+        self.action_dim = action_dim
+        self.trained_steps = denoising_steps
+        self.noising_step = noising_step
+        self._schedule = schedule
+        dtype = torch.get_default_dtype()
+        self.register_buffer("prior_std", torch.tensor(prior_std, dtype=dtype))
+        factors = schedule_factors(schedule, denoising_steps).to(dtype)
+        self.register_buffer("schedule_factors", factors, persistent=False)
+        step_shape = (denoising_steps, 1) if step_size_per_step else (1, 1)
+        self.raw_step_size = nn.Parameter(
+            torch.full(step_shape, _inverse_softplus(step_size)), requires_grad=learn_step_size
+        )
+        self.raw_friction = nn.Parameter(
+            torch.full((action_dim,), _inverse_softplus(friction)), requires_grad=learn_friction
+        )
+
+    @property
+    def denoising_steps(self) -> int:
+        """The number of denoising steps ``N`` in use."""
+        return self.schedule_factors.shape[0]
+
+    def set_denoising_steps(self, denoising_steps: int) -> None:
+        """Change the number of steps while keeping the diffusion time.
+
+        Step sizes are multiplied by ``trained_steps / denoising_steps``, and the score network
+        is asked for the nearest step that it was trained on (:meth:`network_step`).
+
+        Args:
+            denoising_steps: the new number of steps, at least 1.
+
+        Raises:
+            ValueError: if ``denoising_steps < 1``, or if every step has a step size of its own.
+        """
+        if self.raw_step_size.shape[0] > 1 and denoising_steps != self.trained_steps:
+            raise ValueError(
+                f"denoising_steps={denoising_steps} is not possible with step_size_per_step=True, "
+                f"which fixes the number of steps to {self.trained_steps}."
+            )
+        factors = schedule_factors(self._schedule, denoising_steps)
+        scale = self.trained_steps / denoising_steps
+        self.schedule_factors = (scale * factors).to(self.schedule_factors)
+
+    @property
+    def friction(self) -> Tensor:
+        """Friction per action dimension ``[A]``."""
+        return softplus(self.raw_friction)
+
+    def step_sizes(self) -> Tensor:
+        """``eta_n = dt_n w_n / friction`` as ``[N, A]``; ``2 eta_n`` is the kernel's variance."""
+        step_size = softplus(self.raw_step_size)
+        return step_size * self.schedule_factors.unsqueeze(-1) / self.friction
+
+    def network_step(self, step: int) -> int:
+        """The trained step that the score network sees at runtime step ``step``."""
+        return int((step + 0.5) * self.trained_steps / self.denoising_steps)
+
+    def noising_index(self, step: Tensor) -> Tensor:
+        """Index ``m`` of the step size in the noising kernel of ``step``."""
+        if self.noising_step == "same":
+            return step
+        return (step + 1).clamp(max=self.denoising_steps - 1)
+
+    def denoising_mean(self, latent: Tensor, score: Tensor, step_size: Tensor) -> Tensor:
+        """``x_n + eta (-x_n / nu^2 + score)``, all ``[*B, A]``."""
+        return latent + step_size * (score - latent / self.prior_std**2)
+
+    def flow_step(self, latent: Tensor, score: Tensor, step_size: Tensor) -> Tensor:
+        """Probability-flow step ``x_n + eta (-x_n / nu^2 + score / 2)``, all ``[*B, A]``."""
+        return latent + step_size * (0.5 * score - latent / self.prior_std**2)
+
+    def denoising_kernel(self, latent: Tensor, score: Tensor, step: Tensor) -> Gaussian:
+        """The learned kernel ``q(x_{n+1} | x_n, s)``.
+
+        Args:
+            latent: ``x_n`` ``[*B, A]``.
+            score: output of the score network at ``x_n`` ``[*B, A]``.
+            step: ``n``, integer tensor ``[*B]``.
+        """
+        step_size = self.step_sizes()[step]
+        mean = self.denoising_mean(latent, score, step_size)
+        return Gaussian(mean, (2 * step_size).sqrt().expand_as(mean))
+
+    def noising_kernel(self, next_latent: Tensor, step: Tensor) -> Gaussian:
+        """The fixed kernel ``p(x_n | x_{n+1})``.
+
+        Args:
+            next_latent: ``x_{n+1}`` ``[*B, A]``.
+            step: ``n``, integer tensor ``[*B]``.
+        """
+        step_size = self.step_sizes()[self.noising_index(step)]
+        mean = next_latent * (1 - step_size / self.prior_std**2)
+        return Gaussian(mean, (2 * step_size).sqrt().expand_as(mean))
+
+    def sample_prior(self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None) -> Tensor:
+        """Draw ``x_0`` of shape ``[*batch_size, A]``, from ``noise`` (standard normal) if given."""
+        if noise is None:
+            noise = torch.randn(
+                (*batch_size, self.action_dim),
+                dtype=self.prior_std.dtype,
+                device=self.prior_std.device,
+            )
+        return noise * self.prior_std
+
+    def extra_repr(self) -> str:
+        """Sizes and options for ``print(process)``."""
+        return (
+            f"action_dim={self.action_dim}, denoising_steps={self.denoising_steps}, "
+            f"prior_std={self.prior_std.item():g}, noising_step={self.noising_step!r}"
+        )

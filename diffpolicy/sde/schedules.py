@@ -1,0 +1,83 @@
+"""Step-size schedules: the factor ``w_n`` that multiplies the step size at denoising step n.
+
+Every schedule maps a number of steps ``N`` to a tensor ``[N]``; index 0 is the noise end of the
+chain and the factors never increase towards the action end.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_COSINE_FLOOR = 1e-3
+_COSINE_OFFSET = 8e-3
+_LINEAR_FLOOR = 0.17
+
+Schedule = Callable[[int], Tensor]
+
+
+def _noise_level(denoising_steps: int) -> Tensor:
+    """``t_n = (N - n) / N`` for n = 0..N-1, in float64."""
+    steps = torch.arange(denoising_steps, dtype=torch.float64)
+    return (denoising_steps - steps) / denoising_steps
+
+
+def constant(denoising_steps: int) -> Tensor:
+    """``w_n = 1``."""
+    return torch.ones(denoising_steps, dtype=torch.float64)
+
+
+def linear(denoising_steps: int) -> Tensor:
+    """``w_n = (1 - t_n) 0.17 + t_n`` with ``t_n = (N - n) / N`` (arXiv 2512.02019)."""
+    level = _noise_level(denoising_steps)
+    return (1 - level) * _LINEAR_FLOOR + level
+
+
+def cosine(denoising_steps: int) -> Tensor:
+    """``w_n = (1 - m) cos^2(pi/2 (1 + c - t_n) / (1 + c)) + m`` (arXiv 2502.02316).
+
+    ``m = 0.001``, ``c = 0.008`` and ``t_n = (N - n) / N``.
+    """
+    level = _noise_level(denoising_steps)
+    angle = 0.5 * math.pi * (1 + _COSINE_OFFSET - level) / (1 + _COSINE_OFFSET)
+    return (1 - _COSINE_FLOOR) * torch.cos(angle) ** 2 + _COSINE_FLOOR
+
+
+SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "linear": linear}
+
+
+def schedule_factors(schedule: str | Schedule, denoising_steps: int) -> Tensor:
+    """Evaluate a schedule by name or as a callable.
+
+    Args:
+        schedule: a key of :data:`SCHEDULES` or a callable from ``N`` to a tensor ``[N]``.
+        denoising_steps: number of denoising steps ``N``, at least 1.
+
+    Returns:
+        Factors ``w`` of shape ``[N]`` in float64.
+
+    Raises:
+        ValueError: for an unknown name, ``N < 1``, or factors that are not positive, finite and ``[N]``.
+
+    Examples:
+        >>> schedule_factors("linear", 2)
+        tensor([1.0000, 0.5850], dtype=torch.float64)
+    """
+    if denoising_steps < 1:
+        raise ValueError(f"denoising_steps must be at least 1, got {denoising_steps}.")
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule must be one of {sorted(SCHEDULES)} or a callable, got {schedule!r}."
+            )
+        schedule = SCHEDULES[schedule]
+    factors = torch.as_tensor(schedule(denoising_steps), dtype=torch.float64)
+    if factors.shape != (denoising_steps,):
+        raise ValueError(
+            f"schedule must return a tensor of shape ({denoising_steps},), "
+            f"got {tuple(factors.shape)}."
+        )
+    if not bool((factors.isfinite() & (factors > 0)).all()):
+        raise ValueError(f"schedule must return positive finite factors, got {factors.tolist()}.")
+    return factors

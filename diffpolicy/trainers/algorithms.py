@@ -1,0 +1,109 @@
+"""The on-policy methods: their networks, loss and preparation of rollouts."""
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
+from torchrl.objectives import ClipPPOLoss
+
+from diffpolicy.actors import (
+    NetworkConfig,
+    ProcessConfig,
+    build_gaussian_ppo_networks,
+    build_ppo_networks,
+)
+from diffpolicy.sde import DenoisingProcess
+from diffpolicy.trainers.config import DiffPPOConfig, GaussianPPOConfig, PPOConfig
+from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
+from objectives import DiffPPOLoss
+
+
+def diffppo_parts(env: EnvBase, config: DiffPPOConfig, device: torch.device) -> OnPolicyParts:
+    """DiffPPO: rows are the steps of denoising chains (arXiv 2512.02019)."""
+    networks = build_ppo_networks(
+        env,
+        denoising_steps=config.denoising_steps,
+        process=ProcessConfig(
+            prior_std=config.prior_std,
+            schedule=config.step_schedule,
+            step_size=config.step_size,
+            friction=config.friction,
+        ),
+        network=_network_config(config),
+        device=device,
+    )
+    loss = DiffPPOLoss(
+        networks.actor,
+        networks.critic,
+        temperature=config.temperature,
+        clip_epsilon=config.clip_epsilon,
+        critic_coeff=config.critic_coeff,
+    ).to(device)
+    loss.make_value_estimator(
+        gamma=config.gamma, lmbda=config.lmbda, discount_mode=config.discount_mode
+    )
+
+    def prepare(rollout: TensorDictBase) -> TensorDictBase:
+        loss.value_estimator(rollout)
+        return loss.chain_rows(rollout).reshape(-1)
+
+    return OnPolicyParts(
+        loss=loss,
+        prepare=prepare,
+        normalizer=networks.normalizer,
+        lr_multipliers={"process": config.process_lr_multiplier},
+        diagnostics=lambda: process_diagnostics(networks.actor.process),
+    )
+
+
+def gaussian_ppo_parts(
+    env: EnvBase, config: GaussianPPOConfig, device: torch.device
+) -> OnPolicyParts:
+    """The baseline: TorchRL's ClipPPOLoss with a tanh-squashed Gaussian."""
+    networks = build_gaussian_ppo_networks(env, network=_network_config(config), device=device)
+    loss = ClipPPOLoss(
+        networks.actor,
+        networks.critic,
+        clip_epsilon=config.clip_epsilon,
+        entropy_bonus=config.entropy_coeff > 0,
+        entropy_coeff=config.entropy_coeff,
+        critic_coeff=config.critic_coeff,
+        normalize_advantage=True,
+    ).to(device)
+    loss.make_value_estimator(gamma=config.gamma, lmbda=config.lmbda)
+
+    def prepare(rollout: TensorDictBase) -> TensorDictBase:
+        loss.value_estimator(rollout)
+        return rollout.reshape(-1)
+
+    return OnPolicyParts(loss=loss, prepare=prepare, normalizer=networks.normalizer)
+
+
+def diffppo_module(config: DiffPPOConfig, device: torch.device) -> OnPolicyModule:
+    """The Lightning module of DiffPPO."""
+    return OnPolicyModule(config, diffppo_parts, device)
+
+
+def gaussian_ppo_module(config: GaussianPPOConfig, device: torch.device) -> OnPolicyModule:
+    """The Lightning module of Gaussian PPO."""
+    return OnPolicyModule(config, gaussian_ppo_parts, device)
+
+
+def process_diagnostics(process: DenoisingProcess) -> dict[str, float]:
+    """Step sizes ``eta`` over steps and action dimensions, and the mean friction."""
+    with torch.no_grad():
+        sizes = process.step_sizes()
+        return {
+            "step_size_mean": float(sizes.mean()),
+            "step_size_min": float(sizes.min()),
+            "step_size_max": float(sizes.max()),
+            "friction": float(process.friction.mean()),
+        }
+
+
+def _network_config(config: PPOConfig) -> NetworkConfig:
+    hidden = (config.hidden_size, config.hidden_size)
+    return NetworkConfig(
+        actor_hidden=hidden,
+        critic_hidden=hidden,
+        normalize_observations=config.normalize_observations,
+    )

@@ -1,0 +1,73 @@
+"""The command line that all training scripts share."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from diffpolicy.trainers import files
+from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.launch import ConfigT, MakeModule, prepare, train
+from diffpolicy.trainers.options import make_parser, parse_options
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+def parse_config(config_class: type[ConfigT], given: dict[str, Any]) -> ConfigT:
+    """Complete the options given on a command line to a configuration.
+
+    Options that were not given have their defaults, or with ``resume`` the checkpoint's values.
+
+    Raises:
+        ValueError: one sentence that names the flag.
+    """
+    options: dict[str, Any] = {}
+    if given.get("resume") is not None:
+        state = files.read_checkpoint(given["resume"])
+        files.check_method(given["resume"], state, config_class.method)
+        options = {**state["config"], "logger": tuple(state["config"]["logger"]), "output": None}
+        if "gpus" in given or "cpu_ranks" in given:
+            # Devices are chosen anew as a whole.
+            del options["gpus"], options["cpu_ranks"]
+    return config_class(**{**options, **given})
+
+
+def run_script(
+    config_class: type[ConfigT],
+    make_module: MakeModule[ConfigT],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+) -> int:
+    """Parse a command line and train.
+
+    Args:
+        config_class: its fields are the flags.
+        make_module: builds the Lightning module.
+        argv: command line without the program's name; None takes ``sys.argv``.
+        description: for ``--help``.
+
+    Returns:
+        The exit code: 0, 1 if training failed, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: with code 2 and one line on the console, for wrong flags.
+    """
+    parser = make_parser(config_class, description)
+    given = parse_options(parser, argv)
+    try:
+        run = prepare(parse_config(config_class, given), make_module)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        finished = train(run)
+    except KeyboardInterrupt:
+        finished = False
+    except TrainingError as error:
+        print(f"{parser.prog}: training failed: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    last = run.output / files.CHECKPOINT_FOLDER / files.LAST_CHECKPOINT
+    if not finished:
+        print(f"stopped; continue with --resume {last}")
+        return EXIT_INTERRUPTED
+    print(f"finished; results are in {run.output}")
+    return 0

@@ -1,0 +1,169 @@
+"""Configurations of training runs: every field is a command line flag with its default."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffpolicy.trainers.options import above, at_least, between, check_options, option
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every training run has.
+
+    Raises:
+        ValueError: for a value out of range, naming the flag.
+    """
+
+    method: ClassVar[str] = ""
+
+    env: str = option("InvertedPendulum-v5", "Gymnasium id of the environment")
+    total_frames: int = option(
+        100_000,
+        "environment steps of all ranks together, rounded up to whole iterations",
+        valid=at_least(1),
+    )
+    num_envs: int = option(16, "environments of each rank", valid=at_least(1))
+    seed: int = option(0, "seed of networks, environments and exploration", valid=at_least(0))
+    gpus: int = option(0, "number of CUDA devices, one rank on each; 0 is CPU", valid=at_least(0))
+    cpu_ranks: int = option(1, "number of ranks on the CPU", valid=at_least(1))
+    output: str | None = option(
+        None, "folder of all results (default: a new folder in runs/, or that of --resume)"
+    )
+    resume: str | None = option(
+        None, "checkpoint to continue from; flags that are not given keep its values"
+    )
+    eval_every: int = option(
+        10_000, "environment steps (all ranks) between evaluations", valid=at_least(1)
+    )
+    eval_episodes: int = option(10, "episodes of an evaluation", valid=at_least(1))
+    eval_policy: str = option(
+        "deterministic", "how evaluations act", choices=("deterministic", "stochastic")
+    )
+    checkpoint_every: int = option(
+        20_000, "environment steps (all ranks) between checkpoints", valid=at_least(1)
+    )
+    compile: bool = option(False, "compile the loss and the acting policy")
+    logger: tuple[str, ...] = option(
+        ("csv", "tensorboard"),
+        "where metrics go; repeat the flag for several",
+        choices=("csv", "tensorboard", "wandb"),
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.gpus and self.cpu_ranks > 1:
+            raise ValueError(
+                f"--cpu-ranks {self.cpu_ranks} cannot be combined with --gpus {self.gpus}; "
+                "leave one of them out."
+            )
+
+    @property
+    def ranks(self) -> int:
+        """Number of processes that train together."""
+        return self.gpus or self.cpu_ranks
+
+
+@dataclass(frozen=True)
+class PPOConfig(RunConfig):
+    """Proximal policy optimisation."""
+
+    rollout_steps: int = option(
+        128, "steps of each environment in one iteration", valid=at_least(1)
+    )
+    epochs: int = option(5, "passes over the rows of a rollout", valid=at_least(1))
+    minibatch_size: int | None = option(
+        None,
+        "rows of a minibatch on each rank (default: an eighth of the rollout's rows)",
+        valid=at_least(1),
+    )
+    lr: float = option(3e-4, "learning rate of the networks", valid=above(0))
+    lr_schedule: str = option(
+        "linear", "learning rate over the run", choices=("linear", "constant")
+    )
+    gamma: float = option(0.99, "discount of an environment step", valid=between(0, 1))
+    lmbda: float = option(0.95, "lambda of generalised advantages", valid=between(0, 1))
+    clip_epsilon: float = option(0.2, "clip range of the probability ratio", valid=above(0))
+    critic_coeff: float = option(0.5, "weight of the critic loss", valid=at_least(0))
+    max_grad_norm: float = option(0.5, "limit of the global gradient norm", valid=above(0))
+    target_kl: float | None = option(
+        None, "end an iteration's updates once the policy has moved this far", valid=above(0)
+    )
+    normalize_observations: bool = option(True, "standardise observations by running statistics")
+    hidden_size: int = option(64, "width of the two hidden layers of a network", valid=at_least(1))
+    reward_scale: float = option(1.0, "factor on the rewards that are trained on", valid=above(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.minibatch_rows > self.rollout_rows:
+            raise ValueError(
+                f"--minibatch-size must be at most {self.rollout_rows}, the rows of a rollout "
+                f"({self._rows_in_words()}), got {self.minibatch_size}."
+            )
+
+    @property
+    def rollout_frames(self) -> int:
+        """Environment steps of one rank in one iteration."""
+        return self.num_envs * self.rollout_steps
+
+    @property
+    def rows_per_frame(self) -> int:
+        """Training rows that one environment step gives."""
+        return 1
+
+    @property
+    def rollout_rows(self) -> int:
+        """Training rows of one rank in one iteration."""
+        return self.rollout_frames * self.rows_per_frame
+
+    @property
+    def minibatch_rows(self) -> int:
+        """Rows of a minibatch on each rank."""
+        return self.minibatch_size or max(1, self.rollout_rows // 8)
+
+    def _rows_in_words(self) -> str:
+        return f"--num-envs {self.num_envs} times --rollout-steps {self.rollout_steps}"
+
+
+@dataclass(frozen=True)
+class GaussianPPOConfig(PPOConfig):
+    """The Gaussian baseline: TorchRL's clipped PPO."""
+
+    method: ClassVar[str] = "gaussian_ppo"
+
+    entropy_coeff: float = option(0.0, "weight of the entropy bonus", valid=at_least(0))
+
+
+@dataclass(frozen=True)
+class DiffPPOConfig(PPOConfig):
+    """DiffPPO: PPO on the steps of a denoising chain."""
+
+    method: ClassVar[str] = "diffppo"
+
+    denoising_steps: int = option(4, "steps of the denoising chain", valid=at_least(1))
+    temperature: float = option(
+        0.0, "weight of the entropy bound; 0 is plain reward maximisation", valid=at_least(0)
+    )
+    discount_mode: str = option(
+        "env",
+        "whether discounts act per environment step or per denoising step",
+        choices=("env", "denoising_step"),
+    )
+    prior_std: float = option(1.0, "standard deviation of the chain's prior", valid=above(0))
+    step_schedule: str = option(
+        "linear", "step sizes along the chain", choices=("constant", "linear", "cosine")
+    )
+    step_size: float = option(0.125, "initial step size of the chain", valid=above(0))
+    friction: float = option(0.25, "initial friction of the chain", valid=above(0))
+    process_lr_multiplier: float = option(
+        3.0,
+        "factor on the learning rate of step size and friction; 0 keeps them",
+        valid=at_least(0),
+    )
+
+    @property
+    def rows_per_frame(self) -> int:
+        """One row for each denoising step."""
+        return self.denoising_steps
+
+    def _rows_in_words(self) -> str:
+        return f"{super()._rows_in_words()} times --denoising-steps {self.denoising_steps}"

@@ -1,0 +1,183 @@
+"""Runs a configuration: devices, Lightning trainer, output folder, interruption."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.multiprocessing import ProcessRaisedException
+
+from diffpolicy.trainers import files
+from diffpolicy.trainers.base import RLModule
+from diffpolicy.trainers.callbacks import (
+    Checkpoints,
+    LoggerMetrics,
+    MetricsFile,
+    ProgressBar,
+    ResultsFile,
+)
+from diffpolicy.trainers.config import RunConfig
+from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.scope import StopSignal, run_scope
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+MakeModule = Callable[[ConfigT, torch.device], RLModule]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose configuration has been checked; nothing is written yet.
+
+    Attributes:
+        config: its configuration.
+        module: the Lightning module.
+        output: its folder.
+    """
+
+    config: RunConfig
+    module: RLModule
+    output: Path
+
+
+def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
+    """Check everything that can be wrong with a configuration, and build its module.
+
+    Args:
+        config: what to run.
+        make_module: builds the Lightning module for a device.
+
+    Raises:
+        ValueError: one sentence that names the flag; nothing has been written or trained.
+    """
+    check_devices(config)
+    check_loggers(config)
+    # The launcher of several GPUs starts this program once more for each further rank.
+    first = _local_rank() == 0
+    output = files.output_folder(config) if first else Path(os.devnull).parent
+    state = None if config.resume is None else files.read_checkpoint(config.resume)
+    if config.resume is not None and state is not None:
+        files.check_method(config.resume, state, config.method)
+    with run_scope(on_cpu=config.gpus == 0):
+        device = torch.device("cuda", _local_rank()) if config.gpus else torch.device("cpu")
+        module = make_module(config, device)
+    if config.resume is not None and state is not None:
+        files.check_metadata(config.resume, state, module.metadata())
+        if state["frames"] >= config.total_frames:
+            raise ValueError(
+                f"--total-frames must be greater than {state['frames']}, which the checkpoint "
+                f"{config.resume} has already, got {config.total_frames}."
+            )
+    return Run(config, module, output)
+
+
+def train(run: Run) -> bool:
+    """Train until ``--total-frames`` or Ctrl-C, which ends the run after its current iteration.
+
+    Returns:
+        Whether the run was finished; False after Ctrl-C. A checkpoint exists in both cases.
+
+    Raises:
+        TrainingError: if training cannot go on, for example after a loss that is not finite.
+    """
+    config, module = run.config, run.module
+    if _local_rank() == 0:
+        (run.output / files.CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
+        files.write_json(
+            run.output / files.CONFIG_FILE, {"method": config.method, **asdict(config)}
+        )
+    stop, bar = StopSignal(), ProgressBar()
+    module.stop_requested = stop.requested
+    with run_scope(on_cpu=config.gpus == 0), stop.installed():
+        trainer = make_trainer(run, bar)
+        try:
+            trainer.fit(module, ckpt_path=config.resume, weights_only=True)
+        except (TrainingError, ProcessRaisedException) as error:
+            raise _named_error(error, run.output) from error
+        except SystemExit:
+            # Lightning's answer to KeyboardInterrupt, which only a second Ctrl-C raises.
+            return False
+        finally:
+            bar.close()
+            module.close()
+    return not stop.requested()
+
+
+def make_trainer(run: Run, bar: ProgressBar) -> L.Trainer:
+    """The Lightning trainer of a run."""
+    config, output = run.config, run.output
+    callbacks: list[L.Callback] = [ResultsFile(output), LoggerMetrics()]
+    if "csv" in config.logger:
+        callbacks.append(MetricsFile(output))
+    callbacks += [Checkpoints(output, config.checkpoint_every), bar]
+    return L.Trainer(
+        accelerator="gpu" if config.gpus else "cpu",
+        devices=config.ranks,
+        strategy=_strategy(config),
+        # The module stops the trainer when its frames are used up.
+        max_epochs=-1,
+        callbacks=callbacks,
+        logger=_loggers(run),
+        default_root_dir=output,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def check_devices(config: RunConfig) -> None:
+    """Raise ValueError unless this machine has the devices that ``--gpus`` asks for."""
+    available = torch.cuda.device_count()
+    if config.gpus > available:
+        raise ValueError(
+            f"--gpus {config.gpus} needs {config.gpus} CUDA devices and this machine has "
+            f"{available}; --cpu-ranks {config.gpus} runs as many ranks on the CPU."
+        )
+
+
+def check_loggers(config: RunConfig) -> None:
+    """Raise ValueError if a package that ``--logger`` needs is missing."""
+    for name in config.logger:
+        if name != "csv" and importlib.util.find_spec(name) is None:
+            raise ValueError(f"--logger {name} needs the package {name}: pip install {name}.")
+
+
+def _strategy(config: RunConfig) -> str | Strategy:
+    if config.ranks == 1:
+        return "auto"
+    # The only buffers that change, observation statistics, reduce over the ranks themselves.
+    if config.gpus:
+        return DDPStrategy(broadcast_buffers=False)
+    return DDPStrategy(start_method="fork", process_group_backend="gloo", broadcast_buffers=False)
+
+
+def _loggers(run: Run) -> list[Logger]:
+    loggers: list[Logger] = []
+    if "tensorboard" in run.config.logger:
+        loggers.append(TensorBoardLogger(run.output, name="tensorboard", version=""))
+    if "wandb" in run.config.logger:
+        loggers.append(WandbLogger(name=run.output.name, project="diffpolicy", save_dir=run.output))
+    return loggers
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def _named_error(error: Exception, output: Path) -> Exception:
+    """The TrainingError behind ``error``, with the way to go on; other errors unchanged."""
+    message = str(error)
+    if isinstance(error, ProcessRaisedException):
+        # A forked rank hands over its traceback as text, which ends with the message.
+        marker = f"{TrainingError.__qualname__}: "
+        if marker not in message:
+            return error
+        message = message.rpartition(marker)[2].strip()
+    last = output / files.CHECKPOINT_FOLDER / files.LAST_CHECKPOINT
+    return TrainingError(f"{message} The last good checkpoint is {last}.")

@@ -1,0 +1,278 @@
+"""The Lightning module of on-policy methods."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchrl.collectors import BaseCollector
+from torchrl.envs import EnvBase
+from torchrl.objectives import LossModule
+
+from collectors import OnPolicyStream, derive_seed, episode_stats, make_collector, make_env
+from diffpolicy.networks import RunningNorm
+from diffpolicy.trainers.base import RLModule
+from diffpolicy.trainers.config import PPOConfig
+from diffpolicy.trainers.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class OnPolicyParts:
+    """What distinguishes one on-policy method from another.
+
+    Attributes:
+        loss: called with rows; the sum of its ``loss_*`` entries is minimised and its other
+            scalars are logged. The policy's movement is read from ``kl``, else ``kl_approx``.
+        prepare: turns a rollout ``[E, T]`` into flat training rows (advantages included).
+        normalizer: observation statistics, updated once per iteration.
+        lr_multipliers: factor on the learning rate of the parameters whose dotted name has this
+            part, for example ``{"process": 3.0}``.
+        diagnostics: further numbers to log, read after each iteration.
+    """
+
+    loss: LossModule
+    prepare: Callable[[TensorDictBase], TensorDictBase]
+    normalizer: RunningNorm | None = None
+    lr_multipliers: Mapping[str, float] = field(default_factory=dict)
+    diagnostics: Callable[[], dict[str, float]] = dict
+
+
+# Builds the parts of a method for an environment (only its specs are read) on a device.
+BuildParts = Callable[[EnvBase, Any, torch.device], OnPolicyParts]
+
+
+class OnPolicyModule(RLModule):
+    """Collect, train for some epochs on minibatches, evaluate; for any on-policy loss.
+
+    Every rank has its own environments. Each optimiser step is one backward pass of the summed
+    losses, computed inside the wrapped forward, so that gradients are averaged over the ranks.
+    Every decision that changes the number of optimiser steps (the KL limit, a loss that is not
+    finite, a request to stop) rests on numbers averaged over the ranks.
+
+    Args:
+        config: the run's configuration.
+        build: builds networks and loss. The networks depend on ``config.seed`` only, so they are
+            the same on every rank; the global random state is left as it was.
+        device: where to train.
+
+    Raises:
+        ValueError: for an environment that does not exist or does not suit the networks.
+    """
+
+    def __init__(self, config: PPOConfig, build: BuildParts, device: torch.device) -> None:
+        env = _make_env_of_flag(config)
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(derive_seed(config.seed))
+                parts = build(env, config, device)
+        finally:
+            env.close()
+        super().__init__(config, parts.loss)
+        self.config: PPOConfig = config
+        self.parts = parts
+        self._collector: BaseCollector | None = None
+        self._stream: OnPolicyStream | None = None
+        self._records: list[dict[str, float]] = []
+        if config.compile:
+            self.loss.compile()
+
+    @property
+    def actor(self) -> TensorDictModuleBase:
+        """The acting policy; it shares its parameters with the loss."""
+        return self.loss.actor_network
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one optimiser."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
+
+    @property
+    def stream(self) -> OnPolicyStream:
+        """The stream of minibatches of this rank."""
+        assert self._stream is not None
+        return self._stream
+
+    # ---------------------------------------------------------------------------------------
+    # Set-up
+
+    def on_fit_start(self) -> None:
+        """Build this rank's environments; a resumed run gets fresh episodes."""
+        config = self.config
+        # Frames are part of the seed: a resumed run must not repeat the episodes of the first.
+        seed = derive_seed(config.seed, self.global_rank, self.frames)
+        torch.manual_seed(derive_seed(config.seed, self.global_rank, self.frames, 1))
+        self._collector = make_collector(
+            partial(_make_training_env, config, self.device),
+            torch.compile(self.actor) if config.compile else self.actor,
+            frames_per_batch=config.rollout_frames,
+            seed=seed,
+            device=self.device,
+        )
+        self._stream = OnPolicyStream(
+            self._collector,
+            self._prepare,
+            epochs=config.epochs,
+            minibatch_size=config.minibatch_rows,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The stream of minibatches; one pass over it is one iteration."""
+        return DataLoader(
+            self.stream,
+            batch_size=None,
+            collate_fn=_identity,
+            # An own generator keeps the loader away from the global random state.
+            generator=torch.Generator(),
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, with a parameter group for each learning-rate multiplier."""
+        groups: dict[float, list[Tensor]] = {}
+        for name, parameter in self.loss.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(self._lr_multiplier(name), []).append(parameter)
+        return torch.optim.Adam(
+            [
+                {"params": parameters, "multiplier": multiplier}
+                for multiplier, parameters in groups.items()
+            ],
+            lr=self.config.lr,
+            eps=1e-5,
+        )
+
+    def on_train_start(self) -> None:
+        """Evaluate the untrained policy; continue the random stream of a checkpoint."""
+        self.start_clock()
+        if not self.evaluations:
+            self.run_evaluation()
+        self.restore_random_state()
+
+    def on_train_epoch_start(self) -> None:
+        """Set the learning rates of this iteration."""
+        self.tick()
+        self._records.clear()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate() * group["multiplier"]
+
+    # ---------------------------------------------------------------------------------------
+    # Training
+
+    def training_step(self, rows: TensorDictBase, batch_idx: int) -> None:
+        """One optimiser step on rows, unless the policy has moved far enough."""
+        config, out = self.config, self.loss(rows)
+        scalars = {key: value.detach() for key, value in out.items() if value.numel() == 1}
+        # The averages are the same on all ranks, hence so is every decision below.
+        averages = self.reduce(torch.stack([v.float() for v in scalars.values()]), average=True)
+        record = dict(zip(scalars, averages.tolist(), strict=True))
+        self._check_finite({k: v for k, v in record.items() if k.startswith("loss_")})
+        self._records.append(record)
+        if config.target_kl is not None and _policy_distance(record) > config.target_kl:
+            self.stream.stop_epochs()
+            return
+        self.optimizer.zero_grad()
+        self.manual_backward(sum(v for k, v in out.items() if k.startswith("loss_")))
+        norm = torch.nn.utils.clip_grad_norm_(self.loss.parameters(), config.max_grad_norm)
+        record["grad_norm"] = float(norm)
+        self._check_finite({"the gradient norm": record["grad_norm"]})
+        self.optimizer.step()
+        self.gradient_steps += 1
+
+    def on_train_epoch_end(self) -> None:
+        """Count, update statistics, evaluate when due, tell the callbacks."""
+        seconds = self.tick()
+        frames = self.config.rollout_frames * self.trainer.world_size
+        self.frames += frames
+        rollout = self.stream.last_rollout
+        metrics = self._metrics(rollout, frames / seconds)
+        if self.parts.normalizer is not None:
+            observations = [rollout.get(key) for key in self.actor.in_keys]
+            self.parts.normalizer.update(torch.cat(observations, -1))
+        metrics.update(self.evaluate_if_due())
+        self.end_iteration(metrics)
+
+    def learning_rate(self) -> float:
+        """Learning rate of the networks in this iteration."""
+        falling = self.config.lr_schedule == "linear"
+        return self.config.lr * (1.0 - self.progress if falling else 1.0)
+
+    def close(self) -> None:
+        """Shut the collector down and close all environments."""
+        super().close()
+        if self._collector is not None:
+            self._collector.shutdown()
+            self._collector = None
+
+    # ---------------------------------------------------------------------------------------
+    # Helpers
+
+    @torch.no_grad()
+    def _prepare(self, rollout: TensorDictBase) -> TensorDictBase:
+        return self.parts.prepare(rollout)
+
+    def _lr_multiplier(self, name: str) -> float:
+        parts = name.split(".")
+        return next((m for part, m in self.parts.lr_multipliers.items() if part in parts), 1.0)
+
+    def _check_finite(self, values: Mapping[str, float]) -> None:
+        bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingError(
+                f"{' and '.join(bad)} after {self.frames} environment steps and "
+                f"{self.gradient_steps} gradient steps."
+            )
+
+    def _metrics(self, rollout: TensorDictBase, frames_per_second: float) -> dict[str, float]:
+        stats = episode_stats(rollout)
+        totals = torch.tensor(
+            [stats.count, stats.return_sum, stats.length_sum],
+            dtype=torch.float64,
+            device=self.device,
+        )
+        count, returns, lengths = self.reduce(totals).tolist()
+        metrics = {
+            "frames": self.frames,
+            "gradient_steps": self.gradient_steps,
+            "wall_seconds": self.wall_seconds,
+            "frames_per_second": frames_per_second,
+            "episodes": count,
+            "episode_return": returns / count if count else math.nan,
+            "episode_length": lengths / count if count else math.nan,
+            "updates": sum("grad_norm" in record for record in self._records),
+            "lr": self.learning_rate(),
+        }
+        for name in dict.fromkeys(name for record in self._records for name in record):
+            values = [record[name] for record in self._records if name in record]
+            metrics[name] = sum(values) / len(values)
+        return {**metrics, **self.parts.diagnostics()}
+
+
+def _policy_distance(record: Mapping[str, float]) -> float:
+    """Divergence of the policy from the one that collected the rollout."""
+    return record["kl"] if "kl" in record else record["kl_approx"]
+
+
+def _make_env_of_flag(config: PPOConfig) -> EnvBase:
+    """One environment, to read its specs; errors name the flag."""
+    try:
+        return make_env(config.env)
+    except ValueError as error:
+        raise ValueError(f"--env: {error}") from error
+
+
+def _make_training_env(config: PPOConfig, device: torch.device) -> EnvBase:
+    return make_env(
+        config.env, num_envs=config.num_envs, reward_scale=config.reward_scale, device=device
+    )
+
+
+def _identity(batch: Any) -> Any:
+    return batch

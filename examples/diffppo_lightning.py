@@ -1,0 +1,23 @@
+"""Train a diffusion policy with DiffPPO on one or several devices.
+
+    python examples/diffppo_lightning.py --env HalfCheetah-v5 --total-frames 1000000
+    python examples/diffppo_lightning.py --env HalfCheetah-v5 --gpus 4
+    python examples/diffppo_lightning.py --cpu-ranks 2
+
+The output folder holds config.json, metrics.csv, results.json, returns.png, TensorBoard events and
+checkpoints. Ctrl-C ends a run with a checkpoint; --resume continues from one.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from diffpolicy.trainers import DiffPPOConfig, diffppo_module, run_script
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: ``sys.argv``) and return the exit code."""
+    return run_script(DiffPPOConfig, diffppo_module, argv, description=__doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,386 @@
+"""DiffPPO: proximal policy optimisation over the denoising MDP."""
+
+import contextlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, dispatch
+from torch import Tensor, nn
+from torchrl.objectives.common import LossModule
+from torchrl.objectives.utils import ValueEstimators
+
+from diffpolicy.actors import ActorKeys, ChainActor, chain_rows
+from diffpolicy.networks import HLGauss
+from diffpolicy.sde import Gaussian, gaussian_kl, gaussian_log_prob
+from objectives import functional as fn
+from objectives.advantages import DenoisingGAE
+from objectives.temperature import Temperature, as_temperature
+
+
+class DiffPPOLoss(LossModule):
+    """Clipped policy optimisation with one likelihood ratio per denoising step.
+
+    arXiv 2512.02019 (DiffPPO in version 2, DA-MDP:PPO in version 3). With temperature 0 the
+    noising kernel drops out and the loss is that of DPPO.
+
+    The input is either a rollout ``[*B, T]`` (time last) with chains, on which advantages are
+    estimated, or denoising-MDP rows ``[*B]`` that already carry them. Usually::
+
+        loss.value_estimator(rollout)                # once per rollout
+        rows = loss.chain_rows(rollout).reshape(-1)  # then epochs of minibatches of rows
+
+    Args:
+        actor_network: a :class:`~diffpolicy.actors.ChainActor`; any TensorDict module with its
+            members will do.
+        critic_network: ``V(s, x_n, n)``: reads the observation, ``latent`` and ``step``, writes
+            ``state_value`` ``[*B, 1]`` and, for an HL-Gauss critic, ``state_value_logits``.
+        temperature: a number, or :class:`~objectives.LearnedTemperature`.
+        clip_epsilon: half width of the clip range of the ratio.
+        critic_coeff: factor of the critic loss.
+        loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"``; unused with ``value_support``.
+        value_support: the HL-Gauss head of a categorical critic. By default it is found as
+            ``support`` on a submodule of the critic.
+        clip_value: clip range of the value prediction around its old value; None is no
+            clipping. Scalar critics only.
+        advantage_normalization: ``"center"``, ``"standardize"`` or None.
+        separate_losses: whether parameters shared with the actor get no gradient from the critic.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Outputs to be summed: ``loss_objective``, ``loss_noising``, ``loss_critic`` and, with a learned
+    temperature, ``loss_alpha``. Diagnostics, detached: ``kl`` (exact Gaussian KL from the
+    behaviour kernels, summed over a chain, in nats), ``kl_approx`` (mean of ``rho - 1 - log rho``
+    times N), ``clip_fraction``, ``ESS``, ``max_ratio``, ``entropy_bound`` (``-sum_n LR_n``, without
+    the prior's constant and the tanh term), ``alpha`` and ``explained_variance``.
+
+    Raises:
+        TypeError: if the actor lacks members of ChainActor, or for a bad temperature type.
+        ValueError: for arguments outside their range.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Configurable keys; those of the chain are the actor's :class:`ActorKeys`."""
+
+        advantage: NestedKey = "advantage"
+        value_target: NestedKey = "value_target"
+        value: NestedKey = "state_value"
+        value_logits: NestedKey = "state_value_logits"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        priority_weight: NestedKey = "priority_weight"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+    default_value_estimator = ValueEstimators.GAE
+    _schedulable_buffers: ClassVar[frozenset[str]] = frozenset({"clip_epsilon", "critic_coeff"})
+
+    actor_network: TensorDictModule
+    critic_network: TensorDictModule
+    actor_network_params: TensorDictParams
+    critic_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+    target_critic_network_params: TensorDictParams
+    clip_epsilon: Tensor
+    critic_coeff: Tensor
+
+    def __init__(
+        self,
+        actor_network: nn.Module,
+        critic_network: TensorDictModule,
+        *,
+        temperature: float | Temperature = 0.0,
+        clip_epsilon: float = 0.2,
+        critic_coeff: float = 0.5,
+        loss_critic_type: fn.ValueLoss = "smooth_l1",
+        value_support: HLGauss | None = None,
+        clip_value: float | None = None,
+        advantage_normalization: fn.AdvantageNormalization | None = "center",
+        separate_losses: bool = False,
+        reduction: str = "mean",
+    ) -> None:
+        self._in_keys: list[NestedKey] | None = None
+        self._out_keys: list[NestedKey] | None = None
+        super().__init__()
+        if not isinstance(actor_network, ChainActor):
+            raise TypeError(
+                "actor_network must offer the members of diffpolicy.actors.ChainActor (in_keys, "
+                "keys, denoising_steps, sample_prior, denoising_kernel, noising_kernel), "
+                f"got {type(actor_network).__name__}."
+            )
+        support = value_support or _find_support(critic_network)
+        _check_options(clip_epsilon, loss_critic_type, clip_value, advantage_normalization, support)
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+        self.convert_to_functional(actor_network, "actor_network")
+        shared = list(actor_network.parameters()) if separate_losses else None
+        self.convert_to_functional(critic_network, "critic_network", compare_against=shared)
+        self.separate_losses = separate_losses
+        self.temperature = as_temperature(temperature)
+        self.value_support = support
+        self.loss_critic_type = loss_critic_type
+        self.clip_value = clip_value
+        self.advantage_normalization = advantage_normalization
+        self.reduction = reduction
+        self.register_coeff_buffer("clip_epsilon", float(clip_epsilon))
+        self.register_coeff_buffer("critic_coeff", float(critic_coeff))
+        self.make_value_estimator()
+
+    # -- keys ------------------------------------------------------------------------------
+
+    @property
+    def chain_keys(self) -> ActorKeys:
+        """Keys of the chain, given by the actor."""
+        return self.actor_network.keys
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries of a rollout that the loss reads."""
+        if self._in_keys is None:
+            return self.value_estimator.in_keys
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, value: list[NestedKey]) -> None:
+        self._in_keys = value
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        """Losses first, then diagnostics."""
+        if self._out_keys is None:
+            losses = ["loss_objective", "loss_noising", "loss_critic"]
+            if self.temperature.learned:
+                losses.append("loss_alpha")
+            diagnostics = ["kl", "kl_approx", "clip_fraction", "ESS", "max_ratio"]
+            diagnostics += ["entropy_bound", "alpha", "explained_variance"]
+            return [*losses, *diagnostics]
+        return self._out_keys
+
+    @out_keys.setter
+    def out_keys(self, value: list[NestedKey]) -> None:
+        self._out_keys = value
+
+    # -- advantages ------------------------------------------------------------------------
+
+    def make_value_estimator(
+        self, value_type: ValueEstimators | None = None, **hyperparams: object
+    ) -> "DiffPPOLoss":
+        """Build the advantage estimator, a :class:`~objectives.DenoisingGAE`.
+
+        Args:
+            value_type: ``ValueEstimators.GAE`` (or ``"gae"``), or an estimator class or instance.
+            **hyperparams: ``gamma`` (default 0.99), ``lmbda`` (default 0.95), ``discount_mode``.
+
+        Raises:
+            NotImplementedError: for any other estimator type.
+        """
+        value_type = self.default_value_estimator if value_type is None else value_type
+        if value_type not in (ValueEstimators.GAE, "gae"):
+            if isinstance(value_type, (ValueEstimators, str)):
+                raise NotImplementedError(
+                    f"value_type {value_type!r} is not implemented for DiffPPOLoss; use "
+                    "ValueEstimators.GAE, or pass an estimator class or instance."
+                )
+            super().make_value_estimator(value_type, **hyperparams)
+        else:
+            self.value_type = ValueEstimators.GAE
+            options: dict[str, object] = {"gamma": 0.99, "lmbda": 0.95, **hyperparams}
+            self._value_estimator = DenoisingGAE(
+                value_network=self.critic_network,
+                actor=self.actor_network,
+                temperature=self.temperature,
+                device=self._default_device,
+                **options,
+            )
+        self._forward_value_estimator_keys()
+        return self
+
+    def chain_rows(self, rollout: TensorDictBase) -> TensorDictBase:
+        """Denoising-MDP rows ``[*B, N]`` of transitions ``[*B]`` with estimated advantages."""
+        keys = self.tensor_keys
+        return chain_rows(
+            rollout,
+            observation_keys=self.actor_network.in_keys,
+            keys=self.chain_keys,
+            step_keys=(keys.advantage, keys.value_target, keys.value),
+            carry_keys=(*self._loss_mask_keys(), keys.priority_weight),
+        )
+
+    # -- losses ----------------------------------------------------------------------------
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """All loss terms and diagnostics of a rollout or of rows, see the class."""
+        rows = self._as_rows(tensordict)
+        objective, diagnostics = self.actor_loss(rows)
+        critic, critic_diagnostics = self.critic_loss(rows)
+        out = {**objective, "loss_critic": critic, **diagnostics, **critic_diagnostics}
+        out["alpha"] = self.temperature()
+        batch_size = rows.batch_size if self.reduction == "none" else torch.Size([])
+        out = {key: value.expand(batch_size) for key, value in out.items()}
+        self._clear_weakrefs(tensordict, rows, "actor_network_params", "critic_network_params")
+        return TensorDict(out, batch_size)
+
+    def actor_loss(self, rows: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Policy terms (``loss_objective``, ``loss_noising``, ``loss_alpha``) and diagnostics.
+
+        Args:
+            rows: denoising-MDP rows ``[*B]`` with ``advantage`` and the behaviour's entries.
+        """
+        keys, zero = self.chain_keys, self.temperature.is_zero
+        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+            denoising = self.actor_network.denoising_kernel(rows)
+            with torch.no_grad() if zero else contextlib.nullcontext():
+                noising = self.actor_network.noising_kernel(rows)
+        log_prob = gaussian_log_prob(rows.get(keys.next_latent), denoising)
+        noising_log_prob = gaussian_log_prob(rows.get(keys.latent), noising)
+        log_weight = log_prob - rows.get(keys.log_prob)
+        log_ratio = (log_prob - noising_log_prob).detach()
+        advantage, scale = self._advantage(rows, log_ratio)
+        surrogate = fn.clipped_surrogate(log_weight, advantage, self.clip_epsilon)
+        temperature = self.temperature()
+        noising_loss = fn.noising_surrogate(
+            log_weight, surrogate.alive, noising_log_prob, temperature / scale
+        )
+        entropy = -self.actor_network.denoising_steps * log_ratio
+        losses = {
+            "loss_objective": self._reduce(surrogate.loss, rows),
+            "loss_noising": self._reduce(noising_loss, rows),
+        }
+        if self.temperature.learned:
+            losses["loss_alpha"] = self._reduce(self.temperature.loss(entropy), rows)
+        with torch.no_grad():
+            behaviour = Gaussian(rows.get(keys.kernel_mean), rows.get(keys.kernel_std))
+            diagnostics = self._policy_diagnostics(rows, log_weight, entropy, behaviour, denoising)
+        return losses, diagnostics
+
+    def critic_loss(self, rows: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """``critic_coeff`` times the value loss, and the explained variance."""
+        keys = self.tensor_keys
+        target = _require(rows, keys.value_target, "value_target")
+        with self.critic_network_params.to_module(self.critic_network, preserve_module_state=False):
+            out = self.critic_network(rows.select(*self.critic_network.in_keys))
+        value = out.get(keys.value)
+        if self.value_support is not None:
+            distance = self.value_support.loss(out.get(keys.value_logits), target)
+        else:
+            distance = fn.value_distance(value, target, self.loss_critic_type)
+            if self.clip_value is not None:
+                clipped = fn.clipped_value(value, _require(rows, keys.value, "value"), self.clip_value)
+                clipped_distance = fn.value_distance(clipped, target, self.loss_critic_type)
+                distance = torch.maximum(distance, clipped_distance)
+        fit = fn.explained_variance(value.detach(), target)
+        return self.critic_coeff * self._reduce(distance, rows), {"explained_variance": fit}
+
+    # -- helpers ---------------------------------------------------------------------------
+
+    def _as_rows(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if tensordict.get(self.chain_keys.next_latent, None) is not None:
+            _require(tensordict, self.tensor_keys.advantage, "advantage")
+            return tensordict
+        rollout = tensordict
+        if tensordict.get(self.tensor_keys.advantage, None) is None:
+            rollout = tensordict.copy()
+            params = self.critic_network_params.detach()
+            self.value_estimator(rollout, params=params, target_params=params)
+        return self.chain_rows(rollout)
+
+    def _advantage(self, rows: TensorDictBase, log_ratio: Tensor) -> fn.NormalizedAdvantage:
+        advantage = fn.refreshed_advantage(
+            _require(rows, self.tensor_keys.advantage, "advantage"),
+            rows.get(self.chain_keys.log_ratio),
+            log_ratio,
+            self.temperature(),
+        )
+        return fn.normalized_advantage(
+            advantage, self.advantage_normalization, self._valid(rows, advantage)
+        )
+
+    def _valid(self, rows: TensorDictBase, like: Tensor) -> Tensor | None:
+        """Conjunction of the masks that apply to the loss, in the shape of ``like``."""
+        valid = None
+        for key in self._loss_mask_keys():
+            mask = rows.get(key, None)
+            if mask is not None:
+                mask = self._expand_loss_mask(mask, like)
+                valid = mask if valid is None else valid & mask
+        return valid
+
+    def _policy_diagnostics(
+        self,
+        rows: TensorDictBase,
+        log_weight: Tensor,
+        entropy: Tensor,
+        behaviour: Gaussian,
+        denoising: Gaussian,
+    ) -> dict[str, Tensor]:
+        steps = self.actor_network.denoising_steps
+        kl = steps * gaussian_kl(behaviour, denoising)
+        ratio = log_weight.exp()
+        outside = ((ratio - 1).abs() > self.clip_epsilon).to(ratio)
+        return {
+            "kl": self._reduce(kl, rows, "mean"),
+            "kl_approx": self._reduce(steps * (ratio - 1 - log_weight), rows, "mean"),
+            "clip_fraction": self._reduce(outside, rows, "mean"),
+            "ESS": fn.effective_sample_size(log_weight),
+            "max_ratio": ratio.max(),
+            "entropy_bound": self._reduce(entropy, rows, "mean"),
+        }
+
+    def _reduce(
+        self, value: Tensor, rows: TensorDictBase, reduction: str | None = None
+    ) -> Tensor:
+        """Reduce ``[*B, 1]``: masks and priority weights as in every TorchRL loss."""
+        weights = self._maybe_get_priority_weight(rows)
+        if weights is not None:
+            weights = self._expand_loss_mask(weights, value.squeeze(-1))
+        return self._reduce_loss(value.squeeze(-1), rows, reduction=reduction, weights=weights)
+
+    def train(self, mode: bool = True) -> "DiffPPOLoss":
+        """Set the training mode, also of the networks."""
+        super().train(mode)
+        for network in (self.__dict__.get("actor_network"), self.__dict__.get("critic_network")):
+            if network is not None:
+                network.train(mode)
+        return self
+
+
+def _require(tensordict: TensorDictBase, key: NestedKey, name: str) -> Tensor:
+    value = tensordict.get(key, None)
+    if value is None:
+        raise KeyError(
+            f"{name} key {key!r} is missing from the TensorDict, which has "
+            f"{sorted(map(str, tensordict.keys(True, True)))}; call loss.value_estimator(rollout) "
+            "before loss.chain_rows(rollout), or rename keys with loss.set_keys()."
+        )
+    return value
+
+
+def _find_support(critic: nn.Module) -> HLGauss | None:
+    return next((module for module in critic.modules() if isinstance(module, HLGauss)), None)
+
+
+def _check_options(
+    clip_epsilon: float,
+    loss_critic_type: str,
+    clip_value: float | None,
+    advantage_normalization: str | None,
+    support: HLGauss | None,
+) -> None:
+    if not clip_epsilon > 0:
+        raise ValueError(f"clip_epsilon must be positive, got {clip_epsilon}.")
+    if loss_critic_type not in ("l1", "l2", "smooth_l1"):
+        raise ValueError(
+            f"loss_critic_type must be 'l1', 'l2' or 'smooth_l1', got {loss_critic_type!r}."
+        )
+    if clip_value is not None and support is not None:
+        raise ValueError("clip_value needs a scalar critic, but the critic has an HL-Gauss head.")
+    if clip_value is not None and not clip_value > 0:
+        raise ValueError(f"clip_value must be positive or None, got {clip_value}.")
+    if advantage_normalization not in ("center", "standardize", None):
+        raise ValueError(
+            "advantage_normalization must be 'center', 'standardize' or None, "
+            f"got {advantage_normalization!r}."
+        )

@@ -1,0 +1,25 @@
+"""Settings of the whole test suite: one thread, fixed seeds, no display."""
+
+import os
+import random
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# The same examples in every run, and no time limit per example on a busy machine.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Start every test from the same random state."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 -- third-party code draws from the global generator
+    torch.manual_seed(0)
