@@ -14,7 +14,8 @@ export OMP_NUM_THREADS ?= 1
 
 # `make train ENV=Hopper-v5 TRAIN_FLAGS="--total-frames 1000000"`
 ENV ?= InvertedPendulum-v5
-OUTPUT ?= runs/$(ENV)
+# A new folder for every run; a folder that already holds one is refused.
+OUTPUT ?= runs/$(ENV)-$(shell date +%Y%m%d-%H%M%S)
 TRAIN_FLAGS ?= --total-frames 100000
 
 .DEFAULT_GOAL := help

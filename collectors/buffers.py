@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
+from torchrl.data import ReplayBuffer, SamplerWithoutReplacement, TensorStorage
 
 
 class RolloutBuffer:
@@ -16,7 +16,7 @@ class RolloutBuffer:
 
     Args:
         rows: number of rows in a rollout.
-        batch_size: rows in a minibatch, at most ``rows``.
+        minibatch_size: rows in a minibatch, at most ``rows``.
         epochs: passes over the rows.
         seed: seeds the shuffling, which does not touch the global random state.
         device: where the rows are kept.
@@ -26,7 +26,7 @@ class RolloutBuffer:
 
     Example:
         >>> from tensordict import TensorDict
-        >>> buffer = RolloutBuffer(rows=5, batch_size=2, epochs=3, seed=0)
+        >>> buffer = RolloutBuffer(rows=5, minibatch_size=2, epochs=3, seed=0)
         >>> rows = TensorDict({"x": torch.arange(5)}, [5])
         >>> len(buffer), [len(batch) for batch in buffer.minibatches(rows)]
         (6, [2, 2, 2, 2, 2, 2])
@@ -36,41 +36,40 @@ class RolloutBuffer:
         self,
         rows: int,
         *,
-        batch_size: int,
+        minibatch_size: int,
         epochs: int,
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        for name, value in {"rows": rows, "batch_size": batch_size, "epochs": epochs}.items():
+        for name, value in {
+            "rows": rows,
+            "minibatch_size": minibatch_size,
+            "epochs": epochs,
+        }.items():
             if value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value}.")
-        if batch_size > rows:
+        if minibatch_size > rows:
             raise ValueError(
-                f"batch_size must be at most the number of rows in a rollout, {rows}, got "
-                f"{batch_size}; use a smaller batch_size or collect more frames."
+                f"minibatch_size must be at most the number of rows in a rollout, {rows}, got "
+                f"{minibatch_size}; use a smaller minibatch_size or collect more frames."
             )
         self.rows = rows
-        self.batch_size = batch_size
+        self.minibatch_size = minibatch_size
         self.epochs = epochs
+        self._device = torch.device(device)
         self._generator = torch.Generator().manual_seed(seed)
-        self._buffer = ReplayBuffer(
-            storage=LazyTensorStorage(rows, device=torch.device(device)),
-            sampler=SamplerWithoutReplacement(drop_last=True),
-            batch_size=batch_size,
-            generator=self._generator,
-        )
 
     @property
     def minibatches_per_epoch(self) -> int:
         """Number of minibatches in one pass over the rows."""
-        return self.rows // self.batch_size
+        return self.rows // self.minibatch_size
 
     def __len__(self) -> int:
         """Number of minibatches in all epochs."""
         return self.epochs * self.minibatches_per_epoch
 
     def minibatches(self, rows: TensorDictBase) -> Iterator[TensorDictBase]:
-        """Yield ``len(self)`` minibatches ``[batch_size]`` of the rows ``[rows]``.
+        """Yield ``len(self)`` minibatches ``[minibatch_size]`` of the rows ``[rows]``.
 
         Raises:
             ValueError: ``rows`` has another shape than ``[rows]``.
@@ -81,10 +80,15 @@ class RolloutBuffer:
                 f"{tuple(rows.shape)}; flatten it with reshape(-1), and give the buffer the number "
                 "of rows that a rollout has."
             )
-        self._buffer.empty()
-        self._buffer.extend(rows)
+        # Built around the rows: nothing is copied, and no shuffling is left over from before.
+        buffer = ReplayBuffer(
+            storage=TensorStorage(rows.to(self._device), device="auto"),
+            sampler=SamplerWithoutReplacement(drop_last=True),
+            batch_size=self.minibatch_size,
+            generator=self._generator,
+        )
         for _ in range(len(self)):
-            yield self._buffer.sample()
+            yield buffer.sample()
 
     def get_rng_state(self) -> torch.Tensor:
         """State of the shuffling."""

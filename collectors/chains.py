@@ -1,11 +1,18 @@
 """From rollouts that keep whole denoising chains to rows of the denoising MDP."""
 
-from tensordict import TensorDictBase
+from collections.abc import Sequence
 
-from diffpolicy.actors import chain_rows
+from tensordict import NestedKey, TensorDictBase
+
+from diffpolicy.actors import ActorKeys, chain_rows
 
 
-def flatten_chains(rollout: TensorDictBase) -> TensorDictBase:
+def flatten_chains(
+    rollout: TensorDictBase,
+    *,
+    observation_keys: Sequence[NestedKey] = ("observation",),
+    keys: ActorKeys | None = None,
+) -> TensorDictBase:
     """Flatten a rollout with chains into denoising-MDP rows, one per denoising step.
 
     A denoising actor with ``return_chain=True`` makes one policy call per environment step and
@@ -16,10 +23,15 @@ def flatten_chains(rollout: TensorDictBase) -> TensorDictBase:
     Args:
         rollout: ``[*B]``, usually ``[E, T]``, with the entries the actor wrote and any per-step
             entries ``[*B, N, 1]`` such as ``advantage``.
+        observation_keys: the entries the actor reads; every row of a chain repeats them.
+        keys: names of the chain entries, when the actor was built with its own.
 
     Returns:
         Rows ``[prod(B) * N]`` with the observation, ``latent`` and ``next_latent`` ``[rows, A]``,
         ``step`` ``[rows, 1]`` and the per-step entries; see
         :func:`diffpolicy.actors.chain_rows`.
+
+    Raises:
+        KeyError: the chain or an observation key is missing.
     """
-    return chain_rows(rollout).reshape(-1)
+    return chain_rows(rollout, observation_keys=observation_keys, keys=keys).reshape(-1)

@@ -90,7 +90,8 @@ def make_env(
         rescale_actions: the environment then takes actions in ``[-1, 1]`` and maps them linearly
             to its own bounds.
         max_episode_steps: replaces the registered time limit.
-        device: where the environment's tensors live; simulators always run on the CPU.
+        device: where the environment's tensors live; simulators always run on the CPU. For the
+            CPU the environment's ``device`` attribute is ``None``: nothing is ever moved.
         **gym_kwargs: passed to the environment's constructor.
 
     Returns:
@@ -135,7 +136,9 @@ def make_env(
     transforms += [RewardSum(), StepCounter()]
     if reward_scale != 1.0:
         transforms.append(RewardScaling(loc=0.0, scale=reward_scale))
-    env = TransformedEnv(GymWrapper(vector_env, device=device), Compose(*transforms))
+    # TorchRL would call tensordict.to("cpu") at every step, which costs 15 % of the frame rate.
+    env_device = None if torch.device(device).type == "cpu" else device
+    env = TransformedEnv(GymWrapper(vector_env, device=env_device), Compose(*transforms))
     if base_seed is not None:
         env.set_seed(base_seed)
     return env
@@ -169,7 +172,7 @@ def _check_registered(name: str) -> None:
     raise ValueError(f"name={name!r} is not a registered Gymnasium environment id; {hint}.")
 
 
-def _checked_action_bounds(name: str, space: gym.Space) -> tuple[np.ndarray, np.ndarray]:
+def _checked_action_bounds(name: str, space: gym.Space[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Return the action bounds, or raise ValueError when the action is not a bounded vector."""
     if not isinstance(space, gym.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Evaluation on separate environments, and statistics of finished episodes."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDictBase
@@ -10,10 +10,17 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from collectors.envs import EPISODE_REWARD_KEY, STEP_COUNT_KEY, derive_seed
 
 
-class EpisodeStats(NamedTuple):
-    """Sums over the episodes that ended in a rollout, ready to be added up over ranks."""
+@dataclass(frozen=True)
+class EpisodeStats:
+    """Sums over the episodes that ended in a rollout, ready to be added up over ranks.
 
-    episodes: int
+    Attributes:
+        count: number of episodes that ended.
+        return_sum: sum of their returns (unscaled rewards).
+        length_sum: sum of their lengths in environment steps.
+    """
+
+    count: int
     return_sum: float
     length_sum: int
 
@@ -25,7 +32,7 @@ def episode_stats(rollout: TensorDictBase) -> EpisodeStats:
         rollout: ``[*B]`` rows of an environment from :func:`collectors.make_env`.
 
     Returns:
-        Counts and sums; the mean return is ``return_sum / episodes`` when ``episodes > 0``.
+        Counts and sums; the mean return is ``return_sum / count`` when ``count > 0``.
     """
     done = rollout["next", "done"]
     return EpisodeStats(
@@ -80,13 +87,14 @@ def evaluate(
         )
     returns: list[float] = []
     lengths: list[int] = []
+    devices = _cuda_devices(policy)
     modes = {module: module.training for module in policy.modules()}
     policy.eval()
     try:
-        with torch.random.fork_rng(_cuda_devices(policy)), set_exploration_type(exploration_type):
+        with torch.random.fork_rng(devices), set_exploration_type(exploration_type):
             for round_index in range(-(-episodes // env.batch_size[0])):
                 round_seed = derive_seed(seed, round_index)
-                torch.manual_seed(round_seed)
+                _seed_noise(round_seed, devices)
                 env.set_seed(round_seed)
                 round_returns, round_lengths = _one_episode_each(policy, env, max_steps)
                 returns += round_returns
@@ -105,9 +113,12 @@ def _one_episode_each(
     returns = torch.zeros(shape, device=env.device)
     lengths = torch.zeros(shape, dtype=torch.int64, device=env.device)
     running = torch.ones(shape, dtype=torch.bool, device=env.device)
+    policy_device = next(policy.parameters(), returns).device
     carrier = env.reset()
     for _ in range(max_steps):
-        stepped, carrier = env.step_and_maybe_reset(policy(carrier))
+        stepped, carrier = env.step_and_maybe_reset(
+            policy(carrier.to(policy_device)).to(returns.device)
+        )
         ended = stepped["next", "done"] & running
         returns = torch.where(ended, stepped["next", EPISODE_REWARD_KEY], returns)
         lengths = torch.where(ended, stepped["next", STEP_COUNT_KEY], lengths)
@@ -123,3 +134,11 @@ def _one_episode_each(
 def _cuda_devices(policy: TensorDictModuleBase) -> list[torch.device]:
     tensors = (*policy.parameters(), *policy.buffers())
     return list({tensor.device for tensor in tensors if tensor.is_cuda})
+
+
+def _seed_noise(seed: int, devices: list[torch.device]) -> None:
+    # torch.manual_seed would also move the generators of devices that are not restored.
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

@@ -1,12 +1,16 @@
 """Collectors: seeded, single-process or multi-process, always ``[environments, time]``."""
 
+import atexit
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import BaseCollector, Collector
 from torchrl.envs import EnvBase, ExplorationType
+from torchrl.weight_update import SharedMemWeightSyncScheme
 
 from collectors.envs import derive_seed
 
@@ -77,19 +81,14 @@ def make_collector(
         raise
     if num_workers:
         env.close()
-        return Collector(
+        return _start_workers(
             [_WorkerEnv(env_fn, seed, worker) for worker in range(num_workers)],
             policy,
-            backend="process",
-            num_collectors=num_workers,
-            sync=True,
-            cat_results=0,
             frames_per_batch=frames_per_batch,
             total_frames=total_frames,
             policy_device=device,
             storing_device=device,
             exploration_type=exploration_type,
-            auto_register_policy_transforms=False,
         )
     env.set_seed(derive_seed(seed))
     stream = _NoiseStream(derive_seed(seed, 0, 1), device)
@@ -123,6 +122,43 @@ class _WorkerEnv:
         env = self._env_fn()
         env.set_seed(self._env_seed)
         return env
+
+
+def _start_workers(
+    env_fns: list["_WorkerEnv"], policy: TensorDictModuleBase | None, **options: Any
+) -> BaseCollector:
+    """Start one process for each ``env_fn``, and see to it that they end with this process.
+
+    A TorchRL collector that was not shut down, or that failed to start, keeps the interpreter
+    waiting for ever when it exits: an error anywhere in a script would leave it hanging.
+    """
+    scheme = None if policy is None else SharedMemWeightSyncScheme()
+    try:
+        collector = Collector(
+            env_fns,
+            policy,
+            backend="process",
+            num_collectors=len(env_fns),
+            sync=True,
+            cat_results=0,
+            use_buffers=True,
+            weight_sync_schemes=None if scheme is None else {"policy": scheme},
+            auto_register_policy_transforms=False,
+            **options,
+        )
+    except BaseException:
+        if scheme is not None:
+            scheme.shutdown()
+        raise
+    reference = weakref.ref(collector)
+
+    def shut_down() -> None:
+        alive = reference()
+        if alive is not None:
+            alive.shutdown()
+
+    atexit.register(shut_down)
+    return collector
 
 
 class _NoiseStream:

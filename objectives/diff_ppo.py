@@ -2,24 +2,24 @@
 
 import contextlib
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor, nn
-from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators
 
-from diffpolicy.actors import ActorKeys, ChainActor, chain_rows
+from diffpolicy.actors import chain_rows
 from diffpolicy.networks import HLGauss
 from diffpolicy.sde import Gaussian, gaussian_kl, gaussian_log_prob
 from objectives import functional as fn
 from objectives.advantages import DenoisingGAE
+from objectives.chain_loss import ChainLoss, require
 from objectives.temperature import Temperature, as_temperature
 
 
-class DiffPPOLoss(LossModule):
+class DiffPPOLoss(ChainLoss):
     """Clipped policy optimisation with one likelihood ratio per denoising step.
 
     arXiv 2512.02019 (DiffPPO in version 2, DA-MDP:PPO in version 3). With temperature 0 the
@@ -77,11 +77,8 @@ class DiffPPOLoss(LossModule):
     default_value_estimator = ValueEstimators.GAE
     _schedulable_buffers: ClassVar[frozenset[str]] = frozenset({"clip_epsilon", "critic_coeff"})
 
-    actor_network: TensorDictModule
     critic_network: TensorDictModule
-    actor_network_params: TensorDictParams
     critic_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
     target_critic_network_params: TensorDictParams
     clip_epsilon: Tensor
     critic_coeff: Tensor
@@ -101,20 +98,9 @@ class DiffPPOLoss(LossModule):
         separate_losses: bool = False,
         reduction: str = "mean",
     ) -> None:
-        self._in_keys: list[NestedKey] | None = None
-        self._out_keys: list[NestedKey] | None = None
-        super().__init__()
-        if not isinstance(actor_network, ChainActor):
-            raise TypeError(
-                "actor_network must offer the members of diffpolicy.actors.ChainActor (in_keys, "
-                "keys, denoising_steps, sample_prior, denoising_kernel, noising_kernel), "
-                f"got {type(actor_network).__name__}."
-            )
+        super().__init__(actor_network, reduction=reduction)
         support = value_support or _find_support(critic_network)
         _check_options(clip_epsilon, loss_critic_type, clip_value, advantage_normalization, support)
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
-        self.convert_to_functional(actor_network, "actor_network")
         shared = list(actor_network.parameters()) if separate_losses else None
         self.convert_to_functional(critic_network, "critic_network", compare_against=shared)
         self.separate_losses = separate_losses
@@ -123,49 +109,24 @@ class DiffPPOLoss(LossModule):
         self.loss_critic_type = loss_critic_type
         self.clip_value = clip_value
         self.advantage_normalization = advantage_normalization
-        self.reduction = reduction
         self.register_coeff_buffer("clip_epsilon", float(clip_epsilon))
         self.register_coeff_buffer("critic_coeff", float(critic_coeff))
         self.make_value_estimator()
 
-    # -- keys ------------------------------------------------------------------------------
+    def _default_in_keys(self) -> list[NestedKey]:
+        return self.value_estimator.in_keys
 
-    @property
-    def chain_keys(self) -> ActorKeys:
-        """Keys of the chain, given by the actor."""
-        return self.actor_network.keys
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries of a rollout that the loss reads."""
-        if self._in_keys is None:
-            return self.value_estimator.in_keys
-        return self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, value: list[NestedKey]) -> None:
-        self._in_keys = value
-
-    @property
-    def out_keys(self) -> list[NestedKey]:
-        """Losses first, then diagnostics."""
-        if self._out_keys is None:
-            losses = ["loss_objective", "loss_noising", "loss_critic"]
-            if self.temperature.learned:
-                losses.append("loss_alpha")
-            diagnostics = ["kl", "kl_approx", "clip_fraction", "ESS", "max_ratio"]
-            diagnostics += ["entropy_bound", "alpha", "explained_variance"]
-            return [*losses, *diagnostics]
-        return self._out_keys
-
-    @out_keys.setter
-    def out_keys(self, value: list[NestedKey]) -> None:
-        self._out_keys = value
+    def _default_out_keys(self) -> list[NestedKey]:
+        losses: list[NestedKey] = ["loss_objective", "loss_noising", "loss_critic"]
+        if self.temperature.learned:
+            losses.append("loss_alpha")
+        diagnostics = ["kl", "kl_approx", "clip_fraction", "ESS", "max_ratio"]
+        return [*losses, *diagnostics, "entropy_bound", "alpha", "explained_variance"]
 
     # -- advantages ------------------------------------------------------------------------
 
     def make_value_estimator(
-        self, value_type: ValueEstimators | None = None, **hyperparams: object
+        self, value_type: ValueEstimators | None = None, **hyperparams: Any
     ) -> "DiffPPOLoss":
         """Build the advantage estimator, a :class:`~objectives.DenoisingGAE`.
 
@@ -186,13 +147,12 @@ class DiffPPOLoss(LossModule):
             super().make_value_estimator(value_type, **hyperparams)
         else:
             self.value_type = ValueEstimators.GAE
-            options: dict[str, object] = {"gamma": 0.99, "lmbda": 0.95, **hyperparams}
+            defaults = {"gamma": 0.99, "lmbda": 0.95, "device": self._default_device}
             self._value_estimator = DenoisingGAE(
                 value_network=self.critic_network,
                 actor=self.actor_network,
                 temperature=self.temperature,
-                device=self._default_device,
-                **options,
+                **{**defaults, **hyperparams},
             )
         self._forward_value_estimator_keys()
         return self
@@ -218,7 +178,7 @@ class DiffPPOLoss(LossModule):
         critic, critic_diagnostics = self.critic_loss(rows)
         out = {**objective, "loss_critic": critic, **diagnostics, **critic_diagnostics}
         out["alpha"] = self.temperature()
-        batch_size = rows.batch_size if self.reduction == "none" else torch.Size([])
+        batch_size = self._output_batch_size(rows)
         out = {key: value.expand(batch_size) for key, value in out.items()}
         self._clear_weakrefs(tensordict, rows, "actor_network_params", "critic_network_params")
         return TensorDict(out, batch_size)
@@ -268,10 +228,12 @@ class DiffPPOLoss(LossModule):
         else:
             distance = fn.value_distance(value, target, self.loss_critic_type)
             if self.clip_value is not None:
-                clipped = fn.clipped_value(value, _require(rows, keys.value, "value"), self.clip_value)
+                clipped = fn.clipped_value(
+                    value, _require(rows, keys.value, "value"), self.clip_value
+                )
                 clipped_distance = fn.value_distance(clipped, target, self.loss_critic_type)
                 distance = torch.maximum(distance, clipped_distance)
-        fit = fn.explained_variance(value.detach(), target)
+        fit = fn.explained_variance(value.detach(), target, self._valid(rows, target))
         return self.critic_coeff * self._reduce(distance, rows), {"explained_variance": fit}
 
     # -- helpers ---------------------------------------------------------------------------
@@ -298,16 +260,6 @@ class DiffPPOLoss(LossModule):
             advantage, self.advantage_normalization, self._valid(rows, advantage)
         )
 
-    def _valid(self, rows: TensorDictBase, like: Tensor) -> Tensor | None:
-        """Conjunction of the masks that apply to the loss, in the shape of ``like``."""
-        valid = None
-        for key in self._loss_mask_keys():
-            mask = rows.get(key, None)
-            if mask is not None:
-                mask = self._expand_loss_mask(mask, like)
-                valid = mask if valid is None else valid & mask
-        return valid
-
     def _policy_diagnostics(
         self,
         rows: TensorDictBase,
@@ -317,6 +269,7 @@ class DiffPPOLoss(LossModule):
         denoising: Gaussian,
     ) -> dict[str, Tensor]:
         steps = self.actor_network.denoising_steps
+        valid = self._valid(rows, log_weight)
         kl = steps * gaussian_kl(behaviour, denoising)
         ratio = log_weight.exp()
         outside = ((ratio - 1).abs() > self.clip_epsilon).to(ratio)
@@ -324,38 +277,18 @@ class DiffPPOLoss(LossModule):
             "kl": self._reduce(kl, rows, "mean"),
             "kl_approx": self._reduce(steps * (ratio - 1 - log_weight), rows, "mean"),
             "clip_fraction": self._reduce(outside, rows, "mean"),
-            "ESS": fn.effective_sample_size(log_weight),
-            "max_ratio": ratio.max(),
+            "ESS": fn.effective_sample_size(log_weight, valid),
+            "max_ratio": (ratio if valid is None else torch.where(valid, ratio, 0.0)).max(),
             "entropy_bound": self._reduce(entropy, rows, "mean"),
         }
 
-    def _reduce(
-        self, value: Tensor, rows: TensorDictBase, reduction: str | None = None
-    ) -> Tensor:
-        """Reduce ``[*B, 1]``: masks and priority weights as in every TorchRL loss."""
-        weights = self._maybe_get_priority_weight(rows)
-        if weights is not None:
-            weights = self._expand_loss_mask(weights, value.squeeze(-1))
-        return self._reduce_loss(value.squeeze(-1), rows, reduction=reduction, weights=weights)
-
-    def train(self, mode: bool = True) -> "DiffPPOLoss":
-        """Set the training mode, also of the networks."""
-        super().train(mode)
-        for network in (self.__dict__.get("actor_network"), self.__dict__.get("critic_network")):
-            if network is not None:
-                network.train(mode)
-        return self
-
 
 def _require(tensordict: TensorDictBase, key: NestedKey, name: str) -> Tensor:
-    value = tensordict.get(key, None)
-    if value is None:
-        raise KeyError(
-            f"{name} key {key!r} is missing from the TensorDict, which has "
-            f"{sorted(map(str, tensordict.keys(True, True)))}; call loss.value_estimator(rollout) "
-            "before loss.chain_rows(rollout), or rename keys with loss.set_keys()."
-        )
-    return value
+    hint = (
+        "call loss.value_estimator(rollout) before loss.chain_rows(rollout), or rename keys with "
+        "loss.set_keys()."
+    )
+    return require(tensordict, key, name, hint)
 
 
 def _find_support(critic: nn.Module) -> HLGauss | None:

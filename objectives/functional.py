@@ -78,8 +78,8 @@ def denoising_gae(
     following = torch.cat((value[..., 1:, :], bootstrap.unsqueeze(-2)), -2).flatten(-3, -2)
     never = torch.zeros_like(done).unsqueeze(-2)
     advantage, target = generalized_advantage_estimate(
-        step_discount(gamma, last, time, discount_mode).to(value),
-        step_discount(lmbda, last, time, discount_mode).to(value),
+        step_discount(gamma, last, time, discount_mode, value.dtype),
+        step_discount(lmbda, last, time, discount_mode, value.dtype),
         value.flatten(-3, -2),
         following,
         soft_reward,
@@ -91,7 +91,11 @@ def denoising_gae(
 
 
 def step_discount(
-    factor: Tensor | float, last: Tensor, time: int, discount_mode: DiscountMode
+    factor: Tensor | float,
+    last: Tensor,
+    time: int,
+    discount_mode: DiscountMode,
+    dtype: torch.dtype,
 ) -> Tensor:
     """A discount per row of the flattened sequence, ``[T * N, 1]``.
 
@@ -100,12 +104,11 @@ def step_discount(
         last: whether a denoising step is the last of its chain ``[N, 1]``.
         time: number of transitions T.
         discount_mode: ``"env"`` applies the factor at the last step only.
+        dtype: dtype of the result.
     """
     if discount_mode not in ("env", "denoising_step"):
-        raise ValueError(
-            f"discount_mode must be 'env' or 'denoising_step', got {discount_mode!r}."
-        )
-    factor = torch.as_tensor(factor, dtype=torch.get_default_dtype(), device=last.device)
+        raise ValueError(f"discount_mode must be 'env' or 'denoising_step', got {discount_mode!r}.")
+    factor = torch.as_tensor(factor, dtype=dtype, device=last.device)
     inside = torch.ones_like(factor) if discount_mode == "env" else factor
     return torch.where(last, factor, inside).repeat(time, 1)
 
@@ -161,7 +164,7 @@ class ClippedSurrogate(NamedTuple):
 
 
 def clipped_surrogate(
-    log_weight: Tensor, advantage: Tensor, clip_epsilon: Tensor | float
+    log_weight: Tensor, advantage: Tensor, clip_epsilon: Tensor
 ) -> ClippedSurrogate:
     """``-min(rho A, clip(rho, 1 - eps, 1 + eps) A)`` with ``rho = exp(log_weight)``.
 
@@ -204,18 +207,43 @@ def value_distance(value: Tensor, target: Tensor, kind: ValueLoss) -> Tensor:
     return smooth_l1_loss(value, target, reduction="none")
 
 
-def clipped_value(value: Tensor, old_value: Tensor, clip: Tensor | float) -> Tensor:
+def clipped_value(value: Tensor, old_value: Tensor, clip: float) -> Tensor:
     """``V_old + clip(V - V_old, -clip, clip)``, all ``[*B, 1]``."""
     check_same_shape(value=value, old_value=old_value)
     return old_value + (value - old_value).clamp(-clip, clip)
 
 
-def explained_variance(value: Tensor, target: Tensor) -> Tensor:
-    """``1 - Var(y - v) / Var(y)``, a scalar; 1 is a perfect fit, 0 a constant."""
-    return 1 - (target - value).var() / target.var().clamp_min(1e-12)
+def explained_variance(value: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """``1 - Var(y - v) / Var(y)``, a scalar; 1 is a perfect fit, 0 a constant.
+
+    Args:
+        value: predictions v ``[*B, 1]``.
+        target: y ``[*B, 1]``.
+        valid: boolean ``[*B, 1]``; None counts every row.
+    """
+    check_same_shape(value=value, target=target)
+    error = _variance(target - value, valid)
+    return 1 - error / _variance(target, valid).clamp_min(1e-12)
 
 
-def effective_sample_size(log_weight: Tensor) -> Tensor:
-    """``(sum rho)^2 / (M sum rho^2)`` in (0, 1] for M rows of ``log_weight`` ``[*B, 1]``."""
+def _variance(value: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return value.var(correction=0)
+    number = valid.sum().clamp_min(1)
+    mean = torch.where(valid, value, 0.0).sum() / number
+    return torch.where(valid, value - mean, 0.0).square().sum() / number
+
+
+def effective_sample_size(log_weight: Tensor, valid: Tensor | None = None) -> Tensor:
+    """``(sum rho)^2 / (M sum rho^2)`` in (0, 1] for the M valid rows of ``log_weight`` ``[*B, 1]``.
+
+    Args:
+        log_weight: ``log q - log q_old`` ``[*B, 1]``.
+        valid: boolean ``[*B, 1]``; None counts every row.
+    """
+    number: Tensor | int = log_weight.numel()
+    if valid is not None:
+        log_weight = torch.where(valid, log_weight, -torch.inf)
+        number = valid.sum().clamp_min(1)
     flat = log_weight.flatten()
-    return (2 * flat.logsumexp(0) - (2 * flat).logsumexp(0)).exp() / flat.numel()
+    return (2 * flat.logsumexp(0) - (2 * flat).logsumexp(0)).exp() / number

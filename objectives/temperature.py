@@ -102,8 +102,8 @@ def as_temperature(temperature: float | Temperature) -> Temperature:
     """
     if isinstance(temperature, Temperature):
         return temperature
-    if isinstance(temperature, (int, float)) and not isinstance(temperature, bool):
-        return FixedTemperature(temperature)
+    if isinstance(temperature, (int, float)):
+        return FixedTemperature(float(temperature))
     raise TypeError(
         "temperature must be a number or a Temperature (FixedTemperature, LearnedTemperature), "
         f"got {type(temperature).__name__}."

@@ -1,6 +1,7 @@
 """The diffusion policy as a TensorDict module."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -10,15 +11,26 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 
 from diffpolicy.actors.keys import ActorKeys
 from diffpolicy.actors.squashing import ActionSquash
-from diffpolicy.sde import Chain, DenoisingProcess, Gaussian, prior_log_prob, rollout_chain, tanh_log_det
-from diffpolicy.sde.rollout import draw_noise
+from diffpolicy.sde import (
+    Chain,
+    DenoisingProcess,
+    Gaussian,
+    draw_noise,
+    prior_log_prob,
+    rollout_chain,
+    rollout_last,
+    tanh_log_det,
+)
+from diffpolicy.sde.rollout import RolloutMode
+
+_DETERMINISTIC = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN)
 
 
 class DenoisingActor(TensorDictModuleBase):
     """Acts by running a whole denoising chain in one module call.
 
-    Follows TorchRL's exploration type: ``DETERMINISTIC``, ``MODE`` and ``MEAN`` take the
-    probability-flow step from a zero prior sample, everything else samples the process.
+    Follows TorchRL's exploration type: ``DETERMINISTIC``, ``MODE`` and ``MEAN`` run the chain
+    without noise from a zero prior sample, everything else samples the process.
 
     Args:
         process: the denoising process.
@@ -30,13 +42,19 @@ class DenoisingActor(TensorDictModuleBase):
         keys: names of everything else that is read or written.
         return_chain: also write the chain, its log-probabilities and kernels.
         return_entropy_bound: also write the entropy-bound estimate.
+        deterministic_step: what a chain without noise follows: ``"flow"``, the probability-flow
+            step, or ``"mean"``, the mean of each denoising kernel. The flow halves the score, which
+            suits policies trained with a temperature; at temperature 0 nothing ties the score to
+            the noising kernel, and the mean is the better choice.
         noise_key: where to read standard normal noise ``[*B, N+1, A]`` from; None draws it.
 
     Raises:
-        ValueError: if process and squash disagree on the action dimension.
+        ValueError: if process and squash disagree on the action dimension, or for an unknown
+            ``deterministic_step``.
 
     Examples:
         >>> from diffpolicy.networks import ScoreNetwork
+        >>> from tensordict import TensorDict
         >>> process = DenoisingProcess(action_dim=2, denoising_steps=4)
         >>> squash = ActionSquash(-torch.ones(2), torch.ones(2))
         >>> actor = DenoisingActor(process, ScoreNetwork(2, 3, 4), squash, return_chain=True)
@@ -55,14 +73,20 @@ class DenoisingActor(TensorDictModuleBase):
         keys: ActorKeys | None = None,
         return_chain: bool = False,
         return_entropy_bound: bool = False,
+        deterministic_step: Literal["flow", "mean"] = "flow",
         noise_key: NestedKey | None = None,
     ) -> None:
         super().__init__()
         if process.action_dim != squash.action_dim:
             raise ValueError(
-                f"process has {process.action_dim} action dimensions and squash {squash.action_dim}; "
-                "they must agree."
+                f"process has {process.action_dim} action dimensions and squash "
+                f"{squash.action_dim}; they must agree."
             )
+        if deterministic_step not in ("flow", "mean"):
+            raise ValueError(
+                f"deterministic_step must be 'flow' or 'mean', got {deterministic_step!r}."
+            )
+        self.deterministic_step = deterministic_step
         self.process = process
         self.score_network = score_network
         self.squash = squash
@@ -91,11 +115,10 @@ class DenoisingActor(TensorDictModuleBase):
         """Write the action (and what was asked for) into ``tensordict`` of any batch shape."""
         observation = self.observation(tensordict)
         noise = None if self.noise_key is None else tensordict.get(self.noise_key)
-        deterministic = exploration_type() in (
-            ExplorationType.DETERMINISTIC,
-            ExplorationType.MODE,
-            ExplorationType.MEAN,
-        )
+        deterministic = exploration_type() in _DETERMINISTIC
+        if not (self.return_chain or self.return_entropy_bound):
+            latent = self.sample_latent(observation, noise, deterministic=deterministic)
+            return tensordict.set(self.keys.action, self.squash(latent))
         chain = self.sample_chain(observation, noise, deterministic=deterministic)
         keys = self.keys
         tensordict.set(keys.action, self.squash(chain.latents[..., -1, :]))
@@ -124,17 +147,28 @@ class DenoisingActor(TensorDictModuleBase):
 
         Args:
             observation: ``[*B, S]``.
-            noise: standard normal ``[*B, N+1, A]``; drawn if None. A deterministic chain starts
-                from zero unless noise is given.
-            deterministic: take probability-flow steps.
+            noise: standard normal ``[*B, N+1, A]``; None draws it, or is zero if deterministic.
+                A deterministic chain uses index 0 only.
+            deterministic: run without noise along ``deterministic_step``.
         """
-        batch_size = observation.shape[:-1]
+        process, score, noise, mode = self._rollout_inputs(observation, noise, deterministic)
+        return rollout_chain(process, score, noise, mode=mode)
+
+    def sample_latent(
+        self, observation: Tensor, noise: Tensor | None = None, *, deterministic: bool = False
+    ) -> Tensor:
+        """The pre-squash action ``x_N`` ``[*B, A]``; arguments as in :meth:`sample_chain`."""
+        process, score, noise, mode = self._rollout_inputs(observation, noise, deterministic)
+        return rollout_last(process, score, noise, mode=mode)
+
+    def _rollout_inputs(
+        self, observation: Tensor, noise: Tensor | None, deterministic: bool
+    ) -> tuple[DenoisingProcess, Callable[[Tensor, int], Tensor], Tensor, RolloutMode]:
         if noise is None:
-            noise = draw_noise(self.process, batch_size)
+            noise = draw_noise(self.process, observation.shape[:-1])
             noise = torch.zeros_like(noise) if deterministic else noise
-        return rollout_chain(
-            self.process, self._conditioned(observation), noise, deterministic=deterministic
-        )
+        mode: RolloutMode = self.deterministic_step if deterministic else "sample"
+        return self.process, self._conditioned(observation), noise, mode
 
     def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
         """Draw ``x_0`` of shape ``[*batch_size, A]``."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from tensordict import NestedKey
@@ -23,12 +23,12 @@ from diffpolicy.sde.process import NoisingStep
 class ProcessConfig:
     """Options of :class:`~diffpolicy.sde.DenoisingProcess`, which documents them."""
 
-    prior_std: float = 1.0
+    prior_std: float = 0.4
     schedule: str = "linear"
-    step_size: float = 0.125
+    step_size: float = 0.08
     learn_step_size: bool = True
     step_size_per_step: bool = False
-    friction: float = 0.25
+    friction: float = 1.0
     learn_friction: bool = True
     noising_step: NoisingStep = "next"
 
@@ -70,8 +70,13 @@ class _Sizes:
     normalizer: RunningNorm | None = field(default=None)
 
 
-def _sizes(env: EnvBase, observation_keys: Sequence[NestedKey], normalize: bool) -> _Sizes:
-    action_dim = env_action_spec(env).shape[-1]
+def _sizes(
+    env: EnvBase,
+    observation_keys: Sequence[NestedKey],
+    normalize: bool,
+    action_key: NestedKey = "action",
+) -> _Sizes:
+    action_dim = env_action_spec(env, action_key).shape[-1]
     spec = env.observation_spec_unbatched
     width = 0
     for key in observation_keys:
@@ -99,6 +104,7 @@ def build_denoising_actor(
     keys: ActorKeys | None = None,
     normalizer: RunningNorm | None = None,
     return_chain: bool = False,
+    deterministic_step: Literal["flow", "mean"] = "flow",
     device: torch.device | str | None = None,
 ) -> DenoisingActor:
     """A :class:`DenoisingActor` for an environment.
@@ -112,6 +118,7 @@ def build_denoising_actor(
         keys: names of the entries that the actor reads and writes.
         normalizer: observation statistics to use; None builds them if the network asks for them.
         return_chain: whether acting writes the chain, as on-policy losses need.
+        deterministic_step: see :class:`DenoisingActor`.
         device: where to put the parameters.
 
     Raises:
@@ -121,7 +128,7 @@ def build_denoising_actor(
     network = network or NetworkConfig()
     keys = keys or ActorKeys()
     wanted = network.normalize_observations and normalizer is None
-    sizes = _sizes(env, observation_keys, wanted)
+    sizes = _sizes(env, observation_keys, wanted, keys.action)
     score_network = ScoreNetwork(
         sizes.action_dim,
         sizes.observation_dim,
@@ -137,6 +144,7 @@ def build_denoising_actor(
         in_keys=observation_keys,
         keys=keys,
         return_chain=return_chain,
+        deterministic_step=deterministic_step,
     )
     return actor.to(device)
 
@@ -153,12 +161,14 @@ def build_ppo_networks(
 ) -> ActorCritic:
     """Actor (with chains) and value function ``V(s, x_n, n)`` for DiffPPO.
 
+    The actor's deterministic mode follows the kernel means: at the small temperatures of DiffPPO
+    nothing ties the score to the noising kernel, which the probability flow presumes.
     Arguments and errors are those of :func:`build_denoising_actor`.
     """
     process = process or ProcessConfig()
     network = network or NetworkConfig()
     keys = keys or ActorKeys()
-    sizes = _sizes(env, observation_keys, network.normalize_observations)
+    sizes = _sizes(env, observation_keys, network.normalize_observations, keys.action)
     actor = build_denoising_actor(
         env,
         denoising_steps=denoising_steps,
@@ -168,6 +178,7 @@ def build_ppo_networks(
         keys=keys,
         normalizer=sizes.normalizer,
         return_chain=True,
+        deterministic_step="mean",
         device=device,
     )
     value_network = _Concatenated(

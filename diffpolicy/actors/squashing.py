@@ -23,8 +23,8 @@ class ActionSquash(nn.Module):
         tensor([0., 1.])
     """
 
-    scale: Tensor
-    shift: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, low: Tensor, high: Tensor) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class ActionSquash(nn.Module):
             )
         dtype = torch.get_default_dtype()
         low, high = low.to(dtype), high.to(dtype)
-        self.register_buffer("scale", (high - low) / 2)
-        self.register_buffer("shift", (high + low) / 2)
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
 
     @classmethod
     def from_spec(cls, spec: TensorSpec) -> "ActionSquash":
@@ -57,13 +57,13 @@ class ActionSquash(nn.Module):
     @property
     def action_dim(self) -> int:
         """Number of action dimensions ``A``."""
-        return self.scale.shape[0]
+        return self.low.shape[0]
 
     def forward(self, latent: Tensor) -> Tensor:
         """Map pre-squash actions ``[*B, A]`` to actions ``[*B, A]``."""
         # The clamp removes the rounding of the affine map, which can leave the closed interval.
-        action = latent.tanh() * self.scale + self.shift
-        return action.clamp(self.shift - self.scale, self.shift + self.scale)
+        scale, shift = (self.high - self.low) / 2, (self.high + self.low) / 2
+        return (latent.tanh() * scale + shift).clamp(self.low, self.high)
 
 
 def check_action_spec(spec: TensorSpec) -> None:
@@ -71,7 +71,8 @@ def check_action_spec(spec: TensorSpec) -> None:
     if not isinstance(spec, Bounded) or not spec.dtype.is_floating_point:
         raise ValueError(
             f"action_spec must be a bounded continuous spec (Bounded), got {type(spec).__name__} "
-            f"with dtype {spec.dtype}: diffusion policies need continuous actions with finite bounds."
+            f"with dtype {spec.dtype}: diffusion policies need continuous actions with finite "
+            "bounds."
         )
     if len(spec.shape) != 1:
         raise ValueError(f"action_spec must have shape [A], got {tuple(spec.shape)}.")

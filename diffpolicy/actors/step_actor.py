@@ -1,9 +1,9 @@
 """The policy of the denoising MDP: one denoising step."""
 
+import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import nn
-import torch
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from diffpolicy.actors.protocol import ChainActor

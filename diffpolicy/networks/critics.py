@@ -31,7 +31,11 @@ class HLGauss(nn.Module):
     edges: Tensor
 
     def __init__(
-        self, minimum: float = -100.0, maximum: float = 200.0, bins: int = 151, sigma_ratio: float = 0.75
+        self,
+        minimum: float = -100.0,
+        maximum: float = 200.0,
+        bins: int = 151,
+        sigma_ratio: float = 0.75,
     ) -> None:
         super().__init__()
         if not minimum < maximum:
@@ -165,5 +169,5 @@ class QNetwork(_Critic):
         super().__init__(observation_dim + action_dim, hidden_sizes, normalizer, support)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Value ``[*B, 1]`` (with a support also logits ``[*B, K]``) of ``[*B, S]``, ``[*B, A]``."""
+        """Value ``[*B, 1]``, with a support also its logits ``[*B, K]``."""
         return self._evaluate(observation, action)

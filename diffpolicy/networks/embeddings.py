@@ -16,6 +16,9 @@ class StepEmbedding(nn.Module):
         frequencies: number of frequencies.
         hidden_features: width of the hidden layer.
         out_features: size of the embedding ``E``.
+
+    Raises:
+        ValueError: if ``num_steps < 1``.
     """
 
     coefficients: Tensor
@@ -29,9 +32,13 @@ class StepEmbedding(nn.Module):
         out_features: int = 16,
     ) -> None:
         super().__init__()
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         self.out_features = out_features
         dtype = torch.get_default_dtype()
-        self.register_buffer("coefficients", torch.linspace(0.1, 100, frequencies), persistent=False)
+        self.register_buffer(
+            "coefficients", torch.linspace(0.1, 100, frequencies), persistent=False
+        )
         self.register_buffer("steps", torch.arange(num_steps, dtype=dtype), persistent=False)
         self.phases = nn.Parameter(torch.zeros(frequencies))
         self.net = nn.Sequential(
@@ -39,6 +46,10 @@ class StepEmbedding(nn.Module):
             nn.GELU(),
             nn.Linear(hidden_features, out_features),
         )
+
+    def reset_parameters(self) -> None:
+        """Set the phases back to zero; the layers reset themselves."""
+        nn.init.zeros_(self.phases)
 
     def table(self) -> Tensor:
         """Embeddings of all steps, ``[num_steps, E]``."""

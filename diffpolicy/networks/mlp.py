@@ -1,6 +1,7 @@
 """The multilayer perceptron that score networks and critics share."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -26,6 +27,6 @@ def mlp(
     if min(widths) < 1:
         raise ValueError(f"every layer width must be at least 1, got {widths}.")
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-2], widths[1:-1], strict=True):
+    for before, after in pairwise(widths[:-1]):
         layers += [nn.Linear(before, after), activation()]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))

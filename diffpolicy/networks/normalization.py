@@ -9,7 +9,7 @@ class RunningNorm(nn.Module):
     """Standardises features with running statistics that only :meth:`update` changes.
 
     The forward pass never updates, so acting, evaluating and every minibatch of an update see the
-    same statistics, and the log-probabilities stored in a rollout stay valid while it is trained on.
+    same statistics, and the log-probabilities stored in a rollout stay valid during training on it.
     Call :meth:`update` once per rollout, after training on it. One instance may be shared by
     several networks. The statistics are buffers: they are checkpointed and move with the module.
 
@@ -51,24 +51,33 @@ class RunningNorm(nn.Module):
         """Merge a batch ``[*B, F]`` into the statistics, over all ranks if distributed.
 
         Raises:
-            ValueError: if the feature size differs or the batch has values that are not finite.
+            ValueError: if the feature size differs, or the batch is empty or has values that are
+                not finite.
         """
         features = self.mean.shape[0]
         if batch.shape[-1] != features:
-            raise ValueError(f"batch must have {features} features, got shape {tuple(batch.shape)}.")
+            raise ValueError(
+                f"batch must have {features} features, got shape {tuple(batch.shape)}."
+            )
         flat = batch.detach().reshape(-1, features).to(self.mean)
+        if flat.shape[0] == 0:
+            raise ValueError(f"batch must not be empty, got shape {tuple(batch.shape)}.")
         if not bool(flat.isfinite().all()):
             raise ValueError("batch must be finite, got NaN or infinite values.")
-        # Moments are taken around the current mean, which keeps them accurate far from zero.
-        shifted = flat - self.mean
-        count = self.count.new_tensor(float(flat.shape[0])).expand(features)
-        moments = torch.stack((count, shifted.sum(0), shifted.square().sum(0)))
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(moments)
-        number, total, squares = moments[0, 0], moments[1], moments[2]
+        # Squares are taken around the batch's own mean, which keeps them accurate far from zero.
+        sums = _sum_over_ranks(torch.cat((flat.new_tensor([flat.shape[0]]), flat.sum(0))))
+        number, batch_mean = sums[0], sums[1:] / sums[0]
+        squares = _sum_over_ranks((flat - batch_mean).square().sum(0))
         merged = self.count + number
-        shift = total / merged
-        variance = (self.count * self.variance + squares) / merged - shift.square()
-        self.mean.add_(shift)
-        self.variance.copy_(variance.clamp_min(0))
+        shift = batch_mean - self.mean
+        between = shift.square() * (self.count / merged) * number
+        self.variance.copy_((self.count * self.variance + squares + between) / merged)
+        self.mean.add_(shift * (number / merged))
         self.count.copy_(merged)
+
+
+def _sum_over_ranks(value: Tensor) -> Tensor:
+    """``value`` summed over all ranks in place; itself if nothing is distributed."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(value)
+    return value

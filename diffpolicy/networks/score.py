@@ -25,8 +25,8 @@ class ScoreNetwork(nn.Module):
         normalizer: statistics that standardise the observation, or None.
         embedding: step embedding; by default :class:`StepEmbedding` with its defaults.
         latent_scale: the latent enters divided by this number; use the prior std.
-        clip: the output is clipped to ``[-clip, clip]``.
-        output_scale: std of the initial weights of the last layer.
+        clip: the score is clipped to ``[-clip, clip]``.
+        init_std: std of the initial weights of the last layer.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ScoreNetwork(nn.Module):
         embedding: StepEmbedding | None = None,
         latent_scale: float = 1.0,
         clip: float = 1e4,
-        output_scale: float = 1e-8,
+        init_std: float = 1e-8,
     ) -> None:
         super().__init__()
         self.normalizer = normalizer
@@ -49,9 +49,14 @@ class ScoreNetwork(nn.Module):
         self.clip = clip
         in_features = action_dim + observation_dim + self.embedding.out_features
         self.net = mlp(in_features, hidden_sizes, action_dim)
+        self.init_std = init_std
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Let the score start at (almost) zero; the other layers reset themselves."""
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
-        nn.init.normal_(last.weight, std=output_scale)
+        nn.init.normal_(last.weight, std=self.init_std)
         nn.init.zeros_(last.bias)
 
     def forward(self, latent: Tensor, step: Tensor, observation: Tensor) -> Tensor:
@@ -68,7 +73,7 @@ class ScoreNetwork(nn.Module):
         return self._score(latent, self._standardise(observation), self.embedding(step))
 
     def condition(self, observation: Tensor) -> Callable[[Tensor, int], Tensor]:
-        """The score as a function of ``(latent [*B, A], n)`` for a fixed observation ``[*B, S]``."""
+        """The score for a fixed observation ``[*B, S]``, a function of ``(latent [*B, A], n)``."""
         standardised = self._standardise(observation)
         table = self.embedding.table()
 

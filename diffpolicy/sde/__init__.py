@@ -9,7 +9,7 @@ from diffpolicy.sde.likelihood import (
     tanh_log_det,
 )
 from diffpolicy.sde.process import DenoisingProcess
-from diffpolicy.sde.rollout import Chain, rollout_chain
+from diffpolicy.sde.rollout import Chain, draw_noise, rollout_chain, rollout_last
 from diffpolicy.sde.schedules import SCHEDULES, schedule_factors
 
 __all__ = [
@@ -17,11 +17,13 @@ __all__ = [
     "Chain",
     "DenoisingProcess",
     "Gaussian",
+    "draw_noise",
     "gaussian_kl",
     "gaussian_log_prob",
     "log_ratio",
     "prior_log_prob",
     "rollout_chain",
+    "rollout_last",
     "schedule_factors",
     "tanh_log_det",
 ]

@@ -60,7 +60,9 @@ def gaussian_kl(first: Gaussian, second: Gaussian) -> Tensor:
     return 0.5 * (variance_ratio + shift - 1 - variance_ratio.log()).sum(-1, keepdim=True)
 
 
-def log_ratio(latent: Tensor, next_latent: Tensor, denoising: Gaussian, noising: Gaussian) -> Tensor:
+def log_ratio(
+    latent: Tensor, next_latent: Tensor, denoising: Gaussian, noising: Gaussian
+) -> Tensor:
     """``LR_n = log q(x_{n+1} | x_n, s) - log p(x_n | x_{n+1})`` (arXiv 2512.02019).
 
     Args:

@@ -93,12 +93,16 @@ class DenoisingProcess(nn.Module):
         factors = schedule_factors(schedule, denoising_steps).to(dtype)
         self.register_buffer("schedule_factors", factors, persistent=False)
         step_shape = (denoising_steps, 1) if step_size_per_step else (1, 1)
-        self.raw_step_size = nn.Parameter(
-            torch.full(step_shape, _inverse_softplus(step_size)), requires_grad=learn_step_size
-        )
-        self.raw_friction = nn.Parameter(
-            torch.full((action_dim,), _inverse_softplus(friction)), requires_grad=learn_friction
-        )
+        self.raw_step_size = nn.Parameter(torch.empty(step_shape), requires_grad=learn_step_size)
+        self.raw_friction = nn.Parameter(torch.empty(action_dim), requires_grad=learn_friction)
+        self._initial = (_inverse_softplus(step_size), _inverse_softplus(friction))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set step sizes and friction back to their initial values."""
+        step_size, friction = self._initial
+        nn.init.constant_(self.raw_step_size, step_size)
+        nn.init.constant_(self.raw_friction, friction)
 
     @property
     def denoising_steps(self) -> int:
@@ -108,8 +112,8 @@ class DenoisingProcess(nn.Module):
     def set_denoising_steps(self, denoising_steps: int) -> None:
         """Change the number of steps while keeping the diffusion time.
 
-        Step sizes are multiplied by ``trained_steps / denoising_steps``, and the score network
-        is asked for the nearest step that it was trained on (:meth:`network_step`).
+        Step sizes are rescaled so that their sum stays the same, and the score network is asked
+        for the nearest step that it was trained on (:meth:`network_step`).
 
         Args:
             denoising_steps: the new number of steps, at least 1.
@@ -123,7 +127,7 @@ class DenoisingProcess(nn.Module):
                 f"which fixes the number of steps to {self.trained_steps}."
             )
         factors = schedule_factors(self._schedule, denoising_steps)
-        scale = self.trained_steps / denoising_steps
+        scale = schedule_factors(self._schedule, self.trained_steps).sum() / factors.sum()
         self.schedule_factors = (scale * factors).to(self.schedule_factors)
 
     @property
@@ -146,13 +150,9 @@ class DenoisingProcess(nn.Module):
             return step
         return (step + 1).clamp(max=self.denoising_steps - 1)
 
-    def denoising_mean(self, latent: Tensor, score: Tensor, step_size: Tensor) -> Tensor:
-        """``x_n + eta (-x_n / nu^2 + score)``, all ``[*B, A]``."""
-        return latent + step_size * (score - latent / self.prior_std**2)
-
-    def flow_step(self, latent: Tensor, score: Tensor, step_size: Tensor) -> Tensor:
-        """Probability-flow step ``x_n + eta (-x_n / nu^2 + score / 2)``, all ``[*B, A]``."""
-        return latent + step_size * (0.5 * score - latent / self.prior_std**2)
+    def contraction(self, step_size: Tensor) -> Tensor:
+        """``1 - eta / nu^2``, by which both kernels shrink a latent; shape of ``step_size``."""
+        return 1 - step_size / self.prior_std.square()
 
     def denoising_kernel(self, latent: Tensor, score: Tensor, step: Tensor) -> Gaussian:
         """The learned kernel ``q(x_{n+1} | x_n, s)``.
@@ -163,7 +163,7 @@ class DenoisingProcess(nn.Module):
             step: ``n``, integer tensor ``[*B]``.
         """
         step_size = self.step_sizes()[step]
-        mean = self.denoising_mean(latent, score, step_size)
+        mean = self.contraction(step_size) * latent + step_size * score
         return Gaussian(mean, (2 * step_size).sqrt().expand_as(mean))
 
     def noising_kernel(self, next_latent: Tensor, step: Tensor) -> Gaussian:
@@ -174,10 +174,12 @@ class DenoisingProcess(nn.Module):
             step: ``n``, integer tensor ``[*B]``.
         """
         step_size = self.step_sizes()[self.noising_index(step)]
-        mean = next_latent * (1 - step_size / self.prior_std**2)
+        mean = self.contraction(step_size) * next_latent
         return Gaussian(mean, (2 * step_size).sqrt().expand_as(mean))
 
-    def sample_prior(self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None) -> Tensor:
+    def sample_prior(
+        self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None
+    ) -> Tensor:
         """Draw ``x_0`` of shape ``[*batch_size, A]``, from ``noise`` (standard normal) if given."""
         if noise is None:
             noise = torch.randn(

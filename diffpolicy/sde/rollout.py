@@ -1,7 +1,7 @@
 """Sampling whole chains and evaluating their densities."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from diffpolicy.sde.likelihood import Gaussian, gaussian_log_prob
 from diffpolicy.sde.process import DenoisingProcess
 
 ScoreFunction = Callable[[Tensor, int], Tensor]
+RolloutMode = Literal["sample", "mean", "flow"]
 
 
 class Chain(NamedTuple):
@@ -52,9 +53,9 @@ def rollout_chain(
     score: ScoreFunction,
     noise: Tensor,
     *,
-    deterministic: bool = False,
+    mode: RolloutMode = "sample",
 ) -> Chain:
-    """Run the whole denoising chain.
+    """Run the whole denoising chain and keep it.
 
     Gradients flow through the chain, the score function and the step sizes; wrap the call in
     ``torch.no_grad()`` for acting.
@@ -63,34 +64,71 @@ def rollout_chain(
         process: the denoising process.
         score: maps ``(x_n [*B, A], n)`` to the score ``[*B, A]``.
         noise: standard normal ``[*B, N+1, A]``: index 0 makes ``x_0``, index n+1 the step from
-            ``x_n``. A deterministic rollout uses index 0 only.
-        deterministic: follow the probability-flow step instead of sampling. The kernels in
-            the result are still those of the stochastic process, evaluated along the path.
+            ``x_n``. Only ``"sample"`` reads more than index 0.
+        mode: ``"sample"`` draws from the denoising kernels, ``"mean"`` follows their means and
+            ``"flow"`` the probability-flow step. The kernels in the result are those of the
+            stochastic process in every mode, evaluated along the path.
 
     Returns:
         The chain with its denoising and noising kernels.
 
     Raises:
-        ValueError: if ``noise`` does not end in ``[N+1, A]``.
+        ValueError: if ``noise`` does not end in ``[N+1, A]``, or for an unknown mode.
     """
-    expected = (process.denoising_steps + 1, process.action_dim)
-    if tuple(noise.shape[-2:]) != expected:
-        raise ValueError(f"noise must have shape [*B, {expected[0]}, {expected[1]}], got {tuple(noise.shape)}.")
-    step_sizes = process.step_sizes()
-    std = (2 * step_sizes).sqrt()
-    latent = noise[..., 0, :] * process.prior_std
-    latents, means = [latent], []
-    for step in range(process.denoising_steps):
-        drift = score(latent, process.network_step(step))
-        mean = process.denoising_mean(latent, drift, step_sizes[step])
-        if deterministic:
-            latent = process.flow_step(latent, drift, step_sizes[step])
-        else:
-            latent = mean + std[step] * noise[..., step + 1, :]
+    latents, means = [noise[..., 0, :] * process.prior_std], []
+    for mean, latent in _denoise(process, score, noise, mode):
         means.append(mean)
         latents.append(latent)
     path, mean = torch.stack(latents, -2), torch.stack(means, -2)
+    step_sizes = process.step_sizes()
     noising = process.noising_kernel(
         path[..., 1:, :], torch.arange(process.denoising_steps, device=path.device)
     )
-    return Chain(path, Gaussian(mean, std.expand_as(mean)), noising)
+    return Chain(path, Gaussian(mean, (2 * step_sizes).sqrt().expand_as(mean)), noising)
+
+
+def rollout_last(
+    process: DenoisingProcess,
+    score: ScoreFunction,
+    noise: Tensor,
+    *,
+    mode: RolloutMode = "sample",
+) -> Tensor:
+    """The last latent ``x_N`` ``[*B, A]`` of a chain, without keeping the chain.
+
+    Arguments and errors are those of :func:`rollout_chain`.
+    """
+    *_, (_, latent) = _denoise(process, score, noise, mode)
+    return latent
+
+
+def _denoise(
+    process: DenoisingProcess, score: ScoreFunction, noise: Tensor, mode: RolloutMode
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the kernel mean and the next latent of every step."""
+    expected = (process.denoising_steps + 1, process.action_dim)
+    if tuple(noise.shape[-2:]) != expected:
+        raise ValueError(
+            f"noise must have shape [*B, {expected[0]}, {expected[1]}], got {tuple(noise.shape)}."
+        )
+    if mode not in ("sample", "mean", "flow"):
+        raise ValueError(f"mode must be 'sample', 'mean' or 'flow', got {mode!r}.")
+    step_sizes = process.step_sizes()
+    steps = zip(
+        step_sizes.unbind(),
+        process.contraction(step_sizes).unbind(),
+        ((2 * step_sizes).sqrt() * noise[..., 1:, :]).unbind(-2),
+        strict=True,
+    )
+    latent = noise[..., 0, :] * process.prior_std
+    for step, (step_size, contraction, jump) in enumerate(steps):
+        drift = step_size * score(latent, process.network_step(step))
+        mean = contraction * latent + drift
+        if mode == "sample":
+            latent = mean + jump
+        elif mode == "mean":
+            latent = mean
+        else:
+            # Probability flow: half the drift, x_n + eta (-x_n / nu^2 + score / 2).
+            latent = mean - 0.5 * drift
+        yield mean, latent

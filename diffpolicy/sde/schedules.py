@@ -58,7 +58,8 @@ def schedule_factors(schedule: str | Schedule, denoising_steps: int) -> Tensor:
         Factors ``w`` of shape ``[N]`` in float64.
 
     Raises:
-        ValueError: for an unknown name, ``N < 1``, or factors that are not positive, finite and ``[N]``.
+        ValueError: for an unknown name, ``N < 1``, or factors that are not ``[N]``, positive and
+            finite.
 
     Examples:
         >>> schedule_factors("linear", 2)

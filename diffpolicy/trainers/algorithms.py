@@ -31,12 +31,14 @@ def diffppo_parts(env: EnvBase, config: DiffPPOConfig, device: torch.device) -> 
         network=_network_config(config),
         device=device,
     )
+    normalization = config.advantage_normalization
     loss = DiffPPOLoss(
         networks.actor,
         networks.critic,
         temperature=config.temperature,
         clip_epsilon=config.clip_epsilon,
         critic_coeff=config.critic_coeff,
+        advantage_normalization=config.advantage_normalization,
     ).to(device)
     loss.make_value_estimator(
         gamma=config.gamma, lmbda=config.lmbda, discount_mode=config.discount_mode

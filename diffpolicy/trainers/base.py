@@ -3,7 +3,7 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torchrl.objectives import LossModule
 from collectors import evaluate, make_env
 from diffpolicy.trainers.config import RunConfig
 from diffpolicy.trainers.files import CHECKPOINT_KEY
+from diffpolicy.trainers.options import fixed_options
 
 # Evaluations start from the same states in every run, whatever its seed.
 EVALUATION_SEED = 1_000_003
@@ -85,7 +86,6 @@ class RLModule(L.LightningModule, ABC):
         self.stop_requested: Callable[[], bool] = lambda: False
         self.stopping = False
         self._clock = 0.0
-        self._random_states: Mapping[str, Tensor] | None = None
         self._evaluation_env: EnvBase | None = None
 
     @property
@@ -197,7 +197,8 @@ class RLModule(L.LightningModule, ABC):
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that loads it."""
         shapes = {name: list(value.shape) for name, value in self.state_dict().items()}
-        return {"method": self.config.method, "env": self.config.env, "shapes": shapes}
+        options = fixed_options(self.config)
+        return {"method": self.config.method, "options": options, "shapes": shapes}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's state and drop Lightning's loop counters."""
@@ -211,33 +212,16 @@ class RLModule(L.LightningModule, ABC):
             "gradient_steps": self.gradient_steps,
             "wall_seconds": self.wall_seconds,
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
-            "random_states": self._gather_random_states(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what :meth:`on_save_checkpoint` added."""
+        """Restore what :meth:`on_save_checkpoint` added; coefficients follow the configuration."""
+        for name, buffer in self.loss.named_buffers():
+            # Discounts and coefficients of the loss are buffers too, but not trained state.
+            if not name.partition(".")[0].endswith("_params") and buffer.numel() == 1:
+                checkpoint["state_dict"][f"loss.{name}"] = buffer.clone()
         state = checkpoint[CHECKPOINT_KEY]
         self.frames = state["frames"]
         self.gradient_steps = state["gradient_steps"]
         self.wall_seconds = state["wall_seconds"]
         self.evaluations = [Evaluation(**values) for values in state["evaluations"]]
-        self._random_states = state["random_states"]
-
-    def restore_random_state(self) -> None:
-        """Continue the random streams of a checkpoint made with the same number of ranks."""
-        states, self._random_states = self._random_states, None
-        if states is None or len(states["cpu"]) != self.trainer.world_size:
-            return
-        torch.set_rng_state(states["cpu"][self.global_rank])
-        if self.device.type == "cuda" and "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"][self.global_rank], self.device)
-
-    def _gather_random_states(self) -> dict[str, Tensor]:
-        states = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self.device)
-        ranks = self.trainer.world_size
-        return {
-            kind: self.all_gather(state.to(self.device)).reshape(ranks, -1).cpu()  # type: ignore[union-attr]
-            for kind, state in states.items()
-        }

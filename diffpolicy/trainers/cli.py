@@ -1,12 +1,13 @@
 """The command line that all training scripts share."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from diffpolicy.trainers import files
 from diffpolicy.trainers.errors import TrainingError
-from diffpolicy.trainers.launch import ConfigT, MakeModule, prepare, train
+from diffpolicy.trainers.launch import ConfigT, MakeModule, is_first_process, prepare, train
 from diffpolicy.trainers.options import make_parser, parse_options
 
 EXIT_FAILED = 1
@@ -29,6 +30,8 @@ def parse_config(config_class: type[ConfigT], given: dict[str, Any]) -> ConfigT:
         if "gpus" in given or "cpu_ranks" in given:
             # Devices are chosen anew as a whole.
             del options["gpus"], options["cpu_ranks"]
+    known = {field.name for field in dataclasses.fields(config_class)}
+    options = {name: value for name, value in options.items() if name in known}
     return config_class(**{**options, **given})
 
 
@@ -58,16 +61,23 @@ def run_script(
         run = prepare(parse_config(config_class, given), make_module)
     except ValueError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     try:
         finished = train(run)
     except KeyboardInterrupt:
         finished = False
     except TrainingError as error:
-        print(f"{parser.prog}: training failed: {error}", file=sys.stderr)
+        _say(f"{parser.prog}: training failed: {error}", sys.stderr)
         return EXIT_FAILED
-    last = run.output / files.CHECKPOINT_FOLDER / files.LAST_CHECKPOINT
     if not finished:
-        print(f"stopped; continue with --resume {last}")
+        last = run.output / files.CHECKPOINT_FOLDER / files.LAST_CHECKPOINT
+        _say(f"stopped; continue with --resume {last}" if last.exists() else "stopped")
         return EXIT_INTERRUPTED
-    print(f"finished; results are in {run.output}")
+    _say(f"finished; results are in {run.output}")
     return 0
+
+
+def _say(line: str, stream: TextIO | None = None) -> None:
+    if is_first_process():
+        print(line, file=stream)

@@ -8,7 +8,7 @@ from diffpolicy.trainers.options import above, at_least, between, check_options,
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every training run has.
+    """Any training run.
 
     Raises:
         ValueError: for a value out of range, naming the flag.
@@ -16,7 +16,7 @@ class RunConfig:
 
     method: ClassVar[str] = ""
 
-    env: str = option("InvertedPendulum-v5", "Gymnasium id of the environment")
+    env: str = option("InvertedPendulum-v5", "Gymnasium id of the environment", fixed=True)
     total_frames: int = option(
         100_000,
         "environment steps of all ranks together, rounded up to whole iterations",
@@ -70,13 +70,13 @@ class PPOConfig(RunConfig):
     rollout_steps: int = option(
         128, "steps of each environment in one iteration", valid=at_least(1)
     )
-    epochs: int = option(5, "passes over the rows of a rollout", valid=at_least(1))
+    epochs: int = option(10, "passes over the rows of a rollout", valid=at_least(1))
     minibatch_size: int | None = option(
         None,
         "rows of a minibatch on each rank (default: an eighth of the rollout's rows)",
         valid=at_least(1),
     )
-    lr: float = option(3e-4, "learning rate of the networks", valid=above(0))
+    lr: float = option(1e-3, "learning rate of the networks", valid=above(0))
     lr_schedule: str = option(
         "linear", "learning rate over the run", choices=("linear", "constant")
     )
@@ -88,8 +88,12 @@ class PPOConfig(RunConfig):
     target_kl: float | None = option(
         None, "end an iteration's updates once the policy has moved this far", valid=above(0)
     )
-    normalize_observations: bool = option(True, "standardise observations by running statistics")
-    hidden_size: int = option(64, "width of the two hidden layers of a network", valid=at_least(1))
+    normalize_observations: bool = option(
+        True, "standardise observations by running statistics", fixed=True
+    )
+    hidden_size: int = option(
+        64, "width of the two hidden layers of a network", valid=at_least(1), fixed=True
+    )
     reward_scale: float = option(1.0, "factor on the rewards that are trained on", valid=above(0))
 
     def __post_init__(self) -> None:
@@ -139,21 +143,33 @@ class DiffPPOConfig(PPOConfig):
 
     method: ClassVar[str] = "diffppo"
 
-    denoising_steps: int = option(4, "steps of the denoising chain", valid=at_least(1))
+    denoising_steps: int = option(4, "steps of the denoising chain", valid=at_least(1), fixed=True)
     temperature: float = option(
         0.0, "weight of the entropy bound; 0 is plain reward maximisation", valid=at_least(0)
+    )
+    advantage_normalization: str = option(
+        "center",
+        "what is done to the advantages of a minibatch",
+        choices=("center", "standardize", "none"),
     )
     discount_mode: str = option(
         "env",
         "whether discounts act per environment step or per denoising step",
         choices=("env", "denoising_step"),
     )
-    prior_std: float = option(1.0, "standard deviation of the chain's prior", valid=above(0))
-    step_schedule: str = option(
-        "linear", "step sizes along the chain", choices=("constant", "linear", "cosine")
+    advantage_normalization: str = option(
+        "standardize",
+        "what is done to the advantages of a minibatch",
+        choices=("center", "standardize"),
     )
-    step_size: float = option(0.125, "initial step size of the chain", valid=above(0))
-    friction: float = option(0.25, "initial friction of the chain", valid=above(0))
+    prior_std: float = option(
+        0.4, "standard deviation of the chain's prior", valid=above(0), fixed=True
+    )
+    step_schedule: str = option(
+        "linear", "step sizes along the chain", choices=("constant", "linear", "cosine"), fixed=True
+    )
+    step_size: float = option(0.08, "initial step size of the chain", valid=above(0), fixed=True)
+    friction: float = option(1.0, "initial friction of the chain", valid=above(0), fixed=True)
     process_lr_multiplier: float = option(
         3.0,
         "factor on the learning rate of step size and friction; 0 keeps them",

@@ -63,7 +63,7 @@ def output_folder(config: RunConfig) -> Path:
     Raises:
         ValueError: if the folder holds another run, or is a file.
     """
-    resumed = None if config.resume is None else Path(config.resume).resolve().parent.parent
+    resumed = None if config.resume is None else _folder_of_checkpoint(Path(config.resume))
     if config.output is not None:
         folder = Path(config.output)
     elif resumed is not None:
@@ -73,12 +73,19 @@ def output_folder(config: RunConfig) -> Path:
         folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file; give a folder.")
-    if (folder / CONFIG_FILE).exists() and folder.resolve() != resumed:
+    last = folder / CHECKPOINT_FOLDER / LAST_CHECKPOINT
+    if last.exists() and folder.resolve() != resumed:
         raise ValueError(
             f"--output {folder} already holds a run; choose another folder, or continue that run "
-            f"with --resume {folder / CHECKPOINT_FOLDER / LAST_CHECKPOINT}."
+            f"with --resume {last}."
         )
     return folder
+
+
+def _folder_of_checkpoint(path: Path) -> Path | None:
+    """The folder of the run that wrote a checkpoint; None if the file has been moved."""
+    folder = path.resolve().parent
+    return folder.parent if folder.name == CHECKPOINT_FOLDER else None
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -114,15 +121,20 @@ def check_metadata(path: str, state: Mapping[str, Any], expected: Mapping[str, A
     """
     check_method(path, state, expected["method"])
     found = state["metadata"]
-    if found["env"] != expected["env"]:
-        raise ValueError(
-            f"--resume {path} is a checkpoint of --env {found['env']}, but this run has --env "
-            f"{expected['env']}."
-        )
-    ours, theirs = expected["shapes"], found["shapes"]
+    for flag, ours in expected["options"].items():
+        theirs = found["options"].get(flag)
+        if theirs != ours:
+            raise ValueError(
+                f"--resume {path} was trained with {flag} {theirs}, which cannot change to {ours}."
+            )
+    check_shapes(path, found["shapes"], expected["shapes"])
+
+
+def check_shapes(path: str, theirs: Mapping[str, list[int]], ours: Mapping[str, list[int]]) -> None:
+    """Raise ValueError unless the tensors of a checkpoint are those of this run."""
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise ValueError(
                 f"--resume {path} has other networks: {name} is {theirs.get(name, 'absent')} there "
-                f"and {ours.get(name, 'absent')} here; use the network flags it was trained with."
+                f"and {ours.get(name, 'absent')} here."
             )

@@ -1,6 +1,7 @@
 """Runs a configuration: devices, Lightning trainer, output folder, interruption."""
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from diffpolicy.trainers import files
 from diffpolicy.trainers.base import RLModule
@@ -27,6 +28,9 @@ from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.scope import StopSignal, run_scope
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
+# Tells the further ranks on several GPUs, which run the script anew, the folder of the run.
+_OUTPUT = "DIFFPOLICY_OUTPUT"
+
 MakeModule = Callable[[ConfigT, torch.device], RLModule]
 
 
@@ -38,11 +42,13 @@ class Run:
         config: its configuration.
         module: the Lightning module.
         output: its folder.
+        frames: environment steps that its checkpoint has already.
     """
 
     config: RunConfig
     module: RLModule
     output: Path
+    frames: int = 0
 
 
 def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
@@ -58,8 +64,7 @@ def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
     check_devices(config)
     check_loggers(config)
     # The launcher of several GPUs starts this program once more for each further rank.
-    first = _local_rank() == 0
-    output = files.output_folder(config) if first else Path(os.devnull).parent
+    output = files.output_folder(config) if is_first_process() else Path(os.environ[_OUTPUT])
     state = None if config.resume is None else files.read_checkpoint(config.resume)
     if config.resume is not None and state is not None:
         files.check_method(config.resume, state, config.method)
@@ -73,7 +78,7 @@ def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
                 f"--total-frames must be greater than {state['frames']}, which the checkpoint "
                 f"{config.resume} has already, got {config.total_frames}."
             )
-    return Run(config, module, output)
+    return Run(config, module, output, 0 if state is None else state["frames"])
 
 
 def train(run: Run) -> bool:
@@ -86,7 +91,7 @@ def train(run: Run) -> bool:
         TrainingError: if training cannot go on, for example after a loss that is not finite.
     """
     config, module = run.config, run.module
-    if _local_rank() == 0:
+    if is_first_process():
         (run.output / files.CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
         files.write_json(
             run.output / files.CONFIG_FILE, {"method": config.method, **asdict(config)}
@@ -94,18 +99,28 @@ def train(run: Run) -> bool:
     stop, bar = StopSignal(), ProgressBar()
     module.stop_requested = stop.requested
     with run_scope(on_cpu=config.gpus == 0), stop.installed():
+        os.environ[_OUTPUT] = str(run.output)
         trainer = make_trainer(run, bar)
         try:
             trainer.fit(module, ckpt_path=config.resume, weights_only=True)
-        except (TrainingError, ProcessRaisedException) as error:
-            raise _named_error(error, run.output) from error
-        except SystemExit:
-            # Lightning's answer to KeyboardInterrupt, which only a second Ctrl-C raises.
-            return False
+        except (Exception, SystemExit) as error:
+            # After a second Ctrl-C: whatever the frameworks have made of KeyboardInterrupt.
+            if stop.forced():
+                return False
+            message = _training_error(error)
+            if message is None:
+                raise
+            last = run.output / files.CHECKPOINT_FOLDER / files.LAST_CHECKPOINT
+            raise TrainingError(f"{message} The last good checkpoint is {last}.") from error
         finally:
             bar.close()
             module.close()
-    return not stop.requested()
+    return not stop.requested() or _env_steps(run.output) >= config.total_frames
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that the user started."""
+    return _local_rank() == 0
 
 
 def make_trainer(run: Run, bar: ProgressBar) -> L.Trainer:
@@ -160,24 +175,32 @@ def _strategy(config: RunConfig) -> str | Strategy:
 def _loggers(run: Run) -> list[Logger]:
     loggers: list[Logger] = []
     if "tensorboard" in run.config.logger:
-        loggers.append(TensorBoardLogger(run.output, name="tensorboard", version=""))
+        # TensorBoard then hides what a resumed run does again.
+        purge_step = run.frames + 1 if run.frames else None
+        loggers.append(
+            TensorBoardLogger(run.output, name="tensorboard", version="", purge_step=purge_step)
+        )
     if "wandb" in run.config.logger:
-        loggers.append(WandbLogger(name=run.output.name, project="diffpolicy", save_dir=run.output))
+        loggers.append(WandbLogger(run.output.name, run.output, project="diffpolicy"))
     return loggers
+
+
+def _env_steps(output: Path) -> int:
+    # Forked ranks cannot tell their parent; their results file does.
+    steps: int = json.loads((output / files.RESULTS_FILE).read_text())["env_steps"]
+    return steps
 
 
 def _local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def _named_error(error: Exception, output: Path) -> Exception:
-    """The TrainingError behind ``error``, with the way to go on; other errors unchanged."""
-    message = str(error)
-    if isinstance(error, ProcessRaisedException):
-        # A forked rank hands over its traceback as text, which ends with the message.
-        marker = f"{TrainingError.__qualname__}: "
-        if marker not in message:
-            return error
-        message = message.rpartition(marker)[2].strip()
-    last = output / files.CHECKPOINT_FOLDER / files.LAST_CHECKPOINT
-    return TrainingError(f"{message} The last good checkpoint is {last}.")
+def _training_error(error: BaseException) -> str | None:
+    """The message of a TrainingError, also of one on a forked rank; None for other errors."""
+    if isinstance(error, TrainingError):
+        return str(error)
+    # A forked rank hands over its traceback as text, which ends with the message.
+    marker = f"{TrainingError.__qualname__}: "
+    if isinstance(error, ProcessRaisedException) and marker in str(error):
+        return str(error).rpartition(marker)[2].strip()
+    return None

@@ -1,7 +1,7 @@
 """The Lightning module of on-policy methods."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torchrl.collectors import BaseCollector
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
@@ -80,6 +80,7 @@ class OnPolicyModule(RLModule):
         self._collector: BaseCollector | None = None
         self._stream: OnPolicyStream | None = None
         self._records: list[dict[str, float]] = []
+        self._lr = config.lr
         if config.compile:
             self.loss.compile()
 
@@ -89,7 +90,7 @@ class OnPolicyModule(RLModule):
         return self.loss.actor_network
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> LightningOptimizer:
         """The one optimiser."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -105,29 +106,35 @@ class OnPolicyModule(RLModule):
     # Set-up
 
     def on_fit_start(self) -> None:
-        """Build this rank's environments; a resumed run gets fresh episodes."""
+        """Build this rank's environments and start its random streams.
+
+        The number of frames is part of every seed: a resumed run starts new episodes, which must
+        not repeat those of the first run, and resuming twice gives the same run twice.
+        """
         config = self.config
-        # Frames are part of the seed: a resumed run must not repeat the episodes of the first.
-        seed = derive_seed(config.seed, self.global_rank, self.frames)
-        torch.manual_seed(derive_seed(config.seed, self.global_rank, self.frames, 1))
+        seed = partial(derive_seed, config.seed, self.global_rank, self.frames)
+        torch.manual_seed(seed(0))
         self._collector = make_collector(
             partial(_make_training_env, config, self.device),
             torch.compile(self.actor) if config.compile else self.actor,
             frames_per_batch=config.rollout_frames,
-            seed=seed,
+            seed=seed(1),
             device=self.device,
         )
         self._stream = OnPolicyStream(
             self._collector,
-            self._prepare,
-            epochs=config.epochs,
+            self.parts.prepare,
+            rows=config.rollout_rows,
             minibatch_size=config.minibatch_rows,
+            epochs=config.epochs,
+            seed=seed(2),
+            device=self.device,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The stream of minibatches; one pass over it is one iteration."""
         return DataLoader(
-            self.stream,
+            _Guarded(self.stream),
             batch_size=None,
             collate_fn=_identity,
             # An own generator keeps the loader away from the global random state.
@@ -150,18 +157,19 @@ class OnPolicyModule(RLModule):
         )
 
     def on_train_start(self) -> None:
-        """Evaluate the untrained policy; continue the random stream of a checkpoint."""
+        """Evaluate the untrained policy."""
         self.start_clock()
         if not self.evaluations:
             self.run_evaluation()
-        self.restore_random_state()
 
     def on_train_epoch_start(self) -> None:
         """Set the learning rates of this iteration."""
         self.tick()
         self._records.clear()
+        falling = self.config.lr_schedule == "linear"
+        self._lr = self.config.lr * (1.0 - self.progress if falling else 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate() * group["multiplier"]
+            group["lr"] = self._lr * group["multiplier"]
 
     # ---------------------------------------------------------------------------------------
     # Training
@@ -169,9 +177,9 @@ class OnPolicyModule(RLModule):
     def training_step(self, rows: TensorDictBase, batch_idx: int) -> None:
         """One optimiser step on rows, unless the policy has moved far enough."""
         config, out = self.config, self.loss(rows)
-        scalars = {key: value.detach() for key, value in out.items() if value.numel() == 1}
+        scalars = {k: v.detach().float().reshape(()) for k, v in out.items() if v.numel() == 1}
         # The averages are the same on all ranks, hence so is every decision below.
-        averages = self.reduce(torch.stack([v.float() for v in scalars.values()]), average=True)
+        averages = self.reduce(torch.stack(list(scalars.values())), average=True)
         record = dict(zip(scalars, averages.tolist(), strict=True))
         self._check_finite({k: v for k, v in record.items() if k.startswith("loss_")})
         self._records.append(record)
@@ -192,17 +200,13 @@ class OnPolicyModule(RLModule):
         frames = self.config.rollout_frames * self.trainer.world_size
         self.frames += frames
         rollout = self.stream.last_rollout
+        assert rollout is not None
         metrics = self._metrics(rollout, frames / seconds)
         if self.parts.normalizer is not None:
             observations = [rollout.get(key) for key in self.actor.in_keys]
             self.parts.normalizer.update(torch.cat(observations, -1))
         metrics.update(self.evaluate_if_due())
         self.end_iteration(metrics)
-
-    def learning_rate(self) -> float:
-        """Learning rate of the networks in this iteration."""
-        falling = self.config.lr_schedule == "linear"
-        return self.config.lr * (1.0 - self.progress if falling else 1.0)
 
     def close(self) -> None:
         """Shut the collector down and close all environments."""
@@ -213,10 +217,6 @@ class OnPolicyModule(RLModule):
 
     # ---------------------------------------------------------------------------------------
     # Helpers
-
-    @torch.no_grad()
-    def _prepare(self, rollout: TensorDictBase) -> TensorDictBase:
-        return self.parts.prepare(rollout)
 
     def _lr_multiplier(self, name: str) -> float:
         parts = name.split(".")
@@ -247,7 +247,7 @@ class OnPolicyModule(RLModule):
             "episode_return": returns / count if count else math.nan,
             "episode_length": lengths / count if count else math.nan,
             "updates": sum("grad_norm" in record for record in self._records),
-            "lr": self.learning_rate(),
+            "lr": self._lr,
         }
         for name in dict.fromkeys(name for record in self._records for name in record):
             values = [record[name] for record in self._records if name in record]
@@ -265,13 +265,29 @@ def _make_env_of_flag(config: PPOConfig) -> EnvBase:
     try:
         return make_env(config.env)
     except ValueError as error:
-        raise ValueError(f"--env: {error}") from error
+        raise ValueError(str(error).replace("name=", "--env ", 1)) from error
 
 
 def _make_training_env(config: PPOConfig, device: torch.device) -> EnvBase:
     return make_env(
         config.env, num_envs=config.num_envs, reward_scale=config.reward_scale, device=device
     )
+
+
+class _Guarded(IterableDataset[TensorDictBase]):
+    """A stream whose refusal of a rollout (NaN from the environment) ends training."""
+
+    def __init__(self, stream: OnPolicyStream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        try:
+            yield from self.stream
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
 
 
 def _identity(batch: Any) -> Any:

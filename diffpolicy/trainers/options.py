@@ -37,7 +37,12 @@ def between(low: float, high: float) -> Range:
 
 
 def option(
-    default: Any, text: str, *, valid: Range | None = None, choices: Sequence[str] | None = None
+    default: Any,
+    text: str,
+    *,
+    valid: Range | None = None,
+    choices: Sequence[str] | None = None,
+    fixed: bool = False,
 ) -> Any:
     """A dataclass field that is also a command line flag.
 
@@ -46,10 +51,21 @@ def option(
         text: what ``--help`` shows.
         valid: range of a numeric option.
         choices: values of a text option.
+        fixed: whether the option shapes the networks, so that a resumed run must keep it.
     """
     return dataclasses.field(
-        default=default, metadata={"help": text, "valid": valid, "choices": choices}
+        default=default,
+        metadata={"help": text, "valid": valid, "choices": choices, "fixed": fixed},
     )
+
+
+def fixed_options(config: Any) -> dict[str, Any]:
+    """The options that a resumed run must keep, by flag."""
+    return {
+        flag_name(field.name): getattr(config, field.name)
+        for field in _options(type(config))
+        if field.metadata["fixed"]
+    }
 
 
 def flag_name(name: str) -> str:
@@ -89,14 +105,16 @@ def make_parser(config_class: type[Any], description: str | None = None) -> Pars
     parser = Parser(
         description=description,
         usage="%(prog)s [options]",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     hints = typing.get_type_hints(config_class)
     for owner in reversed(config_class.__mro__):
         names = inspect.get_annotations(owner)
-        group = parser.add_argument_group((owner.__doc__ or owner.__name__).splitlines()[0])
+        group = parser.add_argument_group(
+            (owner.__doc__ or owner.__name__).splitlines()[0].rstrip(".")
+        )
         for field in _options(config_class):
             if field.name in names:
                 _add_flag(group, field, hints[field.name])
@@ -128,7 +146,8 @@ def _add_flag(group: argparse._ArgumentGroup, field: Field[Any], hint: Any) -> N
         repeatable = typing.get_origin(plain) is tuple
         settings["type"] = typing.get_args(plain)[0] if repeatable else plain
         settings["action"] = "append" if repeatable else "store"
-        settings["metavar"] = "|".join(field.metadata["choices"] or [settings["type"].__name__])
+        if field.metadata["choices"]:
+            settings["metavar"] = "|".join(field.metadata["choices"])
     group.add_argument(flag_name(field.name), **settings)
 
 

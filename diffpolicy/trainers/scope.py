@@ -12,7 +12,13 @@ from types import FrameType
 
 import torch
 
-_QUIET_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "torchrl")
+_QUIET_LOGGERS = (
+    "lightning",
+    "lightning.pytorch",
+    "lightning.fabric",
+    "torchrl",
+    "torch.multiprocessing",
+)
 # Modules whose warnings are about their own internals, not about anything a user of a script can
 # change: deprecations between the pinned packages, advice on data loader workers.
 _QUIET_MODULES = r"(lightning|torchrl|tensordict|torch|multiprocessing|tensorboard)(\.|$)"
@@ -33,6 +39,10 @@ class StopSignal:
         """Whether any process has been asked to stop."""
         return self._requested[0] != 0
 
+    def forced(self) -> bool:
+        """Whether any process has been told a second time."""
+        return self._requested[0] > 1
+
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Handle SIGINT inside the context; no effect outside the main thread."""
@@ -46,8 +56,8 @@ class StopSignal:
             signal.signal(signal.SIGINT, previous)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._requested[0] = 1
         self._count += 1
+        self._requested[0] = max(self._requested[0], min(self._count, 2))
         if self._count > 1:
             raise KeyboardInterrupt
 
@@ -97,6 +107,7 @@ def _quiet_logging() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    os.environ.setdefault("WANDB_SILENT", "true")
     try:
         yield
     finally:

@@ -1,0 +1,187 @@
+"""The stream of minibatches that a trainer reads: collect, check, prepare, shuffle."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch.utils.data import IterableDataset
+from torchrl.collectors import BaseCollector
+
+from collectors.buffers import RolloutBuffer
+
+
+def check_finite(rollout: TensorDictBase, keys: Sequence[NestedKey] | None = None) -> None:
+    """Raise ValueError when a rollout ``[E, T]`` holds NaN or infinite numbers.
+
+    Args:
+        rollout: ``[E, T]``.
+        keys: entries to check; by default every floating-point entry, the environment's first
+            (observations, reward, next observations), then what the policy wrote.
+
+    Raises:
+        ValueError: names the entry, the environment index and the time index of the first one.
+    """
+    if keys is None:
+        keys = sorted(rollout.keys(True, True), key=_check_order)
+    for key in keys:
+        value = rollout[key]
+        if not value.is_floating_point() or bool(value.isfinite().all()):
+            continue
+        bad = ~value.isfinite().flatten(2).all(-1)
+        # The earliest time first: that is where the trouble began.
+        time, env = bad.T.nonzero()[0].tolist()
+        entry = value[env, time].flatten()
+        raise ValueError(
+            f"rollout entry {key!r} is not finite: {entry[~entry.isfinite()][0].item()} at "
+            f"environment index {env}, time index {time} ({int(bad.sum())} of {bad.numel()} rows); "
+            "check the environment (or the policy, if only its outputs are bad). The rollout was "
+            "not trained on."
+        )
+
+
+def _check_order(key: NestedKey) -> tuple[int, str]:
+    path = (key,) if isinstance(key, str) else key
+    name = ".".join(path)
+    if "observation" in path[-1]:
+        return (0 if path[0] != "next" else 2), name
+    return (1 if path[-1] == "reward" else 3), name
+
+
+class OnPolicyStream(IterableDataset[TensorDictBase]):
+    """Rollouts turned into minibatches of rows, as an iterable dataset of known length.
+
+    One pass (one Lightning epoch) makes ``rollouts`` times: collect a rollout ``[E, T]``, refuse
+    it if it holds NaN or infinite numbers, ``prepare`` it into flat rows, and yield ``epochs``
+    times over its minibatches. The number of items is fixed, so every rank makes the same number
+    of optimiser steps, and the length keeps Lightning from fetching an item ahead (the next
+    rollout would then come from the policy before the last update).
+
+    Read it with ``DataLoader(stream, batch_size=None, num_workers=0, collate_fn=identity,
+    generator=torch.Generator())``: the default collate function cannot handle TensorDicts, and
+    without a generator the loader draws from the global random state.
+
+    Args:
+        collector: yields rollouts ``[E, T]``; see :func:`collectors.make_collector`.
+        prepare: takes a rollout and returns its flat rows ``[rows]``, for example estimates
+            advantages and calls :func:`collectors.flatten_chains`. Called without gradients.
+        rows: number of rows that ``prepare`` returns: environment steps in a rollout, times the
+            denoising steps when chains are flattened.
+        minibatch_size: rows in a minibatch, at most ``rows``.
+        epochs: passes over each rollout.
+        rollouts: rollouts in one pass over the stream.
+        seed: seeds the shuffling.
+        on_rollout_end: called with each rollout after its last minibatch has been used, once, for
+            example to update the observation statistics; see :meth:`finish_rollout`.
+        device: where the rows are kept.
+
+    Attributes:
+        frames: environment steps collected on this rank.
+        iteration: rollouts collected on this rank.
+        last_rollout: the latest rollout, ``None`` before the first.
+
+    Raises:
+        ValueError: an argument is out of range, or ``minibatch_size`` exceeds ``rows``.
+    """
+
+    def __init__(
+        self,
+        collector: BaseCollector,
+        prepare: Callable[[TensorDictBase], TensorDictBase],
+        *,
+        rows: int,
+        minibatch_size: int,
+        epochs: int,
+        seed: int,
+        rollouts: int = 1,
+        on_rollout_end: Callable[[TensorDictBase], None] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if rollouts < 1:
+            raise ValueError(f"rollouts must be an integer of at least 1, got {rollouts}.")
+        self.buffer = RolloutBuffer(
+            rows, minibatch_size=minibatch_size, epochs=epochs, seed=seed, device=device
+        )
+        self.collector = collector
+        self.prepare = prepare
+        self.rollouts = rollouts
+        self.on_rollout_end = on_rollout_end
+        self.frames = 0
+        self.iteration = 0
+        self.last_rollout: TensorDictBase | None = None
+        self._rollouts: Iterator[TensorDictBase] | None = None
+        self._stopped = False
+        self._unfinished = False
+
+    def __len__(self) -> int:
+        """Number of minibatches in a pass, when :meth:`stop_epochs` is not called."""
+        return self.rollouts * len(self.buffer)
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        """Yield the minibatches ``[minibatch_size]`` of the next ``rollouts`` rollouts."""
+        for _ in range(self.rollouts):
+            yield from self._minibatches(self._collect())
+            self.finish_rollout()
+
+    def stop_epochs(self) -> None:
+        """Skip the remaining minibatches of the current rollout.
+
+        With several ranks call it on all of them at the same step.
+        """
+        self._stopped = True
+
+    def finish_rollout(self) -> None:
+        """Call ``on_rollout_end`` for the current rollout, unless that has been done.
+
+        The stream does so itself when it is asked for the item after a rollout's last minibatch.
+        A reader that knows the length never asks that after the last item of a pass: then the
+        call comes before the next rollout is collected. Call this at the end of an epoch to have
+        it happen there.
+        """
+        if self._unfinished and self.last_rollout is not None:
+            self._unfinished = False
+            if self.on_rollout_end is not None:
+                self.on_rollout_end(self.last_rollout)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and the state of the shuffling. Simulators are not saved: episodes restart."""
+        return {
+            "frames": self.frames,
+            "iteration": self.iteration,
+            "shuffling": self.buffer.get_rng_state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue counting and shuffling from a saved state."""
+        self.frames = state_dict["frames"]
+        self.iteration = state_dict["iteration"]
+        self.buffer.set_rng_state(state_dict["shuffling"])
+
+    def _collect(self) -> TensorDictBase:
+        self.finish_rollout()
+        if self._rollouts is None:
+            self._rollouts = iter(self.collector)
+        elif isinstance(self.collector.policy, torch.nn.Module):  # not a random policy
+            self.collector.update_policy_weights_()
+        rollout = next(self._rollouts, None)
+        if rollout is None:
+            raise RuntimeError(
+                f"the collector stopped after {self.frames} frames; build it with total_frames=-1 "
+                "or read fewer rollouts."
+            )
+        check_finite(rollout)
+        self.frames += rollout.numel()
+        self.iteration += 1
+        self.last_rollout = rollout
+        self._unfinished = True
+        self._stopped = False
+        return rollout
+
+    def _minibatches(self, rollout: TensorDictBase) -> Iterator[TensorDictBase]:
+        with torch.no_grad():
+            rows = self.prepare(rollout)
+        for batch in self.buffer.minibatches(rows):
+            yield batch
+            if self._stopped:
+                return

@@ -1,0 +1,105 @@
+"""What the losses on denoising chains share: the actor, keys and reductions."""
+
+import torch
+from tensordict import NestedKey, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+
+from diffpolicy.actors import ActorKeys, ChainActor
+from objectives.base import NetworkLoss
+
+
+class ChainLoss(NetworkLoss):
+    """Base of losses on denoising chains: the functional actor, keys and reductions.
+
+    Subclasses give ``_default_in_keys`` and ``_default_out_keys``; both stay settable, as in every
+    TorchRL loss.
+
+    Args:
+        actor_network: a :class:`~diffpolicy.actors.ChainActor`.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Raises:
+        TypeError: if the actor lacks members of ChainActor.
+        ValueError: for an unknown reduction.
+    """
+
+    actor_network: TensorDictModule
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+
+    def __init__(self, actor_network: nn.Module, *, reduction: str = "mean") -> None:
+        self._in_keys: list[NestedKey] | None = None
+        self._out_keys: list[NestedKey] | None = None
+        super().__init__()
+        if not isinstance(actor_network, ChainActor):
+            raise TypeError(
+                "actor_network must offer the members of diffpolicy.actors.ChainActor (in_keys, "
+                "keys, denoising_steps, sample_prior, denoising_kernel, noising_kernel), "
+                f"got {type(actor_network).__name__}."
+            )
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+        self.reduction = reduction
+        self.convert_to_functional(actor_network, "actor_network")
+
+    @property
+    def chain_keys(self) -> ActorKeys:
+        """Keys of the chain, given by the actor."""
+        return self.actor_network.keys
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries that the loss reads."""
+        return self._default_in_keys() if self._in_keys is None else self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, value: list[NestedKey]) -> None:
+        self._in_keys = value
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        """Entries that the loss returns: losses to be summed first, then diagnostics."""
+        return self._default_out_keys() if self._out_keys is None else self._out_keys
+
+    @out_keys.setter
+    def out_keys(self, value: list[NestedKey]) -> None:
+        self._out_keys = value
+
+    def _default_in_keys(self) -> list[NestedKey]:
+        raise NotImplementedError
+
+    def _default_out_keys(self) -> list[NestedKey]:
+        raise NotImplementedError
+
+    def _valid(self, rows: TensorDictBase, like: Tensor) -> Tensor | None:
+        """Conjunction of the masks that apply to the loss, in the shape of ``like``."""
+        valid = None
+        for key in self._loss_mask_keys():
+            mask = rows.get(key, None)
+            if mask is not None:
+                mask = self._expand_loss_mask(mask, like)
+                valid = mask if valid is None else valid & mask
+        return valid
+
+    def _reduce(self, value: Tensor, rows: TensorDictBase, reduction: str | None = None) -> Tensor:
+        """Reduce ``[*B, 1]``: masks and priority weights as in every TorchRL loss."""
+        value = value.squeeze(-1)
+        weights = self._maybe_get_priority_weight(rows)
+        if weights is not None:
+            weights = self._expand_loss_mask(weights, value)
+        return self._reduce_loss(value, rows, reduction=reduction, weights=weights)
+
+    def _output_batch_size(self, rows: TensorDictBase) -> torch.Size:
+        return rows.batch_size if self.reduction == "none" else torch.Size([])
+
+
+def require(tensordict: TensorDictBase, key: NestedKey, name: str, hint: str) -> Tensor:
+    """The entry ``key``, or a KeyError that names it, what is there, and what would help."""
+    value = tensordict.get(key, None)
+    if value is None:
+        raise KeyError(
+            f"{name} key {key!r} is missing from the TensorDict, which has "
+            f"{sorted(map(str, tensordict.keys(True, True)))}; {hint}"
+        )
+    return value

@@ -1,0 +1,136 @@
+from collections.abc import Callable
+from functools import partial
+
+import gymnasium as gym
+import pytest
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.envs import ExplorationType
+
+from collectors import derive_seed, episode_stats, evaluate, make_collector, make_env
+
+MakePolicy = Callable[..., TensorDictModule]
+
+
+class TestEvaluate:
+    def test_returns_are_those_of_the_plain_simulator(self, make_policy: MakePolicy) -> None:
+        policy = make_policy(4, 1, 3.0)
+        env = make_env("InvertedPendulum-v5", num_envs=3)
+        returns, lengths = evaluate(policy, env, 3, seed=2)
+        env.close()
+        simulator = gym.make("InvertedPendulum-v5")
+        for index in range(3):
+            simulator.reset(seed=derive_seed(2, 0) + index)
+            observation, _ = simulator.reset()
+            total, steps, done = 0.0, 0, False
+            while not done:
+                with torch.no_grad():
+                    action = policy.module.linear(torch.as_tensor(observation).float())
+                observation, reward, terminated, truncated, _ = simulator.step(
+                    action.clamp(-3, 3).numpy()
+                )
+                total, steps, done = total + float(reward), steps + 1, terminated or truncated
+            assert returns[index] == pytest.approx(total, rel=1e-4)
+            assert lengths[index] == steps
+        assert len(set(lengths)) > 1
+
+    def test_the_same_seed_gives_the_same_result_in_any_state(
+        self, make_policy: MakePolicy
+    ) -> None:
+        policy = make_policy(3, 1, 2.0)
+        env = make_env("Pendulum-v1", num_envs=2, max_episode_steps=20)
+        run = partial(evaluate, policy, env, 2, exploration_type=ExplorationType.RANDOM)
+        first = run(seed=0)
+        env.rollout(7)
+        torch.manual_seed(123)
+        assert run(seed=0) == first
+        assert run(seed=1) != first
+
+    def test_each_copy_runs_one_episode_in_each_round(self, make_policy: MakePolicy) -> None:
+        env = make_env("Counting-v0", num_envs=2, length=4)
+        returns, lengths = evaluate(make_policy(2, 1), env, 5, seed=0)
+        assert returns == [10.0] * 5
+        assert lengths == [4] * 5
+
+    def test_rounds_use_different_states(self, make_policy: MakePolicy) -> None:
+        env = make_env("Pendulum-v1", num_envs=2, max_episode_steps=10)
+        returns, _ = evaluate(make_policy(3, 1, 2.0), env, 6, seed=0)
+        assert len(set(returns)) == 6
+
+    def test_returns_are_unscaled(self, make_policy: MakePolicy) -> None:
+        env = make_env("Counting-v0", length=4, reward_scale=0.01)
+        assert evaluate(make_policy(2, 1), env, 1, seed=0) == ([10.0], [4])
+
+    def test_exploration_type_reaches_the_policy(self, make_policy: MakePolicy) -> None:
+        env = make_env("Pendulum-v1", num_envs=2, max_episode_steps=10)
+        run = partial(evaluate, make_policy(3, 1, 2.0), env, 2, seed=0)
+        assert run() == run(exploration_type=ExplorationType.DETERMINISTIC)
+        assert run() != run(exploration_type=ExplorationType.RANDOM)
+
+    def test_modes_gradients_and_random_state_are_as_before(self) -> None:
+        seen: list[tuple[bool, bool]] = []
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.frozen = nn.Dropout()
+                self.linear = nn.Linear(2, 1)
+
+            def forward(self, observation: torch.Tensor) -> torch.Tensor:
+                seen.append((self.training or self.frozen.training, torch.is_grad_enabled()))
+                torch.rand(1)
+                return self.linear(observation).clamp(-1, 1)
+
+        policy = TensorDictModule(Net(), in_keys=["observation"], out_keys=["action"])
+        policy.train()
+        policy.module.frozen.eval()
+        torch.manual_seed(11)
+        before = torch.get_rng_state()
+        evaluate(policy, make_env("Counting-v0"), 1, seed=0)
+        assert seen == [(False, False)] * 5
+        assert policy.training
+        assert policy.module.training
+        assert not policy.module.frozen.training
+        assert torch.equal(before, torch.get_rng_state())
+        assert torch.is_grad_enabled()
+
+    def test_the_mode_is_restored_after_an_error(self, make_policy: MakePolicy) -> None:
+        policy = make_policy(2, 1).train()
+        env = make_env("Counting-v0", num_envs=2, length=50)
+        with pytest.raises(RuntimeError, match=r"2 episode\(s\) did not end within max_steps=10"):
+            evaluate(policy, env, 2, seed=0, max_steps=10)
+        assert policy.training
+
+    def test_bad_arguments(self, make_policy: MakePolicy) -> None:
+        from torchrl.envs import GymEnv
+
+        policy = make_policy(3, 1)
+        with pytest.raises(ValueError, match="episodes must be an integer of at least 1, got 0"):
+            evaluate(policy, make_env("Pendulum-v1"), 0, seed=0)
+        with pytest.raises(ValueError, match=r"build it with collectors\.make_env"):
+            evaluate(policy, GymEnv("Pendulum-v1"), 1, seed=0)
+
+
+class TestEpisodeStats:
+    def collect(self, frames: int) -> TensorDictBase:
+        env_fn = partial(make_env, "Counting-v0", num_envs=2, length=3, reward_scale=0.1)
+        collector = make_collector(env_fn, None, frames_per_batch=frames, seed=0)
+        rollout = next(iter(collector))
+        collector.shutdown()
+        return rollout
+
+    def test_sums_over_the_finished_episodes_only(self) -> None:
+        stats = episode_stats(self.collect(2 * 8))
+        # two environments, two finished episodes of 1 + 2 + 3 each, and an unfinished one
+        assert (stats.count, stats.return_sum, stats.length_sum) == (4, 24.0, 12)
+
+    def test_no_finished_episode(self) -> None:
+        stats = episode_stats(self.collect(2 * 2))
+        assert (stats.count, stats.return_sum, stats.length_sum) == (0, 0.0, 0)
+
+    def test_a_rollout_without_statistics_is_an_error(self) -> None:
+        rollout = TensorDict({"next": {"done": torch.zeros(2, 1, dtype=torch.bool)}}, [2])
+        with pytest.raises(KeyError, match="episode_reward"):
+            episode_stats(rollout)

@@ -1,0 +1,170 @@
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.collectors import BaseCollector
+from torchrl.envs import ExplorationType
+
+from collectors import make_collector, make_env
+from diffpolicy.actors import build_ppo_networks
+
+MakePolicy = Callable[..., TensorDictModule]
+pendulum = partial(make_env, "Pendulum-v1", num_envs=2)
+
+
+def rollouts(collector: BaseCollector, count: int) -> list[TensorDictBase]:
+    iterator = iter(collector)
+    result = [next(iterator).clone() for _ in range(count)]
+    collector.shutdown()
+    return result
+
+
+def same(first: TensorDictBase, second: TensorDictBase) -> bool:
+    keys = ("action", "observation", ("next", "observation"), ("next", "reward"))
+    return all(torch.equal(first[key], second[key]) for key in keys)
+
+
+class TestOneProcess:
+    def test_rollouts_are_environments_by_time(self, make_policy: MakePolicy) -> None:
+        policy = make_policy(3, 1, 2.0)
+        collector = make_collector(pendulum, policy, frames_per_batch=20, total_frames=40, seed=0)
+        batches = list(collector)
+        assert [batch.shape for batch in batches] == [(2, 10), (2, 10)]
+        assert batches[0].names == [None, "time"]
+        assert batches[1]["step_count"][:, 0, 0].tolist() == [10, 10]
+        collector.shutdown()
+
+    def test_the_seed_fixes_simulators_and_noise(self, make_policy: MakePolicy) -> None:
+        results = []
+        for seed, global_seed in [(1, 0), (1, 99), (2, 0)]:
+            torch.manual_seed(global_seed)
+            policy = make_policy(3, 1, 2.0)
+            collector = make_collector(pendulum, policy, frames_per_batch=20, seed=seed)
+            results.append(rollouts(collector, 2))
+        assert same(results[0][0], results[1][0])
+        assert same(results[0][1], results[1][1])
+        assert not torch.equal(results[0][0]["observation"], results[2][0]["observation"])
+        assert not torch.equal(results[0][0]["action"], results[2][0]["action"])
+
+    def test_noise_goes_on_from_rollout_to_rollout(self, make_policy: MakePolicy) -> None:
+        policy = make_policy(3, 1, 1e9)
+        nn.init.zeros_(policy.module.linear.weight)
+        collector = make_collector(pendulum, policy, frames_per_batch=20, seed=0)
+        first, second = rollouts(collector, 2)
+        assert len(torch.cat([first["action"], second["action"]]).unique()) == 40
+
+    def test_collecting_leaves_the_global_random_state_alone(self, make_policy: MakePolicy) -> None:
+        collector = make_collector(pendulum, make_policy(3, 1, 2.0), frames_per_batch=20, seed=0)
+        torch.manual_seed(7)
+        before = torch.get_rng_state()
+        rollouts(collector, 2)
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_changes_to_the_policy_are_seen_at_once(self, make_policy: MakePolicy) -> None:
+        policy = make_policy(3, 1, 2.0)
+        collector = make_collector(pendulum, policy, frames_per_batch=20, seed=0)
+        iterator = iter(collector)
+        assert next(iterator)["action"].min() < 2.0
+        with torch.no_grad():
+            policy.module.linear.bias.fill_(100.0)
+        assert (next(iterator)["action"] == 2.0).all()
+        collector.shutdown()
+
+    def test_deterministic_exploration_reaches_the_policy(self, make_policy: MakePolicy) -> None:
+        policy = make_policy(3, 1, 2.0)
+        collector = make_collector(
+            pendulum,
+            policy,
+            frames_per_batch=20,
+            seed=0,
+            exploration_type=ExplorationType.DETERMINISTIC,
+        )
+        (rollout,) = rollouts(collector, 1)
+        with torch.no_grad():
+            expected = policy.module.linear(rollout["observation"]).clamp(-2, 2)
+        torch.testing.assert_close(rollout["action"], expected)
+
+    def test_rollouts_carry_no_gradient(self, make_policy: MakePolicy) -> None:
+        collector = make_collector(pendulum, make_policy(3, 1, 2.0), frames_per_batch=20, seed=0)
+        (rollout,) = rollouts(collector, 1)
+        assert not any(value.requires_grad for value in rollout.values(True, True))
+
+
+class TestWorkers:
+    def collect(self, seed: int, count: int = 1) -> list[TensorDictBase]:
+        env = pendulum()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            actor = build_ppo_networks(env, denoising_steps=2).actor
+        env.close()
+        collector = make_collector(pendulum, actor, frames_per_batch=40, seed=seed, num_workers=2)
+        assert actor.process.denoising_steps == 2
+        try:
+            iterator = iter(collector)
+            result = [next(iterator).clone() for _ in range(count)]
+            with torch.no_grad():
+                for parameter in actor.parameters():
+                    parameter.fill_(float("nan"))
+            collector.update_policy_weights_()
+            result.append(next(iterator).clone())
+        finally:
+            collector.shutdown()
+        return result
+
+    def test_two_workers_are_one_batch_of_distinct_environments(
+        self, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        first, second, broken = self.collect(seed=0, count=2)
+        assert first.shape == second.shape == (4, 10)
+        assert first.names == [None, "time"]
+        assert first["latents"].shape == (4, 10, 3, 1)
+        assert second["step_count"][:, 0, 0].tolist() == [10] * 4
+        # neither the simulators nor the noise repeat
+        assert len(first["observation"][:, 0].unique(dim=0)) == 4
+        assert len(first["latents"][:, :, 0].unique()) == 40
+        # an update of the learner's parameters reaches the workers
+        assert broken["action"].isnan().all()
+        assert capfd.readouterr() == ("", "")
+
+    @pytest.mark.slow
+    def test_the_seed_fixes_the_rollouts(self) -> None:
+        first, again, other = (self.collect(seed)[0] for seed in (4, 4, 5))
+        assert same(first, again)
+        assert not torch.equal(first["observation"], other["observation"])
+        assert not torch.equal(first["latents"], other["latents"])
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"frames_per_batch": 0}, "frames_per_batch must be at least 1, got 0"),
+            ({"frames_per_batch": 7}, "multiple of the number of environments, 2 .*got 7; try 8"),
+            ({"frames_per_batch": 1}, "got 1; try 2"),
+            ({"total_frames": 0}, "total_frames must be -1 .*got 0; try 20"),
+            ({"total_frames": 30}, "multiple of frames_per_batch=20, got 30; try 40"),
+            ({"num_workers": -1}, "num_workers must be 0 .*got -1"),
+            ({"num_workers": 3}, r"environments, 6 \(2 per process, 3 process\(es\)\), got 20"),
+            ({"seed": -3}, "seed must be a non-negative integer, got -3"),
+        ],
+    )
+    def test_counts(self, arguments: dict[str, int], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            make_collector(pendulum, None, **({"frames_per_batch": 20, "seed": 0} | arguments))
+
+    def test_a_policy_on_another_device(self) -> None:
+        policy = TensorDictModule(
+            nn.Linear(3, 1, device="meta"), in_keys=["observation"], out_keys=["action"]
+        )
+        with pytest.raises(ValueError, match=r"module\.weight is on meta, but device=cpu"):
+            make_collector(pendulum, policy, frames_per_batch=20, seed=0)
+
+    def test_an_environment_without_a_batch_dimension(self) -> None:
+        from torchrl.envs import GymEnv
+
+        with pytest.raises(ValueError, match=r"one batch dimension, got the batch size \(\)"):
+            make_collector(lambda: GymEnv("Pendulum-v1"), None, frames_per_batch=20, seed=0)

@@ -1,0 +1,18 @@
+"""Makes the builders and the registry in ``support/`` importable, and runs tests per loss case."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+pytest.register_assert_rewrite("loss_builders", "loss_registry")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with an argument ``case`` runs for every registered case of every loss."""
+    if "case" in metafunc.fixturenames:
+        from loss_registry import CASES
+
+        if not any("case" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):
+            metafunc.parametrize("case", CASES, ids=lambda case: case.name)

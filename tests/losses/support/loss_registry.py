@@ -1,0 +1,186 @@
+"""The losses that the contract tests run on; a new loss is tested by adding a case here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from loss_builders import NESTED_KEYS, NESTED_OBSERVATION, make_networks, make_rollout
+from tensordict import NestedKey, TensorDictBase
+from torchrl.objectives import LossModule
+from torchrl.objectives.utils import ValueEstimators
+
+from diffpolicy.networks import HLGauss
+from objectives import DiffPPOLoss, LearnedTemperature
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a case builds its loss; every factory honours all of them.
+
+    Attributes:
+        loss_keys: renamed entries of ``tensor_keys``; networks write the renamed ones.
+        nested: observation and chain entries have nested keys.
+        share: actor and critic share some parameters.
+        separate_losses: passed to the loss.
+        reduction: passed to the loss.
+        seed: of the weights.
+    """
+
+    loss_keys: Mapping[str, NestedKey] = field(default_factory=dict)
+    nested: bool = False
+    share: bool = False
+    separate_losses: bool = False
+    reduction: str = "mean"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LossCase:
+    """One configuration of a loss.
+
+    Attributes:
+        name: id of the case.
+        loss_class: class of the loss.
+        factory: builds the loss.
+        rows: ``rows(loss, batch_size)``: the flat minibatch ``[*B]`` of a training step, off the
+            behaviour policy a little; the same seed in every call.
+        rollout: ``rollout(loss, [*B, T])``: entries named by ``loss.in_keys``, and perhaps others.
+        reach: for every ``loss_*`` that has a gradient, prefixes of the parameters that it
+            reaches, all of them; others it must not reach.
+        without_gradient: ``loss_*`` keys that are there but constant.
+        row_fields: fields of ``tensor_keys`` that are read from the rows.
+        rollout_fields: fields of ``tensor_keys`` that are read from ``next`` of the rollout.
+        estimators: value estimators that the loss supports.
+        samples: whether a call on rows draws random numbers.
+    """
+
+    name: str
+    loss_class: type[LossModule]
+    factory: Callable[[Options], LossModule]
+    rows: Callable[[LossModule, tuple[int, ...]], TensorDictBase]
+    rollout: Callable[[LossModule, tuple[int, ...]], TensorDictBase]
+    reach: Mapping[str, tuple[str, ...]]
+    without_gradient: frozenset[str] = frozenset()
+    row_fields: tuple[str, ...] = ()
+    rollout_fields: tuple[str, ...] = ()
+    estimators: tuple[ValueEstimators, ...] = ()
+    samples: bool = False
+
+    def build(self, **options: Any) -> LossModule:
+        """The loss, see :class:`Options`."""
+        chosen = Options(**options)
+        torch.manual_seed(chosen.seed)
+        return self.factory(chosen)
+
+
+def _diff_ppo(
+    support: tuple[float, float, int] | None = None,
+    temperature: float | Callable[[], LearnedTemperature] = 0.0,
+    **arguments: Any,
+) -> Callable[[Options], LossModule]:
+    def factory(options: Options) -> LossModule:
+        defaults = DiffPPOLoss.default_keys()
+        names = {name: options.loss_keys.get(name, getattr(defaults, name)) for name in _VALUE}
+        actor, critic, _ = make_networks(
+            keys=NESTED_KEYS if options.nested else None,
+            observation_key=NESTED_OBSERVATION if options.nested else "observation",
+            value_keys=tuple(names.values()),
+            support=None if support is None else HLGauss(*support),
+            share_embedding=options.share,
+        )
+        loss = DiffPPOLoss(
+            actor,
+            critic,
+            temperature=temperature() if callable(temperature) else temperature,
+            separate_losses=options.separate_losses,
+            reduction=options.reduction,
+            **arguments,
+        )
+        loss.set_keys(**options.loss_keys)
+        return loss
+
+    return factory
+
+
+_VALUE = ("value", "value_logits")
+
+
+def _diff_ppo_rollout(loss: LossModule, batch_size: tuple[int, ...]) -> TensorDictBase:
+    keys = loss.tensor_keys
+    return make_rollout(
+        loss.actor_network,
+        batch_size,
+        reward=keys.reward,
+        done=keys.done,
+        terminated=keys.terminated,
+    )
+
+
+def _diff_ppo_rows(loss: LossModule, batch_size: tuple[int, ...]) -> TensorDictBase:
+    rollout = _diff_ppo_rollout(loss, batch_size)
+    rows = loss.chain_rows(loss.value_estimator(rollout))
+    rows = rows.reshape(-1)[: torch.Size(batch_size).numel()].clone().reshape(batch_size)
+    generator = torch.Generator().manual_seed(5)
+
+    def shift(key: NestedKey, scale: float) -> None:
+        value = rows.get(key)
+        rows.set(key, value + scale * torch.randn(value.shape, generator=generator))
+
+    # As after some updates: ratios off 1, values off the old ones, kernels that moved.
+    shift(loss.chain_keys.log_prob, 0.2)
+    shift(loss.chain_keys.kernel_mean, 0.1)
+    shift(loss.tensor_keys.value, 0.3)
+    weight = torch.rand(batch_size, generator=generator) + 0.5
+    rows.set(loss.tensor_keys.priority_weight, weight)
+    return rows
+
+
+_ACTOR, _CRITIC = ("actor_network_params.",), ("critic_network_params.",)
+_PROCESS = ("actor_network_params.process.",)
+
+
+def _diff_ppo_case(
+    name: str,
+    *,
+    noising: bool = True,
+    alpha: bool = False,
+    fields: tuple[str, ...] = (),
+    **arguments: Any,
+) -> LossCase:
+    reach = {"loss_objective": _ACTOR, "loss_critic": _CRITIC}
+    reach |= {"loss_noising": _PROCESS} if noising else {}
+    reach |= {"loss_alpha": ("temperature.",)} if alpha else {}
+    return LossCase(
+        name=f"DiffPPO-{name}",
+        loss_class=DiffPPOLoss,
+        factory=_diff_ppo(**arguments),
+        rows=_diff_ppo_rows,
+        rollout=_diff_ppo_rollout,
+        reach=reach,
+        without_gradient=frozenset() if noising else frozenset({"loss_noising"}),
+        row_fields=("advantage", "value_target", "priority_weight", *fields),
+        rollout_fields=("reward", "done", "terminated"),
+        estimators=(ValueEstimators.GAE,),
+    )
+
+
+CASES: tuple[LossCase, ...] = (
+    _diff_ppo_case("no-temperature", noising=False),
+    _diff_ppo_case("temperature", temperature=0.3),
+    _diff_ppo_case(
+        "learned-temperature",
+        alpha=True,
+        temperature=lambda: LearnedTemperature(0.2, target_entropy=-2.0),
+        advantage_normalization="standardize",
+    ),
+    _diff_ppo_case("hl-gauss", temperature=0.3, support=(-4.0, 4.0, 11)),
+    _diff_ppo_case(
+        "clipped-value",
+        temperature=0.3,
+        clip_value=0.2,
+        loss_critic_type="l2",
+        advantage_normalization=None,
+        fields=("value",),
+    ),
+)
