@@ -48,7 +48,8 @@ def make_collector(
         seed: non-negative integer.
         total_frames: environment steps in total, a multiple of ``frames_per_batch``; -1: endless.
         num_workers: 0 collects in this process. ``n > 0`` starts ``n`` processes with one batched
-            environment each; scripts then need ``if __name__ == "__main__":``. On a machine with
+            environment each. Scripts then need ``if __name__ == "__main__":``, and ``env_fn`` must
+            work in a fresh process: name an id of your own ``"module:Id-v0"``. On a machine with
             few cores one process with more environments is faster.
         device: where the policy runs and the rollouts are stored.
         exploration_type: RANDOM samples from the policy.

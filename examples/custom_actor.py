@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import Bounded
+from torchrl.envs.utils import ExplorationType, exploration_type
 
 from collectors import evaluate, make_collector, make_env
 from diffpolicy.actors import ActionSquash, ActorKeys, DenoisingActor
@@ -80,13 +81,14 @@ class TwoStepActor(TensorDictModuleBase):
         return Gaussian(zeros, zeros + 1)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Sample the two steps and write the chain."""
+        """Run the two steps, without noise under deterministic exploration, and write the chain."""
+        scale = 0.0 if exploration_type() == ExplorationType.DETERMINISTIC else 1.0
         observation = tensordict["observation"]
-        latents, kernels = [self.sample_prior(observation.shape[:-1])], []
+        latents, kernels = [scale * self.sample_prior(observation.shape[:-1])], []
         for step in range(self.denoising_steps):
             kernel = self._kernels(latents[-1], observation)[step]
             kernels.append(kernel)
-            latents.append(kernel.mean + kernel.std * torch.randn_like(kernel.mean))
+            latents.append(kernel.mean + scale * kernel.std * torch.randn_like(kernel.mean))
         path = torch.stack(latents, -2)
         denoising = Gaussian(*(torch.stack(parts, -2) for parts in zip(*kernels, strict=True)))
         before = path[..., :-1, :]

@@ -111,17 +111,17 @@ class DenoisingGAE(ValueEstimatorBase):
         """
         self._check_time(tensordict)
         keys = self.tensor_keys
-        following = tensordict.get("next")
+        following = tensordict["next"]
         with torch.set_grad_enabled(self.differentiable):
             value = self._value(self._rows(tensordict), params)
             last = params if target_params is None else target_params
             estimate = denoising_gae(
                 value,
                 self._bootstrap(tensordict, value, last),
-                following.get(keys.reward),
+                following[keys.reward],
                 tensordict.get(self._actor_keys.log_ratio),
-                following.get(keys.done),
-                following.get(keys.terminated),
+                following[keys.done],
+                following[keys.terminated],
                 temperature=self.temperature(),
                 gamma=self.gamma,
                 lmbda=self.lmbda,
@@ -170,7 +170,7 @@ class DenoisingGAE(ValueEstimatorBase):
             else params.to_module(network, preserve_module_state=False)
         )
         with context:
-            return network(rows.select(*network.in_keys)).get(self.tensor_keys.value)
+            return network(rows.select(*network.in_keys))[self.tensor_keys.value]
 
     def _bootstrap(
         self, tensordict: TensorDictBase, value: Tensor, params: TensorDictBase | None
@@ -179,11 +179,11 @@ class DenoisingGAE(ValueEstimatorBase):
         keys, batch = self._actor_keys, tensordict.batch_size
         rows = TensorDict(batch_size=batch, device=tensordict.device)
         for key in self.actor.in_keys:
-            rows.set(key, tensordict.get("next").get(key))
+            rows.set(key, tensordict["next"][key])
         rows.set(keys.latent, self.actor.sample_prior(batch).to(value))
         rows.set(keys.step, torch.zeros(*batch, 1, dtype=torch.long, device=value.device))
         fresh = self._value(rows, params).detach()
-        done = tensordict.get("next").get(self.tensor_keys.done)
+        done = tensordict["next"][self.tensor_keys.done]
         ends = done[..., :-1, :]
         inside = torch.where(ends, fresh[..., :-1, :], value[..., 1:, 0, :].detach())
         return torch.cat((inside, fresh[..., -1:, :]), -2)

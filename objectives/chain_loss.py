@@ -82,6 +82,12 @@ class ChainLoss(NetworkLoss):
                 valid = mask if valid is None else valid & mask
         return valid
 
+    def _maybe_get_priority_weight(self, tensordict: TensorDictBase) -> Tensor | None:
+        # TorchRL's own look-up does not find nested keys.
+        if self.use_prioritized_weights not in (True, "auto"):
+            return None
+        return tensordict.get(self.tensor_keys.priority_weight, None)
+
     def _reduce(self, value: Tensor, rows: TensorDictBase, reduction: str | None = None) -> Tensor:
         """Reduce ``[*B, 1]``: masks and priority weights as in every TorchRL loss."""
         value = value.squeeze(-1)

@@ -157,6 +157,11 @@ class DiffPPOLoss(ChainLoss):
         self._forward_value_estimator_keys()
         return self
 
+    def _forward_value_estimator_keys(self, **kwargs: object) -> None:
+        # The constructor makes an estimator before set_keys() can announce another value key.
+        if "value" in kwargs or self.tensor_keys.value in self.critic_network.out_keys:
+            super()._forward_value_estimator_keys(**kwargs)
+
     def chain_rows(self, rollout: TensorDictBase) -> TensorDictBase:
         """Denoising-MDP rows ``[*B, N]`` of transitions ``[*B]`` with estimated advantages."""
         keys = self.tensor_keys
@@ -194,9 +199,9 @@ class DiffPPOLoss(ChainLoss):
             denoising = self.actor_network.denoising_kernel(rows)
             with torch.no_grad() if zero else contextlib.nullcontext():
                 noising = self.actor_network.noising_kernel(rows)
-        log_prob = gaussian_log_prob(rows.get(keys.next_latent), denoising)
-        noising_log_prob = gaussian_log_prob(rows.get(keys.latent), noising)
-        log_weight = log_prob - rows.get(keys.log_prob)
+        log_prob = gaussian_log_prob(rows[keys.next_latent], denoising)
+        noising_log_prob = gaussian_log_prob(rows[keys.latent], noising)
+        log_weight = log_prob - rows[keys.log_prob]
         log_ratio = (log_prob - noising_log_prob).detach()
         advantage, scale = self._advantage(rows, log_ratio)
         surrogate = fn.clipped_surrogate(log_weight, advantage, self.clip_epsilon)
@@ -212,7 +217,7 @@ class DiffPPOLoss(ChainLoss):
         if self.temperature.learned:
             losses["loss_alpha"] = self._reduce(self.temperature.loss(entropy), rows)
         with torch.no_grad():
-            behaviour = Gaussian(rows.get(keys.kernel_mean), rows.get(keys.kernel_std))
+            behaviour = Gaussian(rows[keys.kernel_mean], rows[keys.kernel_std])
             diagnostics = self._policy_diagnostics(rows, log_weight, entropy, behaviour, denoising)
         return losses, diagnostics
 
@@ -222,9 +227,9 @@ class DiffPPOLoss(ChainLoss):
         target = _require(rows, keys.value_target, "value_target")
         with self.critic_network_params.to_module(self.critic_network, preserve_module_state=False):
             out = self.critic_network(rows.select(*self.critic_network.in_keys))
-        value = out.get(keys.value)
+        value = out[keys.value]
         if self.value_support is not None:
-            distance = self.value_support.loss(out.get(keys.value_logits), target)
+            distance = self.value_support.loss(out[keys.value_logits], target)
         else:
             distance = fn.value_distance(value, target, self.loss_critic_type)
             if self.clip_value is not None:
@@ -252,7 +257,7 @@ class DiffPPOLoss(ChainLoss):
     def _advantage(self, rows: TensorDictBase, log_ratio: Tensor) -> fn.NormalizedAdvantage:
         advantage = fn.refreshed_advantage(
             _require(rows, self.tensor_keys.advantage, "advantage"),
-            rows.get(self.chain_keys.log_ratio),
+            rows[self.chain_keys.log_ratio],
             log_ratio,
             self.temperature(),
         )

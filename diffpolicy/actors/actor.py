@@ -110,7 +110,7 @@ class DenoisingActor(TensorDictModuleBase):
     def denoising_steps(self, value: int) -> None:
         self.process.set_denoising_steps(value)
 
-    @dispatch
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the action (and what was asked for) into ``tensordict`` of any batch shape."""
         observation = self.observation(tensordict)

@@ -31,7 +31,7 @@ class DenoisingStepActor(TensorDictModuleBase):
         self.in_keys = [*actor.in_keys, keys.latent, keys.step]
         self.out_keys = [keys.next_latent, keys.log_prob, keys.log_ratio]
 
-    @dispatch
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``next_latent`` ``[*B, A]``, ``log_prob`` and ``log_ratio`` ``[*B, 1]``."""
         keys = self.actor.keys

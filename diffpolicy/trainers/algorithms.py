@@ -31,7 +31,6 @@ def diffppo_parts(env: EnvBase, config: DiffPPOConfig, device: torch.device) -> 
         network=_network_config(config),
         device=device,
     )
-    normalization = config.advantage_normalization
     loss = DiffPPOLoss(
         networks.actor,
         networks.critic,

@@ -1,7 +1,7 @@
 """Configurations of training runs: every field is a command line flag with its default."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from diffpolicy.trainers.options import above, at_least, between, check_options, option
 
@@ -147,20 +147,15 @@ class DiffPPOConfig(PPOConfig):
     temperature: float = option(
         0.0, "weight of the entropy bound; 0 is plain reward maximisation", valid=at_least(0)
     )
-    advantage_normalization: str = option(
-        "center",
+    advantage_normalization: Literal["center", "standardize"] = option(
+        "standardize",
         "what is done to the advantages of a minibatch",
-        choices=("center", "standardize", "none"),
+        choices=("center", "standardize"),
     )
     discount_mode: str = option(
         "env",
         "whether discounts act per environment step or per denoising step",
         choices=("env", "denoising_step"),
-    )
-    advantage_normalization: str = option(
-        "standardize",
-        "what is done to the advantages of a minibatch",
-        choices=("center", "standardize"),
     )
     prior_std: float = option(
         0.4, "standard deviation of the chain's prior", valid=above(0), fixed=True

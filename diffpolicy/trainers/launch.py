@@ -68,8 +68,8 @@ def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
     state = None if config.resume is None else files.read_checkpoint(config.resume)
     if config.resume is not None and state is not None:
         files.check_method(config.resume, state, config.method)
-    with run_scope(on_cpu=config.gpus == 0):
-        device = torch.device("cuda", _local_rank()) if config.gpus else torch.device("cpu")
+    device = _device(config)
+    with run_scope(device):
         module = make_module(config, device)
     if config.resume is not None and state is not None:
         files.check_metadata(config.resume, state, module.metadata())
@@ -98,7 +98,7 @@ def train(run: Run) -> bool:
         )
     stop, bar = StopSignal(), ProgressBar()
     module.stop_requested = stop.requested
-    with run_scope(on_cpu=config.gpus == 0), stop.installed():
+    with run_scope(_device(config)), stop.installed():
         os.environ[_OUTPUT] = str(run.output)
         trainer = make_trainer(run, bar)
         try:
@@ -189,6 +189,10 @@ def _env_steps(output: Path) -> int:
     # Forked ranks cannot tell their parent; their results file does.
     steps: int = json.loads((output / files.RESULTS_FILE).read_text())["env_steps"]
     return steps
+
+
+def _device(config: RunConfig) -> torch.device:
+    return torch.device("cuda", _local_rank()) if config.gpus else torch.device("cpu")
 
 
 def _local_rank() -> int:

@@ -69,7 +69,7 @@ class OnPolicyModule(RLModule):
     def __init__(self, config: PPOConfig, build: BuildParts, device: torch.device) -> None:
         env = _make_env_of_flag(config)
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(derive_seed(config.seed))
                 parts = build(env, config, device)
         finally:
@@ -81,6 +81,7 @@ class OnPolicyModule(RLModule):
         self._stream: OnPolicyStream | None = None
         self._records: list[dict[str, float]] = []
         self._lr = config.lr
+        self._multipliers: list[float] = []
         if config.compile:
             self.loss.compile()
 
@@ -143,17 +144,14 @@ class OnPolicyModule(RLModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, with a parameter group for each learning-rate multiplier."""
-        groups: dict[float, list[Tensor]] = {}
+        groups: dict[str, list[Tensor]] = {}
         for name, parameter in self.loss.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault(self._lr_multiplier(name), []).append(parameter)
+                groups.setdefault(self._lr_group(name), []).append(parameter)
+        # Not kept in the optimiser: a resumed run may have other multipliers.
+        self._multipliers = [self.parts.lr_multipliers.get(group, 1.0) for group in groups]
         return torch.optim.Adam(
-            [
-                {"params": parameters, "multiplier": multiplier}
-                for multiplier, parameters in groups.items()
-            ],
-            lr=self.config.lr,
-            eps=1e-5,
+            [{"params": parameters} for parameters in groups.values()], lr=self.config.lr, eps=1e-5
         )
 
     def on_train_start(self) -> None:
@@ -168,8 +166,9 @@ class OnPolicyModule(RLModule):
         self._records.clear()
         falling = self.config.lr_schedule == "linear"
         self._lr = self.config.lr * (1.0 - self.progress if falling else 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr * group["multiplier"]
+        groups = self.optimizer.param_groups
+        for group, multiplier in zip(groups, self._multipliers, strict=True):
+            group["lr"] = self._lr * multiplier
 
     # ---------------------------------------------------------------------------------------
     # Training
@@ -218,9 +217,10 @@ class OnPolicyModule(RLModule):
     # ---------------------------------------------------------------------------------------
     # Helpers
 
-    def _lr_multiplier(self, name: str) -> float:
-        parts = name.split(".")
-        return next((m for part, m in self.parts.lr_multipliers.items() if part in parts), 1.0)
+    def _lr_group(self, parameter: str) -> str:
+        """The key of ``lr_multipliers`` that holds for a parameter; empty if none does."""
+        parts = parameter.split(".")
+        return next((key for key in self.parts.lr_multipliers if key in parts), "")
 
     def _check_finite(self, values: Mapping[str, float]) -> None:
         bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]

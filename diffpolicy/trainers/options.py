@@ -144,7 +144,9 @@ def _add_flag(group: argparse._ArgumentGroup, field: Field[Any], hint: Any) -> N
         settings["action"] = argparse.BooleanOptionalAction
     else:
         repeatable = typing.get_origin(plain) is tuple
-        settings["type"] = typing.get_args(plain)[0] if repeatable else plain
+        scalar = typing.get_args(plain)[0] if repeatable else plain
+        # The words that a Literal allows are checked with the other choices.
+        settings["type"] = str if typing.get_origin(scalar) is typing.Literal else scalar
         settings["action"] = "append" if repeatable else "store"
         if field.metadata["choices"]:
             settings["metavar"] = "|".join(field.metadata["choices"])

@@ -28,12 +28,15 @@ class StopSignal:
     """Ctrl-C as a request that the run polls, shared by the processes of a run.
 
     The first SIGINT asks the run to stop after the current iteration; the second one raises
-    KeyboardInterrupt as usual. Processes forked inside :meth:`installed` share the request.
+    KeyboardInterrupt as usual. Processes forked inside :meth:`installed` share the request. There
+    the second one raises RuntimeError: torch ends a forked process without a word on
+    KeyboardInterrupt, and its parent would wait for a result for ever.
     """
 
     def __init__(self) -> None:
         self._requested = mmap.mmap(-1, 1)
         self._count = 0
+        self._process = os.getpid()
 
     def requested(self) -> bool:
         """Whether any process has been asked to stop."""
@@ -59,21 +62,23 @@ class StopSignal:
         self._count += 1
         self._requested[0] = max(self._requested[0], min(self._count, 2))
         if self._count > 1:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if os.getpid() == self._process else RuntimeError("interrupted")
 
 
 @contextmanager
-def run_scope(*, on_cpu: bool) -> Iterator[None]:
-    """Quiet the frameworks and, on the CPU, use one thread for each rank.
+def run_scope(device: torch.device) -> Iterator[None]:
+    """Quiet the frameworks and, when training on the CPU, use one thread for each rank.
 
     The environment, log levels, warning filters, random state and number of threads are restored.
     """
+    on_cpu = device.type == "cpu"
     with ExitStack() as stack:
         stack.enter_context(_restored_environment())
         stack.enter_context(_quiet_logging())
         stack.enter_context(warnings.catch_warnings())
-        stack.enter_context(torch.random.fork_rng())
         warnings.filterwarnings("ignore", module=_QUIET_MODULES)
+        # Touching CUDA here would keep the ranks of a CPU run from being forked.
+        stack.enter_context(torch.random.fork_rng([] if on_cpu else [device]))
         if on_cpu:
             stack.enter_context(_one_thread())
         yield

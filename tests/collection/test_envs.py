@@ -3,6 +3,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
 
+import collectors
 from collectors import derive_seed, make_collector, make_env
 
 MakePolicy = Callable[..., TensorDictModule]
@@ -240,7 +242,12 @@ def test_nothing_is_printed_and_nothing_warns() -> None:
         "collector.shutdown()\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        cwd=Path(collectors.__file__).parents[1],
     )
     assert (result.stdout, result.stderr) == ("", "")
 

@@ -1,5 +1,9 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch import nn
 from torchrl.collectors import BaseCollector
 from torchrl.envs import ExplorationType
 
+import collectors
 from collectors import make_collector, make_env
 from diffpolicy.actors import build_ppo_networks
 
@@ -136,6 +141,46 @@ class TestWorkers:
         assert same(first, again)
         assert not torch.equal(first["observation"], other["observation"])
         assert not torch.equal(first["latents"], other["latents"])
+
+
+SCRIPT = """
+import sys
+from functools import partial
+import gymnasium as gym
+import torch
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+from tensordict.nn import TensorDictModule
+from collectors import make_collector, make_env
+
+if __name__ == "__main__":
+    gym.register("OnlyInTheParent-v0", entry_point=PendulumEnv)
+    policy = TensorDictModule(torch.nn.Linear(3, 1), in_keys=["observation"], out_keys=["action"])
+    env_fn = partial(make_env, sys.argv[1])
+    collector = make_collector(env_fn, policy, frames_per_batch=2, seed=0, num_workers=2)
+    next(iter(collector))
+    raise ArithmeticError("the training failed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("Pendulum-v1", "ArithmeticError: the training failed"),
+        ("OnlyInTheParent-v0", "ValueError: name='OnlyInTheParent-v0' is not a registered"),
+    ],
+)
+def test_workers_do_not_outlive_a_script_that_fails(name: str, error: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    result = subprocess.run(
+        [sys.executable, str(script), name],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(Path(collectors.__file__).parents[1])},
+    )
+    assert result.returncode == 1
+    assert error in result.stderr
 
 
 class TestBadInput:

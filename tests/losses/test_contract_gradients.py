@@ -42,23 +42,6 @@ def test_each_loss_reaches_its_own_parameters_only(case: LossCase) -> None:
                 assert bool(gradient.abs().sum() > 0), f"{key} has a zero gradient in {name}"
 
 
-def test_no_gradient_reaches_the_input(case: LossCase) -> None:
-    loss = case.build()
-    rows = case.rows(loss, ROWS)
-    for key, value in rows.items(True, True):
-        if value.is_floating_point():
-            rows.set(key, value.requires_grad_())
-    out = loss(rows)
-    inputs = [value for value in rows.values(True, True) if value.requires_grad]
-    grads = torch.autograd.grad(total(out), inputs, allow_unused=True)
-    # The estimates of the rollout are constants of the update.
-    estimates = [loss.tensor_keys.advantage] if "advantage" in case.row_fields else []
-    for key in estimates:
-        index = next(i for i, value in enumerate(inputs) if value is rows.get(key))
-        assert grads[index] is None or not bool(grads[index].any())
-    assert inputs
-
-
 def test_all_parameters_are_used(case: LossCase) -> None:
     loss = case.build()
     total(loss(case.rows(loss, ROWS))).backward()
@@ -264,13 +247,10 @@ def test_same_seed_same_loss(case: LossCase) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt:FutureWarning")
-@pytest.mark.parametrize("masked", [False, True])
-def test_compiled_loss_equals_eager(case: LossCase, masked: bool) -> None:
+def test_compiled_loss_equals_eager(case: LossCase) -> None:
     torch._dynamo.reset()
     loss = case.build()
-    rows = case.rows(loss, ROWS)
-    if masked:
-        rows.set(("collector", "mask"), torch.arange(ROWS[0]) % 3 != 0)
+    rows = case.rows(loss, ROWS).set(("collector", "mask"), torch.arange(ROWS[0]) % 3 != 0)
     expected = loss(rows)
     compiled = torch.compile(loss, fullgraph=True, backend="eager")(rows)
     assert_close(compiled, expected)

@@ -44,7 +44,8 @@ def test_histogram_is_the_gaussian_mass_of_each_bin() -> None:
     support = head()
     probabilities = support.target_probabilities(torch.tensor([5.3], dtype=torch.float64))
     torch.testing.assert_close(support.edges, torch.linspace(-5, 15, 42).double())
-    mass = torch.distributions.Normal(5.3, 0.75 * WIDTH).cdf(support.edges).diff()
+    center = torch.tensor(5.3, dtype=torch.float64)
+    mass = torch.distributions.Normal(center, 0.75 * WIDTH).cdf(support.edges).diff()
     torch.testing.assert_close(probabilities, mass, atol=1e-12, rtol=1e-9)
 
 

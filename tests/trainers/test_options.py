@@ -29,6 +29,7 @@ def test_no_flags_give_the_defaults(config_class: type[PPOConfig]) -> None:
 def test_flags_reach_the_configuration() -> None:
     argv = "--total-frames 7 --lr 0.5 --env Hopper-v5 --compile --no-normalize-observations"
     argv += " --logger csv --logger wandb --target-kl 0.1 --denoising-steps 3"
+    argv += " --advantage-normalization center"
     config = DiffPPOConfig(**parse_options(make_parser(DiffPPOConfig), argv.split()))
     assert config == DiffPPOConfig(
         total_frames=7,
@@ -37,6 +38,7 @@ def test_flags_reach_the_configuration() -> None:
         compile=True,
         normalize_observations=False,
         logger=("csv", "wandb"),
+        advantage_normalization="center",
         target_kl=0.1,
         denoising_steps=3,
     )

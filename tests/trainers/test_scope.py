@@ -15,7 +15,7 @@ def test_global_settings_are_restored() -> None:
     state = torch.get_rng_state()
     torch.set_num_threads(2)
     try:
-        with run_scope(on_cpu=True), StopSignal().installed():
+        with run_scope(torch.device("cpu")), StopSignal().installed():
             assert torch.get_num_threads() == 1
             assert logger.level == logging.ERROR
             os.environ["DIFFPOLICY_TEST"] = "1"
@@ -30,13 +30,13 @@ def test_global_settings_are_restored() -> None:
 
 def test_settings_are_restored_after_an_error() -> None:
     level = logging.getLogger("lightning.pytorch").level
-    with pytest.raises(RuntimeError, match="oops"), run_scope(on_cpu=True):
+    with pytest.raises(RuntimeError, match="oops"), run_scope(torch.device("cpu")):
         raise RuntimeError("oops")
     assert logging.getLogger("lightning.pytorch").level == level
 
 
 def test_only_warnings_of_the_frameworks_are_silenced() -> None:
-    with run_scope(on_cpu=True):
+    with run_scope(torch.device("cpu")):
         warnings.warn_explicit("internal", DeprecationWarning, "x.py", 1, module="torchrl.envs")
         with pytest.warns(UserWarning, match="mine"):
             warnings.warn_explicit("mine", UserWarning, "x.py", 1, module="my_module")

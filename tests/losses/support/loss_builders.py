@@ -102,7 +102,7 @@ def make_rollout(
     batch_size: tuple[int, ...],
     *,
     seed: int = 1,
-    observation_dim: int = OBSERVATION,
+    dtype: torch.dtype = torch.float32,
     reward: NestedKey = "reward",
     done: NestedKey = "done",
     terminated: NestedKey = "terminated",
@@ -116,17 +116,17 @@ def make_rollout(
     torch.manual_seed(seed)
 
     def draw(*event: int) -> Tensor:
-        return torch.randn(*batch_size, *event, generator=generator)
+        return torch.randn(*batch_size, *event, generator=generator).to(dtype)
 
     rollout = TensorDict(batch_size=batch_size)
     (observation_key,) = actor.in_keys
     following = TensorDict(batch_size=batch_size)
-    rollout.set(observation_key, draw(observation_dim))
-    following.set(observation_key, draw(observation_dim))
+    rollout.set(observation_key, draw(OBSERVATION))
+    following.set(observation_key, draw(OBSERVATION))
     following.set(reward, draw(1))
     ends = draw(1)
-    following.set(done, ends > 0.6)
-    following.set(terminated, ends > 1.2)
+    following.set(done, ends > 0.4)
+    following.set(terminated, ends > 1.0)
     with torch.no_grad():
         actor(rollout)
     rollout.set("next", following)

@@ -1,0 +1,38 @@
+"""The examples without Lightning, run in this process."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, EXAMPLES / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_plain_loop_learns_inverted_pendulum(capsys: pytest.CaptureFixture[str]) -> None:
+    # An untrained policy keeps the pole up for about 25 steps.
+    assert load("plain_loop.py").main(["--total-frames", "15360"]) > 100
+    assert "15360 frames" in capsys.readouterr().out
+
+
+def test_custom_actors_learn_inverted_pendulum() -> None:
+    results = load("custom_actor.py").main(["--total-frames", "10240"])
+    assert set(results) == {"own score network", "own actor"}
+    assert min(results.values()) > 40
+
+
+def test_custom_actor_script_names_what_an_actor_must_offer() -> None:
+    from torch import nn
+
+    from objectives import DiffPPOLoss
+
+    with pytest.raises(TypeError, match="denoising_kernel, noising_kernel"):
+        DiffPPOLoss(nn.Linear(1, 1), nn.Linear(1, 1))
