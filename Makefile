@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 ENV ?= InvertedPendulum-v5
 # A new folder for every run; a folder that already holds one is refused.
 OUTPUT ?= runs/$(ENV)-$(shell date +%Y%m%d-%H%M%S)
-TRAIN_FLAGS ?= --total-frames 100000
+TRAIN_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test lint unit doctest test-slow bench clean

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from diffpolicy.actors import ActorKeys, ChainActor
 from objectives.base import NetworkLoss
+from objectives.checks import check_choice
 
 
 class ChainLoss(NetworkLoss):
@@ -38,8 +39,7 @@ class ChainLoss(NetworkLoss):
                 "keys, denoising_steps, sample_prior, denoising_kernel, noising_kernel), "
                 f"got {type(actor_network).__name__}."
             )
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+        check_choice("reduction", reduction, ("mean", "sum", "none"))
         self.reduction = reduction
         self.convert_to_functional(actor_network, "actor_network")
 
@@ -98,14 +98,3 @@ class ChainLoss(NetworkLoss):
 
     def _output_batch_size(self, rows: TensorDictBase) -> torch.Size:
         return rows.batch_size if self.reduction == "none" else torch.Size([])
-
-
-def require(tensordict: TensorDictBase, key: NestedKey, name: str, hint: str) -> Tensor:
-    """The entry ``key``, or a KeyError that names it, what is there, and what would help."""
-    value = tensordict.get(key, None)
-    if value is None:
-        raise KeyError(
-            f"{name} key {key!r} is missing from the TensorDict, which has "
-            f"{sorted(map(str, tensordict.keys(True, True)))}; {hint}"
-        )
-    return value

@@ -15,7 +15,8 @@ from diffpolicy.networks import HLGauss
 from diffpolicy.sde import Gaussian, gaussian_kl, gaussian_log_prob
 from objectives import functional as fn
 from objectives.advantages import DenoisingGAE
-from objectives.chain_loss import ChainLoss, require
+from objectives.chain_loss import ChainLoss
+from objectives.checks import check_choice, check_positive, require
 from objectives.temperature import Temperature, as_temperature
 
 
@@ -100,7 +101,17 @@ class DiffPPOLoss(ChainLoss):
     ) -> None:
         super().__init__(actor_network, reduction=reduction)
         support = value_support or _find_support(critic_network)
-        _check_options(clip_epsilon, loss_critic_type, clip_value, advantage_normalization, support)
+        check_positive("clip_epsilon", clip_epsilon)
+        check_choice("loss_critic_type", loss_critic_type, ("l1", "l2", "smooth_l1"))
+        normalizations = ("center", "standardize", None)
+        check_choice("advantage_normalization", advantage_normalization, normalizations)
+        if clip_value is not None:
+            check_positive("clip_value", clip_value)
+            if support is not None:
+                raise ValueError(
+                    f"clip_value={clip_value} needs a scalar critic, but the critic has an "
+                    "HL-Gauss head; leave clip_value out."
+                )
         shared = list(actor_network.parameters()) if separate_losses else None
         self.convert_to_functional(critic_network, "critic_network", compare_against=shared)
         self.separate_losses = separate_losses
@@ -298,27 +309,3 @@ def _require(tensordict: TensorDictBase, key: NestedKey, name: str) -> Tensor:
 
 def _find_support(critic: nn.Module) -> HLGauss | None:
     return next((module for module in critic.modules() if isinstance(module, HLGauss)), None)
-
-
-def _check_options(
-    clip_epsilon: float,
-    loss_critic_type: str,
-    clip_value: float | None,
-    advantage_normalization: str | None,
-    support: HLGauss | None,
-) -> None:
-    if not clip_epsilon > 0:
-        raise ValueError(f"clip_epsilon must be positive, got {clip_epsilon}.")
-    if loss_critic_type not in ("l1", "l2", "smooth_l1"):
-        raise ValueError(
-            f"loss_critic_type must be 'l1', 'l2' or 'smooth_l1', got {loss_critic_type!r}."
-        )
-    if clip_value is not None and support is not None:
-        raise ValueError("clip_value needs a scalar critic, but the critic has an HL-Gauss head.")
-    if clip_value is not None and not clip_value > 0:
-        raise ValueError(f"clip_value must be positive or None, got {clip_value}.")
-    if advantage_normalization not in ("center", "standardize", None):
-        raise ValueError(
-            "advantage_normalization must be 'center', 'standardize' or None, "
-            f"got {advantage_normalization!r}."
-        )

@@ -75,6 +75,7 @@ def rollout_chain(
     Raises:
         ValueError: if ``noise`` does not end in ``[N+1, A]``, or for an unknown mode.
     """
+    _check_noise(process, noise)
     latents, means = [noise[..., 0, :] * process.prior_std], []
     for mean, latent in _denoise(process, score, noise, mode):
         means.append(mean)
@@ -98,19 +99,23 @@ def rollout_last(
 
     Arguments and errors are those of :func:`rollout_chain`.
     """
+    _check_noise(process, noise)
     *_, (_, latent) = _denoise(process, score, noise, mode)
     return latent
+
+
+def _check_noise(process: DenoisingProcess, noise: Tensor) -> None:
+    expected = (process.denoising_steps + 1, process.action_dim)
+    if tuple(noise.shape[-2:]) != expected:
+        raise ValueError(
+            f"noise must have shape [*B, {expected[0]}, {expected[1]}], got {tuple(noise.shape)}."
+        )
 
 
 def _denoise(
     process: DenoisingProcess, score: ScoreFunction, noise: Tensor, mode: RolloutMode
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the kernel mean and the next latent of every step."""
-    expected = (process.denoising_steps + 1, process.action_dim)
-    if tuple(noise.shape[-2:]) != expected:
-        raise ValueError(
-            f"noise must have shape [*B, {expected[0]}, {expected[1]}], got {tuple(noise.shape)}."
-        )
     if mode not in ("sample", "mean", "flow"):
         raise ValueError(f"mode must be 'sample', 'mean' or 'flow', got {mode!r}.")
     step_sizes = process.step_sizes()

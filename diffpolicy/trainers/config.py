@@ -18,7 +18,7 @@ class RunConfig:
 
     env: str = option("InvertedPendulum-v5", "Gymnasium id of the environment", fixed=True)
     total_frames: int = option(
-        100_000,
+        50_000,
         "environment steps of all ranks together, rounded up to whole iterations",
         valid=at_least(1),
     )

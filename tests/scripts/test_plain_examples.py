@@ -5,13 +5,17 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch import nn
+
+from objectives import DiffPPOLoss
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def load(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(Path(path).stem, EXAMPLES / path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -29,10 +33,6 @@ def test_custom_actors_learn_inverted_pendulum() -> None:
     assert min(results.values()) > 40
 
 
-def test_custom_actor_script_names_what_an_actor_must_offer() -> None:
-    from torch import nn
-
-    from objectives import DiffPPOLoss
-
+def test_an_unsuitable_actor_is_told_what_it_must_offer() -> None:
     with pytest.raises(TypeError, match="denoising_kernel, noising_kernel"):
         DiffPPOLoss(nn.Linear(1, 1), nn.Linear(1, 1))
