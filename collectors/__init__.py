@@ -2,6 +2,7 @@
 
 from collectors.buffers import RolloutBuffer
 from collectors.chains import flatten_chains
+from collectors.errors import NonFiniteError, UnfinishedEpisodeError
 from collectors.envs import derive_seed, make_env
 from collectors.evaluation import EpisodeStats, episode_stats, evaluate
 from collectors.factory import make_collector
@@ -9,8 +10,10 @@ from collectors.stream import OnPolicyStream, check_finite
 
 __all__ = [
     "EpisodeStats",
+    "NonFiniteError",
     "OnPolicyStream",
     "RolloutBuffer",
+    "UnfinishedEpisodeError",
     "check_finite",
     "derive_seed",
     "episode_stats",

@@ -8,6 +8,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from collectors.envs import EPISODE_REWARD_KEY, STEP_COUNT_KEY, derive_seed
+from collectors.errors import NonFiniteError, UnfinishedEpisodeError
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def evaluate(
 
     Raises:
         ValueError: ``episodes < 1``, or an environment without episode statistics.
-        RuntimeError: an episode did not end within ``max_steps``.
+        NonFiniteError: an observation is NaN or infinite.
+        UnfinishedEpisodeError: an episode did not end within ``max_steps``.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be an integer of at least 1, got {episodes}.")
@@ -115,20 +117,36 @@ def _one_episode_each(
     running = torch.ones(shape, dtype=torch.bool, device=env.device)
     policy_device = next(policy.parameters(), returns).device
     carrier = env.reset()
+    _check_observations(env, carrier, running)
     for _ in range(max_steps):
         stepped, carrier = env.step_and_maybe_reset(
             policy(carrier.to(policy_device)).to(returns.device)
         )
+        _check_observations(env, stepped["next"], running)
         ended = stepped["next", "done"] & running
         returns = torch.where(ended, stepped["next", EPISODE_REWARD_KEY], returns)
         lengths = torch.where(ended, stepped["next", STEP_COUNT_KEY], lengths)
         running = running & ~ended
         if not running.any():
             return returns.squeeze(-1).tolist(), lengths.squeeze(-1).tolist()
-    raise RuntimeError(
+    raise UnfinishedEpisodeError(
         f"evaluate: {int(running.sum())} episode(s) did not end within max_steps={max_steps}; give "
         "make_env a max_episode_steps."
     )
+
+
+def _check_observations(env: EnvBase, tensordict: TensorDictBase, running: torch.Tensor) -> None:
+    """Raise NonFiniteError for NaN or infinity in the observations of the ``running`` copies."""
+    for key, spec in env.observation_spec.items(True, True):
+        if key == EPISODE_REWARD_KEY or not spec.dtype.is_floating_point:
+            continue
+        finite = tensordict[key].reshape(len(running), -1).isfinite().all(-1, keepdim=True)
+        bad = ~finite & running
+        if bad.any():
+            raise NonFiniteError(
+                f"observation {key!r} is not finite in {int(bad.sum())} of {len(running)} "
+                f"environments at step {int(tensordict[STEP_COUNT_KEY][bad][0])} of an episode."
+            )
 
 
 def _cuda_devices(policy: TensorDictModuleBase) -> list[torch.device]:

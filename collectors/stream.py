@@ -10,10 +10,11 @@ from torch.utils.data import IterableDataset
 from torchrl.collectors import BaseCollector
 
 from collectors.buffers import RolloutBuffer
+from collectors.errors import NonFiniteError
 
 
 def check_finite(rollout: TensorDictBase, keys: Sequence[NestedKey] | None = None) -> None:
-    """Raise ValueError when a rollout ``[E, T]`` holds NaN or infinite numbers.
+    """Raise NonFiniteError when a rollout ``[E, T]`` holds NaN or infinite numbers.
 
     Args:
         rollout: ``[E, T]``.
@@ -21,7 +22,7 @@ def check_finite(rollout: TensorDictBase, keys: Sequence[NestedKey] | None = Non
             (observations, reward, next observations), then what the policy wrote.
 
     Raises:
-        ValueError: names the entry, the environment index and the time index of the first one.
+        NonFiniteError: names the entry, the environment index and the time index of the first one.
     """
     if keys is None:
         keys = sorted(rollout.keys(True, True), key=_check_order)
@@ -33,7 +34,7 @@ def check_finite(rollout: TensorDictBase, keys: Sequence[NestedKey] | None = Non
         # The earliest time first: that is where the trouble began.
         time, env = bad.T.nonzero()[0].tolist()
         entry = value[env, time].flatten()
-        raise ValueError(
+        raise NonFiniteError(
             f"rollout entry {key!r} is not finite: {entry[~entry.isfinite()][0].item()} at "
             f"environment index {env}, time index {time} ({int(bad.sum())} of {bad.numel()} rows); "
             "check the environment (or the policy, if only its outputs are bad). The rollout was "
@@ -82,7 +83,8 @@ class OnPolicyStream(IterableDataset[TensorDictBase]):
         last_rollout: the latest rollout, ``None`` before the first.
 
     Raises:
-        ValueError: an argument is out of range, or ``minibatch_size`` exceeds ``rows``.
+        ValueError: an argument is out of range, or ``minibatch_size`` exceeds ``rows``. Reading it
+            raises :class:`collectors.NonFiniteError` for a rollout that it refuses.
     """
 
     def __init__(

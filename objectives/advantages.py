@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrl.objectives.value import ValueEstimatorBase
 
 from diffpolicy.actors import ActorKeys, ChainActor, chain_rows
+from objectives.checks import check_choice
 from objectives.functional import DiscountMode, denoising_gae
 
 
@@ -54,13 +55,11 @@ class DenoisingGAE(ValueEstimatorBase):
         for name, factor in (("gamma", gamma), ("lmbda", lmbda)):
             if not 0 <= factor <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {factor}.")
-        if discount_mode not in ("env", "denoising_step"):
-            raise ValueError(
-                f"discount_mode must be 'env' or 'denoising_step', got {discount_mode!r}."
-            )
+        check_choice("discount_mode", discount_mode, ("env", "denoising_step"))
         self.register_buffer("gamma", torch.as_tensor(gamma, device=device))
         self.register_buffer("lmbda", torch.as_tensor(lmbda, device=device))
         self.discount_mode = discount_mode
+        self.denoising_steps = actor.denoising_steps
         # References, not children: their parameters belong to the loss.
         self.__dict__["actor"] = actor
         self.__dict__["temperature"] = temperature
@@ -160,7 +159,11 @@ class DenoisingGAE(ValueEstimatorBase):
 
     def _rows(self, tensordict: TensorDictBase) -> TensorDictBase:
         return chain_rows(
-            tensordict, observation_keys=self.actor.in_keys, keys=self._actor_keys, step_keys=()
+            tensordict,
+            observation_keys=self.actor.in_keys,
+            keys=self._actor_keys,
+            denoising_steps=self.denoising_steps,
+            step_keys=(),
         )
 
     def _value(self, rows: TensorDictBase, params: TensorDictBase | None) -> Tensor:

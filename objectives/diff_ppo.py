@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torchrl.objectives.utils import ValueEstimators
 
 from diffpolicy.actors import chain_rows
+from diffpolicy.actors.keys import required
 from diffpolicy.networks import HLGauss
 from diffpolicy.sde import Gaussian, gaussian_kl, gaussian_log_prob
 from objectives import functional as fn
 from objectives.advantages import DenoisingGAE
 from objectives.chain_loss import ChainLoss
-from objectives.checks import check_choice, check_positive, require
+from objectives.checks import check_choice, check_not_negative, check_positive
 from objectives.temperature import Temperature, as_temperature
 
 
@@ -53,7 +54,8 @@ class DiffPPOLoss(ChainLoss):
     temperature, ``loss_alpha``. Diagnostics, detached: ``kl`` (exact Gaussian KL from the
     behaviour kernels, summed over a chain, in nats), ``kl_approx`` (mean of ``rho - 1 - log rho``
     times N), ``clip_fraction``, ``ESS``, ``max_ratio``, ``entropy_bound`` (``-sum_n LR_n``, without
-    the prior's constant and the tanh term), ``alpha`` and ``explained_variance``.
+    the prior's constant and the tanh term), ``alpha``, ``explained_variance`` and, with an HL-Gauss
+    critic, ``value_clip_fraction`` (share of value targets outside its support).
 
     Raises:
         TypeError: if the actor lacks members of ChainActor, or for a bad temperature type.
@@ -102,6 +104,7 @@ class DiffPPOLoss(ChainLoss):
         super().__init__(actor_network, reduction=reduction)
         support = value_support or _find_support(critic_network)
         check_positive("clip_epsilon", clip_epsilon)
+        check_not_negative("critic_coeff", critic_coeff)
         check_choice("loss_critic_type", loss_critic_type, ("l1", "l2", "smooth_l1"))
         normalizations = ("center", "standardize", None)
         check_choice("advantage_normalization", advantage_normalization, normalizations)
@@ -132,7 +135,10 @@ class DiffPPOLoss(ChainLoss):
         if self.temperature.learned:
             losses.append("loss_alpha")
         diagnostics = ["kl", "kl_approx", "clip_fraction", "ESS", "max_ratio"]
-        return [*losses, *diagnostics, "entropy_bound", "alpha", "explained_variance"]
+        diagnostics += ["entropy_bound", "alpha", "explained_variance"]
+        if self.value_support is not None:
+            diagnostics.append("value_clip_fraction")
+        return [*losses, *diagnostics]
 
     # -- advantages ------------------------------------------------------------------------
 
@@ -180,6 +186,7 @@ class DiffPPOLoss(ChainLoss):
             rollout,
             observation_keys=self.actor_network.in_keys,
             keys=self.chain_keys,
+            denoising_steps=self.denoising_steps,
             step_keys=(keys.advantage, keys.value_target, keys.value),
             carry_keys=(*self._loss_mask_keys(), keys.priority_weight),
         )
@@ -210,9 +217,9 @@ class DiffPPOLoss(ChainLoss):
             denoising = self.actor_network.denoising_kernel(rows)
             with torch.no_grad() if zero else contextlib.nullcontext():
                 noising = self.actor_network.noising_kernel(rows)
-        log_prob = gaussian_log_prob(rows[keys.next_latent], denoising)
-        noising_log_prob = gaussian_log_prob(rows[keys.latent], noising)
-        log_weight = log_prob - rows[keys.log_prob]
+        log_prob = gaussian_log_prob(_entry(rows, keys.next_latent), denoising)
+        noising_log_prob = gaussian_log_prob(_entry(rows, keys.latent), noising)
+        log_weight = log_prob - _entry(rows, keys.log_prob)
         log_ratio = (log_prob - noising_log_prob).detach()
         advantage, scale = self._advantage(rows, log_ratio)
         surrogate = fn.clipped_surrogate(log_weight, advantage, self.clip_epsilon)
@@ -220,7 +227,7 @@ class DiffPPOLoss(ChainLoss):
         noising_loss = fn.noising_surrogate(
             log_weight, surrogate.alive, noising_log_prob, temperature / scale
         )
-        entropy = -self.actor_network.denoising_steps * log_ratio
+        entropy = -self.denoising_steps * log_ratio
         losses = {
             "loss_objective": self._reduce(surrogate.loss, rows),
             "loss_noising": self._reduce(noising_loss, rows),
@@ -228,14 +235,14 @@ class DiffPPOLoss(ChainLoss):
         if self.temperature.learned:
             losses["loss_alpha"] = self._reduce(self.temperature.loss(entropy), rows)
         with torch.no_grad():
-            behaviour = Gaussian(rows[keys.kernel_mean], rows[keys.kernel_std])
+            behaviour = Gaussian(_entry(rows, keys.kernel_mean), _entry(rows, keys.kernel_std))
             diagnostics = self._policy_diagnostics(rows, log_weight, entropy, behaviour, denoising)
         return losses, diagnostics
 
     def critic_loss(self, rows: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """``critic_coeff`` times the value loss, and the explained variance."""
+        """``critic_coeff`` times the value loss, and diagnostics of the critic."""
         keys = self.tensor_keys
-        target = _require(rows, keys.value_target, "value_target")
+        target = _entry(rows, keys.value_target)
         with self.critic_network_params.to_module(self.critic_network, preserve_module_state=False):
             out = self.critic_network(rows.select(*self.critic_network.in_keys))
         value = out[keys.value]
@@ -244,19 +251,21 @@ class DiffPPOLoss(ChainLoss):
         else:
             distance = fn.value_distance(value, target, self.loss_critic_type)
             if self.clip_value is not None:
-                clipped = fn.clipped_value(
-                    value, _require(rows, keys.value, "value"), self.clip_value
-                )
+                clipped = fn.clipped_value(value, _entry(rows, keys.value), self.clip_value)
                 clipped_distance = fn.value_distance(clipped, target, self.loss_critic_type)
                 distance = torch.maximum(distance, clipped_distance)
         fit = fn.explained_variance(value.detach(), target, self._valid(rows, target))
-        return self.critic_coeff * self._reduce(distance, rows), {"explained_variance": fit}
+        diagnostics = {"explained_variance": fit}
+        if self.value_support is not None:
+            outside = self.value_support.outside(target).to(target)
+            diagnostics["value_clip_fraction"] = self._reduce(outside, rows, "mean")
+        return self.critic_coeff * self._reduce(distance, rows), diagnostics
 
     # -- helpers ---------------------------------------------------------------------------
 
     def _as_rows(self, tensordict: TensorDictBase) -> TensorDictBase:
         if tensordict.get(self.chain_keys.next_latent, None) is not None:
-            _require(tensordict, self.tensor_keys.advantage, "advantage")
+            _entry(tensordict, self.tensor_keys.advantage)
             return tensordict
         rollout = tensordict
         if tensordict.get(self.tensor_keys.advantage, None) is None:
@@ -267,8 +276,8 @@ class DiffPPOLoss(ChainLoss):
 
     def _advantage(self, rows: TensorDictBase, log_ratio: Tensor) -> fn.NormalizedAdvantage:
         advantage = fn.refreshed_advantage(
-            _require(rows, self.tensor_keys.advantage, "advantage"),
-            rows[self.chain_keys.log_ratio],
+            _entry(rows, self.tensor_keys.advantage),
+            _entry(rows, self.chain_keys.log_ratio),
             log_ratio,
             self.temperature(),
         )
@@ -284,7 +293,7 @@ class DiffPPOLoss(ChainLoss):
         behaviour: Gaussian,
         denoising: Gaussian,
     ) -> dict[str, Tensor]:
-        steps = self.actor_network.denoising_steps
+        steps = self.denoising_steps
         valid = self._valid(rows, log_weight)
         kl = steps * gaussian_kl(behaviour, denoising)
         ratio = log_weight.exp()
@@ -299,12 +308,13 @@ class DiffPPOLoss(ChainLoss):
         }
 
 
-def _require(tensordict: TensorDictBase, key: NestedKey, name: str) -> Tensor:
+def _entry(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+    """An entry of rows that :meth:`DiffPPOLoss.chain_rows` writes, or a KeyError that says so."""
     hint = (
-        "call loss.value_estimator(rollout) before loss.chain_rows(rollout), or rename keys with "
-        "loss.set_keys()."
+        "; call loss.value_estimator(rollout), then loss.chain_rows(rollout), or rename keys with "
+        "loss.set_keys()"
     )
-    return require(tensordict, key, name, hint)
+    return required(tensordict, key, hint)
 
 
 def _find_support(critic: nn.Module) -> HLGauss | None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
+from objectives.checks import check_choice
+
 DiscountMode = Literal["env", "denoising_step"]
 AdvantageNormalization = Literal["center", "standardize"]
 
@@ -106,8 +108,7 @@ def step_discount(
         discount_mode: ``"env"`` applies the factor at the last step only.
         dtype: dtype of the result.
     """
-    if discount_mode not in ("env", "denoising_step"):
-        raise ValueError(f"discount_mode must be 'env' or 'denoising_step', got {discount_mode!r}.")
+    check_choice("discount_mode", discount_mode, ("env", "denoising_step"))
     factor = torch.as_tensor(factor, dtype=dtype, device=last.device)
     inside = torch.ones_like(factor) if discount_mode == "env" else factor
     return torch.where(last, factor, inside).repeat(time, 1)

@@ -27,7 +27,7 @@ class Temperature(nn.Module):
 
 
 class FixedTemperature(Temperature):
-    """A constant temperature.
+    """A constant temperature; as configuration, it is not part of the ``state_dict``.
 
     Args:
         value: the temperature, not negative.
@@ -43,7 +43,7 @@ class FixedTemperature(Temperature):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"temperature must be a finite number >= 0, got {value}.")
         self._is_zero = value == 0
-        self.register_buffer("value", torch.tensor(float(value)))
+        self.register_buffer("value", torch.tensor(float(value)), persistent=False)
 
     def forward(self) -> Tensor:
         """The temperature, a scalar."""

@@ -189,8 +189,7 @@ class DenoisingActor(TensorDictModuleBase):
         """``q(. | x_n, s)`` of denoising-MDP rows, see :class:`ChainActor`."""
         latent = required(rows, self.keys.latent)
         step = required(rows, self.keys.step).squeeze(-1)
-        trained, used = self.process.trained_steps, self.process.denoising_steps
-        network_step = step if trained == used else ((step + 0.5) * trained / used).long()
+        network_step = self.process.network_step(step)
         score = self.score_network(latent, network_step, self.observation(rows))
         return self.process.denoising_kernel(latent, score, step)
 

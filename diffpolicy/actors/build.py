@@ -65,18 +65,25 @@ class ActorCritic(NamedTuple):
 
 @dataclass(frozen=True)
 class _Sizes:
+    observation_keys: list[NestedKey]
     observation_dim: int
-    action_dim: int
-    normalizer: RunningNorm | None = field(default=None)
+    action_spec: TensorSpec
+    normalizer: RunningNorm | None
+
+    @property
+    def action_dim(self) -> int:
+        return self.action_spec.shape[-1]
 
 
 def _sizes(
     env: EnvBase,
     observation_keys: Sequence[NestedKey],
-    normalize: bool,
+    network: NetworkConfig,
+    *,
     action_key: NestedKey = "action",
+    normalizer: RunningNorm | None = None,
 ) -> _Sizes:
-    action_dim = env_action_spec(env, action_key).shape[-1]
+    action_spec = env_action_spec(env, action_key)
     spec = env.observation_spec_unbatched
     width = 0
     for key in observation_keys:
@@ -91,7 +98,9 @@ def _sizes(
                 "are supported, flatten it first (torchrl.envs.FlattenObservation)."
             )
         width += spec[key].shape[0]
-    return _Sizes(width, action_dim, RunningNorm(width) if normalize else None)
+    if normalizer is None and network.normalize_observations:
+        normalizer = RunningNorm(width)
+    return _Sizes(list(observation_keys), width, action_spec, normalizer)
 
 
 def build_denoising_actor(
@@ -127,25 +136,11 @@ def build_denoising_actor(
     process = process or ProcessConfig()
     network = network or NetworkConfig()
     keys = keys or ActorKeys()
-    wanted = network.normalize_observations and normalizer is None
-    sizes = _sizes(env, observation_keys, wanted, keys.action)
-    score_network = ScoreNetwork(
-        sizes.action_dim,
-        sizes.observation_dim,
-        denoising_steps,
-        hidden_sizes=network.actor_hidden,
-        normalizer=normalizer or sizes.normalizer,
-        latent_scale=process.prior_std,
+    sizes = _sizes(
+        env, observation_keys, network, action_key=keys.action, normalizer=normalizer
     )
-    actor = DenoisingActor(
-        DenoisingProcess(sizes.action_dim, denoising_steps, **vars(process)),
-        score_network,
-        ActionSquash.from_spec(env_action_spec(env, keys.action).cpu()),
-        in_keys=observation_keys,
-        keys=keys,
-        return_chain=return_chain,
-        deterministic_step=deterministic_step,
-    )
+    actor = _denoising_actor(sizes, denoising_steps, process, network, keys, deterministic_step)
+    actor.return_chain = return_chain
     return actor.to(device)
 
 

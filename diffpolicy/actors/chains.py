@@ -15,6 +15,7 @@ def chain_rows(
     *,
     observation_keys: Sequence[NestedKey] = ("observation",),
     keys: ActorKeys | None = None,
+    denoising_steps: int | None = None,
     step_keys: Sequence[NestedKey] = ("advantage", "value_target", "state_value"),
     carry_keys: Sequence[NestedKey] = (_MASK_KEY,),
 ) -> TensorDictBase:
@@ -24,6 +25,7 @@ def chain_rows(
         tensordict: batch ``[*B]`` with the observation, the chain and further entries.
         observation_keys: entries ``[*B, ...]`` that every row of a chain repeats.
         keys: names of the chain entries.
+        denoising_steps: number of steps that the chains must have; None accepts any.
         step_keys: entries ``[*B, N, ...]`` with one value per step, taken along where present.
         carry_keys: entries ``[*B, ...]`` that every row repeats where present (a validity mask).
 
@@ -33,6 +35,7 @@ def chain_rows(
 
     Raises:
         KeyError: if the chain or an observation key is missing.
+        ValueError: if the chains have another number of steps than ``denoising_steps``.
     """
     keys = keys or ActorKeys()
     batch = tensordict.batch_size
@@ -42,6 +45,11 @@ def chain_rows(
         )
     latents = tensordict.get(keys.latents)
     steps = latents.shape[-2] - 1
+    if denoising_steps not in (None, steps):
+        raise ValueError(
+            f"the chains in {keys.latents!r} have {steps} denoising steps where {denoising_steps} "
+            "are expected; collect with the actor as it was when the loss was built."
+        )
     rows = TensorDict(batch_size=[*batch, steps], device=tensordict.device)
     present = [key for key in carry_keys if tensordict.get(key, None) is not None]
     for key in (*observation_keys, *present):

@@ -69,10 +69,9 @@ class HLGauss(nn.Module):
         probabilities = self.target_probabilities(target)
         return -(probabilities * log_softmax(logits, -1)).sum(-1, keepdim=True)
 
-    def clip_fraction(self, target: Tensor) -> Tensor:
-        """Fraction of targets outside the support, a scalar."""
-        outside = (target < self.edges[0]) | (target > self.edges[-1])
-        return outside.to(self.edges.dtype).mean()
+    def outside(self, target: Tensor) -> Tensor:
+        """Whether targets lie outside the support and are clipped, boolean like ``target``."""
+        return (target < self.edges[0]) | (target > self.edges[-1])
 
 
 class _Critic(nn.Module):

@@ -1,7 +1,7 @@
 """The denoising process: step sizes, friction, and the two Gaussian kernels they define."""
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from diffpolicy.sde.likelihood import Gaussian
 from diffpolicy.sde.schedules import Schedule, schedule_factors
 
 NoisingStep = Literal["same", "next"]
+Step = TypeVar("Step", int, Tensor)
 
 
 def _inverse_softplus(value: float) -> float:
@@ -95,8 +96,18 @@ class DenoisingProcess(nn.Module):
         step_shape = (denoising_steps, 1) if step_size_per_step else (1, 1)
         self.raw_step_size = nn.Parameter(torch.empty(step_shape), requires_grad=learn_step_size)
         self.raw_friction = nn.Parameter(torch.empty(action_dim), requires_grad=learn_friction)
+        self._check_stable(step_size / friction * float(factors.max()), prior_std)
         self._initial = (_inverse_softplus(step_size), _inverse_softplus(friction))
         self.reset_parameters()
+
+    @staticmethod
+    def _check_stable(largest: float, prior_std: float) -> None:
+        if largest >= 2 * prior_std**2:
+            raise ValueError(
+                f"step_size is too large: step_size * schedule / friction = {largest:g} must be "
+                f"below 2 prior_std^2 = {2 * prior_std**2:g}, or the chain expands instead of "
+                "contracting to the prior; half of prior_std^2 is a good start."
+            )
 
     def reset_parameters(self) -> None:
         """Set step sizes and friction back to their initial values."""
@@ -140,9 +151,16 @@ class DenoisingProcess(nn.Module):
         step_size = softplus(self.raw_step_size)
         return step_size * self.schedule_factors.unsqueeze(-1) / self.friction
 
-    def network_step(self, step: int) -> int:
-        """The trained step that the score network sees at runtime step ``step``."""
-        return int((step + 0.5) * self.trained_steps / self.denoising_steps)
+    def network_step(self, step: Step) -> Step:
+        """The trained step that the score network sees at runtime step ``step``.
+
+        Args:
+            step: an integer or a tensor of integers.
+        """
+        if self.denoising_steps == self.trained_steps:
+            return step
+        # The step in whose middle the runtime step lies.
+        return (2 * step + 1) * self.trained_steps // (2 * self.denoising_steps)
 
     def noising_index(self, step: Tensor) -> Tensor:
         """Index ``m`` of the step size in the noising kernel of ``step``."""

@@ -1,5 +1,7 @@
 """The on-policy methods: their networks, loss and preparation of rollouts."""
 
+from dataclasses import replace
+
 import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
@@ -13,30 +15,37 @@ from diffpolicy.actors import (
 )
 from diffpolicy.sde import DenoisingProcess
 from diffpolicy.trainers.config import DiffPPOConfig, GaussianPPOConfig, PPOConfig
+from diffpolicy.trainers.environments import observation_keys
 from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
-from objectives import DiffPPOLoss
+from objectives import DiffPPOLoss, LearnedTemperature
 
 
 def diffppo_parts(env: EnvBase, config: DiffPPOConfig, device: torch.device) -> OnPolicyParts:
     """DiffPPO: rows are the steps of denoising chains (arXiv 2512.02019)."""
     networks = build_ppo_networks(
         env,
+        observation_keys=observation_keys(env, config),
         denoising_steps=config.denoising_steps,
         process=ProcessConfig(
             prior_std=config.prior_std,
             schedule=config.step_schedule,
             step_size=config.step_size,
+            learn_step_size=config.learn_step_size,
+            step_size_per_step=config.step_size_per_step,
             friction=config.friction,
+            learn_friction=config.learn_friction,
         ),
-        network=_network_config(config),
+        network=replace(_network_config(config), value_support=_value_support(config)),
         device=device,
     )
     loss = DiffPPOLoss(
         networks.actor,
         networks.critic,
-        temperature=config.temperature,
+        temperature=_temperature(config),
         clip_epsilon=config.clip_epsilon,
+        clip_value=config.clip_value,
         critic_coeff=config.critic_coeff,
+        loss_critic_type=config.loss_critic_type,
         advantage_normalization=config.advantage_normalization,
     ).to(device)
     loss.make_value_estimator(
@@ -60,14 +69,21 @@ def gaussian_ppo_parts(
     env: EnvBase, config: GaussianPPOConfig, device: torch.device
 ) -> OnPolicyParts:
     """The baseline: TorchRL's ClipPPOLoss with a tanh-squashed Gaussian."""
-    networks = build_gaussian_ppo_networks(env, network=_network_config(config), device=device)
+    networks = build_gaussian_ppo_networks(
+        env,
+        observation_keys=observation_keys(env, config),
+        network=_network_config(config),
+        device=device,
+    )
     loss = ClipPPOLoss(
         networks.actor,
         networks.critic,
         clip_epsilon=config.clip_epsilon,
+        clip_value=config.clip_value,
         entropy_bonus=config.entropy_coeff > 0,
         entropy_coeff=config.entropy_coeff,
         critic_coeff=config.critic_coeff,
+        loss_critic_type=config.loss_critic_type,
         normalize_advantage=True,
     ).to(device)
     loss.make_value_estimator(gamma=config.gamma, lmbda=config.lmbda)
@@ -99,6 +115,19 @@ def process_diagnostics(process: DenoisingProcess) -> dict[str, float]:
             "step_size_max": float(sizes.max()),
             "friction": float(process.friction.mean()),
         }
+
+
+def _temperature(config: DiffPPOConfig) -> float | LearnedTemperature:
+    if config.target_entropy is None:
+        return config.temperature
+    return LearnedTemperature(config.temperature, config.target_entropy)
+
+
+def _value_support(config: DiffPPOConfig) -> tuple[float, float, int] | None:
+    if config.value_support is None:
+        return None
+    low, high, bins = config.value_support
+    return low, high, int(bins)
 
 
 def _network_config(config: PPOConfig) -> NetworkConfig:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torchrl.envs import EnvBase, ExplorationType
 from torchrl.objectives import LossModule
 
-from collectors import evaluate, make_env
+from collectors import NonFiniteError, UnfinishedEpisodeError, evaluate
 from diffpolicy.trainers.config import RunConfig
+from diffpolicy.trainers.environments import evaluation_env
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.files import CHECKPOINT_KEY
 from diffpolicy.trainers.options import fixed_options
@@ -151,15 +152,28 @@ class RLModule(L.LightningModule, ABC):
         """Evaluate on rank zero while the other ranks wait; all ranks get the result.
 
         Raises:
-            TrainingError: on every rank, if a return is not finite.
+            TrainingError: on every rank, if a return or an observation is not finite, or an
+                episode does not end.
         """
+        own = self._evaluate() if self.global_rank == 0 else None
+        evaluation = self.trainer.strategy.broadcast(own)
+        if not isinstance(evaluation, Evaluation):
+            raise TrainingError(
+                f"the evaluation after {self.frames} environment steps failed: {evaluation}"
+            )
+        self.tick()
+        self.evaluations.append(evaluation)
+        for callback in self.run_callbacks():
+            callback.on_evaluation(self.trainer, self, evaluation)
+        return evaluation
+
+    def _evaluate(self) -> Evaluation | str:
+        """An evaluation, or the words on what is wrong with it."""
         config = self.config
-        result = torch.zeros(2, dtype=torch.float64, device=self.device)
-        if self.global_rank == 0:
-            if self._evaluation_env is None:
-                self._evaluation_env = make_env(
-                    config.env, num_envs=config.eval_episodes, device=self.device
-                )
+        if self._evaluation_env is None:
+            self._evaluation_env = evaluation_env(config, self.device)
+        advice = f"check the observations and rewards of --env {config.env}."
+        try:
             returns, _ = evaluate(
                 self.actor,
                 self._evaluation_env,
@@ -167,20 +181,18 @@ class RLModule(L.LightningModule, ABC):
                 seed=EVALUATION_SEED,
                 exploration_type=_EXPLORATION[config.eval_policy],
             )
-            values = torch.tensor(returns, dtype=torch.float64)
-            result = torch.stack((values.mean(), values.std(correction=0))).to(self.device)
-        mean, std = self.reduce(result).tolist()
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the return of the evaluation after {self.frames} environment steps is {mean}; "
-                f"check the observations and rewards of --env {config.env}."
+        except NonFiniteError as error:
+            return f"{str(error).rstrip('.')}; {advice}"
+        except UnfinishedEpisodeError:
+            return (
+                f"an episode of --env {config.env} does not end; cut episodes off with "
+                "--max-episode-steps."
             )
-        self.tick()
-        evaluation = Evaluation(self.frames, mean, std, config.eval_episodes)
-        self.evaluations.append(evaluation)
-        for callback in self.run_callbacks():
-            callback.on_evaluation(self.trainer, self, evaluation)
-        return evaluation
+        values = torch.tensor(returns, dtype=torch.float64)
+        mean, std = float(values.mean()), float(values.std(correction=0))
+        if not math.isfinite(mean):
+            return f"the mean return is {mean}; {advice}"
+        return Evaluation(self.frames, mean, std, config.eval_episodes)
 
     def evaluate_if_due(self) -> dict[str, float]:
         """The evaluation columns of an iteration's metrics; NaN where none is due."""
@@ -206,18 +218,17 @@ class RLModule(L.LightningModule, ABC):
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that loads it."""
-        shapes = {name: list(value.shape) for name, value in self.state_dict().items()}
+        trained = self.state_dict().keys() - self._coefficients().keys()
+        shapes = {name: list(self.state_dict()[name].shape) for name in trained}
         options = fixed_options(self.config)
         return {"method": self.config.method, "options": options, "shapes": shapes}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's state and drop Lightning's loop counters."""
         checkpoint.pop("loops", None)
-        config = asdict(self.config)
-        config["logger"] = list(config["logger"])
         checkpoint[CHECKPOINT_KEY] = {
             "metadata": self.metadata(),
-            "config": config,
+            "config": asdict(self.config),
             "frames": self.frames,
             "gradient_steps": self.gradient_steps,
             "wall_seconds": self.wall_seconds,
@@ -226,12 +237,19 @@ class RLModule(L.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what :meth:`on_save_checkpoint` added; coefficients follow the configuration."""
-        for name, buffer in self.loss.named_buffers():
-            # Discounts and coefficients of the loss are buffers too, but not trained state.
-            if not name.partition(".")[0].endswith("_params") and buffer.numel() == 1:
-                checkpoint["state_dict"][f"loss.{name}"] = buffer.clone()
         state = checkpoint[CHECKPOINT_KEY]
+        saved = checkpoint["state_dict"]
+        trained = {name: saved[name] for name in state["metadata"]["shapes"]}
+        checkpoint["state_dict"] = {**trained, **self._coefficients()}
         self.frames = state["frames"]
         self.gradient_steps = state["gradient_steps"]
         self.wall_seconds = state["wall_seconds"]
         self.evaluations = [Evaluation(**values) for values in state["evaluations"]]
+
+    def _coefficients(self) -> dict[str, Tensor]:
+        """Discounts and coefficients of the loss: part of its state, but not trained."""
+        return {
+            f"loss.{name}": buffer.clone()
+            for name, buffer in self.loss.named_buffers()
+            if not name.partition(".")[0].endswith("_params") and buffer.numel() == 1
+        }

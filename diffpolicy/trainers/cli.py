@@ -26,7 +26,7 @@ def parse_config(config_class: type[ConfigT], given: dict[str, Any]) -> ConfigT:
     if given.get("resume") is not None:
         state = files.read_checkpoint(given["resume"])
         files.check_method(given["resume"], state, config_class.method)
-        options = {**state["config"], "logger": tuple(state["config"]["logger"]), "output": None}
+        options = {**state["config"], "output": None}
         if "gpus" in given or "cpu_ranks" in given:
             # Devices are chosen anew as a whole.
             del options["gpus"], options["cpu_ranks"]

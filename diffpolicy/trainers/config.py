@@ -1,9 +1,10 @@
 """Configurations of training runs: every field is a command line flag with its default."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from diffpolicy.trainers.options import above, at_least, between, check_options, option
+from diffpolicy.trainers.options import above, at_least, between, check_options, finite, option
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,17 @@ class RunConfig:
     method: ClassVar[str] = ""
 
     env: str = option("InvertedPendulum-v5", "Gymnasium id of the environment", fixed=True)
+    max_episode_steps: int | None = option(
+        None,
+        "steps after which an episode is cut off (default: the environment's own limit)",
+        valid=at_least(1),
+    )
+    observation_keys: tuple[str, ...] | None = option(
+        None,
+        "entry of a dictionary observation that the networks read, such as body.speed; repeat the "
+        "flag for several (default: every vector of floating-point numbers)",
+        fixed=True,
+    )
     total_frames: int = option(
         50_000,
         "environment steps of all ranks together, rounded up to whole iterations",
@@ -45,12 +57,17 @@ class RunConfig:
     compile: bool = option(False, "compile the loss and the acting policy")
     logger: tuple[str, ...] = option(
         ("csv", "tensorboard"),
-        "where metrics go; repeat the flag for several",
+        "where metrics go besides metrics.csv, which is always there; repeat the flag for several",
         choices=("csv", "tensorboard", "wandb"),
     )
 
     def __post_init__(self) -> None:
         check_options(self)
+        keys = self.observation_keys or ()
+        if len(set(keys)) < len(keys):
+            raise ValueError(
+                f"--observation-keys must name every entry once, got {', '.join(keys)}."
+            )
         if self.gpus and self.cpu_ranks > 1:
             raise ValueError(
                 f"--cpu-ranks {self.cpu_ranks} cannot be combined with --gpus {self.gpus}; "
@@ -83,7 +100,15 @@ class PPOConfig(RunConfig):
     gamma: float = option(0.99, "discount of an environment step", valid=between(0, 1))
     lmbda: float = option(0.95, "lambda of generalised advantages", valid=between(0, 1))
     clip_epsilon: float = option(0.2, "clip range of the probability ratio", valid=above(0))
+    clip_value: float | None = option(
+        None, "clip range of the value around its old value (default: no clipping)", valid=above(0)
+    )
     critic_coeff: float = option(0.5, "weight of the critic loss", valid=at_least(0))
+    loss_critic_type: Literal["smooth_l1", "l2", "l1"] = option(
+        "smooth_l1",
+        "distance between values and their targets",
+        choices=("smooth_l1", "l2", "l1"),
+    )
     max_grad_norm: float = option(0.5, "limit of the global gradient norm", valid=above(0))
     target_kl: float | None = option(
         None, "end an iteration's updates once the policy has moved this far", valid=above(0)
@@ -147,6 +172,20 @@ class DiffPPOConfig(PPOConfig):
     temperature: float = option(
         0.0, "weight of the entropy bound; 0 is plain reward maximisation", valid=at_least(0)
     )
+    target_entropy: float | None = option(
+        None,
+        "learn the temperature, which starts at --temperature, such that the entropy bound comes "
+        "to this (default: the temperature is fixed)",
+        valid=finite(),
+        fixed=True,
+    )
+    value_support: tuple[float, float, float] | None = option(
+        None,
+        "range and number of bins of an HL-Gauss critic, which does without --loss-critic-type "
+        "(default: a scalar critic)",
+        metavar=("MIN", "MAX", "BINS"),
+        fixed=True,
+    )
     advantage_normalization: Literal["center", "standardize"] = option(
         "standardize",
         "what is done to the advantages of a minibatch",
@@ -164,12 +203,40 @@ class DiffPPOConfig(PPOConfig):
         "linear", "step sizes along the chain", choices=("constant", "linear", "cosine"), fixed=True
     )
     step_size: float = option(0.08, "initial step size of the chain", valid=above(0), fixed=True)
+    step_size_per_step: bool = option(
+        False, "learn a step size for each denoising step instead of one factor", fixed=True
+    )
+    learn_step_size: bool = option(True, "train the step size", fixed=True)
     friction: float = option(1.0, "initial friction of the chain", valid=above(0), fixed=True)
+    learn_friction: bool = option(True, "train the friction", fixed=True)
     process_lr_multiplier: float = option(
         3.0,
         "factor on the learning rate of step size and friction; 0 keeps them",
         valid=at_least(0),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_entropy is not None and self.temperature == 0:
+            raise ValueError(
+                f"--temperature must be greater than 0 to be learned (--target-entropy "
+                f"{self.target_entropy}), got {self.temperature}."
+            )
+        if self.value_support is not None:
+            self._check_value_support(*self.value_support)
+
+    def _check_value_support(self, low: float, high: float, bins: float) -> None:
+        sound = math.isfinite(low) and math.isfinite(high) and low < high
+        if not (sound and bins >= 2 and float(bins).is_integer()):
+            raise ValueError(
+                "--value-support must be a smaller and a greater number and a whole number of bins "
+                f"from 2 on, got {low} {high} {bins}."
+            )
+        if self.clip_value is not None:
+            raise ValueError(
+                f"--clip-value {self.clip_value} cannot be combined with --value-support; leave "
+                "one of them out."
+            )
 
     @property
     def rows_per_frame(self) -> int:

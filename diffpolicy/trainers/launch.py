@@ -63,13 +63,14 @@ def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
     """
     check_launcher()
     check_devices(config)
-    check_loggers(config)
+    device = _device(config)
+    with run_scope(device):
+        check_loggers(config)
     # The launcher of several GPUs starts this program once more for each further rank.
     output = files.output_folder(config) if is_first_process() else Path(os.environ[_OUTPUT])
     state = None if config.resume is None else files.read_checkpoint(config.resume)
     if config.resume is not None and state is not None:
         files.check_method(config.resume, state, config.method)
-    device = _device(config)
     with run_scope(device):
         module = make_module(config, device)
     if config.resume is not None and state is not None:
@@ -127,10 +128,13 @@ def is_first_process() -> bool:
 def make_trainer(run: Run, bar: ProgressBar) -> L.Trainer:
     """The Lightning trainer of a run."""
     config, output = run.config, run.output
-    callbacks: list[L.Callback] = [ResultsFile(output), LoggerMetrics()]
-    if "csv" in config.logger:
-        callbacks.append(MetricsFile(output))
-    callbacks += [Checkpoints(output, config.checkpoint_every), bar]
+    callbacks: list[L.Callback] = [
+        ResultsFile(output),
+        LoggerMetrics(),
+        MetricsFile(output),
+        Checkpoints(output, config.checkpoint_every),
+        bar,
+    ]
     return L.Trainer(
         accelerator="gpu" if config.gpus else "cpu",
         devices=config.ranks,
@@ -167,10 +171,20 @@ def check_launcher() -> None:
 
 
 def check_loggers(config: RunConfig) -> None:
-    """Raise ValueError if a package that ``--logger`` needs is missing."""
+    """Raise ValueError if ``--logger`` needs a package or a login that is missing."""
     for name in config.logger:
         if name != "csv" and importlib.util.find_spec(name) is None:
             raise ValueError(f"--logger {name} needs the package {name}: pip install {name}.")
+    if "wandb" in config.logger and is_first_process():
+        import wandb
+
+        try:
+            # Asks on a terminal; does nothing when offline.
+            wandb.login(verify=False)
+        except wandb.errors.Error as error:
+            raise ValueError(
+                "--logger wandb needs a login; run `wandb login`, or set WANDB_MODE=offline."
+            ) from error
 
 
 def _strategy(config: RunConfig) -> str | Strategy:

@@ -16,10 +16,11 @@ from torchrl.collectors import BaseCollector
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 
-from collectors import OnPolicyStream, derive_seed, episode_stats, make_collector, make_env
+from collectors import NonFiniteError, OnPolicyStream, derive_seed, episode_stats, make_collector
 from diffpolicy.networks import RunningNorm
 from diffpolicy.trainers.base import RLModule
 from diffpolicy.trainers.config import PPOConfig
+from diffpolicy.trainers.environments import spec_env, training_env
 from diffpolicy.trainers.errors import TrainingError
 
 
@@ -67,7 +68,7 @@ class OnPolicyModule(RLModule):
     """
 
     def __init__(self, config: PPOConfig, build: BuildParts, device: torch.device) -> None:
-        env = _make_env_of_flag(config)
+        env = spec_env(config)
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(derive_seed(config.seed))
@@ -116,7 +117,7 @@ class OnPolicyModule(RLModule):
         seed = partial(derive_seed, config.seed, self.global_rank, self.frames)
         torch.manual_seed(seed(0))
         self._collector = make_collector(
-            partial(_make_training_env, config, self.device),
+            partial(training_env, config, self.device),
             torch.compile(self.actor) if config.compile else self.actor,
             frames_per_batch=config.rollout_frames,
             seed=seed(1),
@@ -260,20 +261,6 @@ def _policy_distance(record: Mapping[str, float]) -> float:
     return record["kl"] if "kl" in record else record["kl_approx"]
 
 
-def _make_env_of_flag(config: PPOConfig) -> EnvBase:
-    """One environment, to read its specs; errors name the flag."""
-    try:
-        return make_env(config.env)
-    except ValueError as error:
-        raise ValueError(str(error).replace("name=", "--env ", 1)) from error
-
-
-def _make_training_env(config: PPOConfig, device: torch.device) -> EnvBase:
-    return make_env(
-        config.env, num_envs=config.num_envs, reward_scale=config.reward_scale, device=device
-    )
-
-
 class _Guarded(IterableDataset[TensorDictBase]):
     """A stream whose refusal of a rollout (NaN from the environment) ends training."""
 
@@ -286,7 +273,7 @@ class _Guarded(IterableDataset[TensorDictBase]):
     def __iter__(self) -> Iterator[TensorDictBase]:
         try:
             yield from self.stream
-        except ValueError as error:
+        except NonFiniteError as error:
             raise TrainingError(str(error)) from error
 
 

@@ -31,6 +31,11 @@ def above(low: float) -> Range:
     return Range(lambda value: value > low, f"greater than {low}")
 
 
+def finite() -> Range:
+    """All numbers but NaN and the infinities."""
+    return Range(math.isfinite, "a finite number")
+
+
 def between(low: float, high: float) -> Range:
     """Numbers from ``low`` to ``high``, both included."""
     return Range(lambda value: low <= value <= high, f"between {low} and {high}")
@@ -42,6 +47,7 @@ def option(
     *,
     valid: Range | None = None,
     choices: Sequence[str] | None = None,
+    metavar: Sequence[str] | None = None,
     fixed: bool = False,
 ) -> Any:
     """A dataclass field that is also a command line flag.
@@ -51,11 +57,18 @@ def option(
         text: what ``--help`` shows.
         valid: range of a numeric option.
         choices: values of a text option.
+        metavar: what ``--help`` calls the words of an option that takes several at once.
         fixed: whether the option shapes the networks, so that a resumed run must keep it.
     """
     return dataclasses.field(
         default=default,
-        metadata={"help": text, "valid": valid, "choices": choices, "fixed": fixed},
+        metadata={
+            "help": text,
+            "valid": valid,
+            "choices": choices,
+            "metavar": metavar,
+            "fixed": fixed,
+        },
     )
 
 
@@ -143,11 +156,15 @@ def _add_flag(group: argparse._ArgumentGroup, field: Field[Any], hint: Any) -> N
     if plain is bool:
         settings["action"] = argparse.BooleanOptionalAction
     else:
-        repeatable = typing.get_origin(plain) is tuple
-        scalar = typing.get_args(plain)[0] if repeatable else plain
+        members = typing.get_args(plain) if typing.get_origin(plain) is tuple else ()
+        repeatable = Ellipsis in members
+        scalar = members[0] if members else plain
         # The words that a Literal allows are checked with the other choices.
         settings["type"] = str if typing.get_origin(scalar) is typing.Literal else scalar
         settings["action"] = "append" if repeatable else "store"
+        if members and not repeatable:
+            settings["nargs"] = len(members)
+            settings["metavar"] = field.metadata["metavar"]
         if field.metadata["choices"]:
             settings["metavar"] = "|".join(field.metadata["choices"])
     group.add_argument(flag_name(field.name), **settings)

@@ -169,9 +169,7 @@ def test_separate_losses_cut_shared_gradients(case: LossCase) -> None:
 
 
 @pytest.mark.parametrize("how", [None, *COPIES])
-def test_separate_losses_share_values_but_no_gradients_in_copies(
-    case: LossCase, how: str | None
-) -> None:
+def test_separate_losses_share_values_only(case: LossCase, how: str | None) -> None:
     loss = case.build(share=True, separate_losses=True)
     if how is not None:
         loss = COPIES[how](loss)

@@ -162,7 +162,7 @@ def test_denoising_gae_rejects_shapes_that_do_not_match(name: str) -> None:
 def test_unknown_discount_mode_raises() -> None:
     data = random_rollout(0, 2, 4, 3)
     with pytest.raises(
-        ValueError, match="discount_mode must be 'env' or 'denoising_step', got 'x'"
+        ValueError, match="discount_mode must be one of 'env', 'denoising_step', got 'x'"
     ):
         fn.denoising_gae(**data, temperature=0.1, gamma=0.9, lmbda=0.9, discount_mode="x")
 

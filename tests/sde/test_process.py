@@ -15,14 +15,15 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 @given(
-    prior_std=st.floats(1e-3, 1e3),
+    ratio=st.floats(0.6, 1e3),
     step_size=st.floats(1e-6, 1e3),
     friction=st.floats(1e-6, 1e3),
     schedule=st.sampled_from(sorted(SCHEDULES)),
 )
 def test_initial_values_are_those_asked_for(
-    prior_std: float, step_size: float, friction: float, schedule: str
+    ratio: float, step_size: float, friction: float, schedule: str
 ) -> None:
+    prior_std = math.sqrt(ratio * step_size / friction)
     process = DenoisingProcess(
         2, 4, prior_std=prior_std, step_size=step_size, friction=friction, schedule=schedule
     )
@@ -31,6 +32,12 @@ def test_initial_values_are_those_asked_for(
     torch.testing.assert_close(process.friction, torch.full((2,), friction))
     expected = step_size / friction * SCHEDULES[schedule](4)
     torch.testing.assert_close(process.step_sizes(), expected.unsqueeze(-1).expand(4, 2))
+
+
+def test_expanding_chains_are_refused() -> None:
+    DenoisingProcess(1, 4, prior_std=0.5, step_size=0.99, friction=2.0)
+    with pytest.raises(ValueError, match=r"= 0.5 must be below 2 prior_std\^2 = 0.5"):
+        DenoisingProcess(1, 4, prior_std=0.5, step_size=1.0, friction=2.0)
 
 
 @pytest.mark.parametrize("per_step", [False, True])
