@@ -1,13 +1,14 @@
 """Builders that size actors and critics from an environment's specs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from tensordict import NestedKey
 from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
 from torch import nn
+from torchrl.data import TensorSpec
 from torchrl.envs import EnvBase
 from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
 
@@ -136,12 +137,39 @@ def build_denoising_actor(
     process = process or ProcessConfig()
     network = network or NetworkConfig()
     keys = keys or ActorKeys()
-    sizes = _sizes(
-        env, observation_keys, network, action_key=keys.action, normalizer=normalizer
+    sizes = _sizes(env, observation_keys, network, action_key=keys.action, normalizer=normalizer)
+    actor = _denoising_actor(
+        sizes, denoising_steps, process, network, keys, return_chain, deterministic_step
     )
-    actor = _denoising_actor(sizes, denoising_steps, process, network, keys, deterministic_step)
-    actor.return_chain = return_chain
     return actor.to(device)
+
+
+def _denoising_actor(
+    sizes: _Sizes,
+    denoising_steps: int,
+    process: ProcessConfig,
+    network: NetworkConfig,
+    keys: ActorKeys,
+    return_chain: bool,
+    deterministic_step: Literal["flow", "mean"],
+) -> DenoisingActor:
+    score_network = ScoreNetwork(
+        sizes.action_dim,
+        sizes.observation_dim,
+        denoising_steps,
+        hidden_sizes=network.actor_hidden,
+        normalizer=sizes.normalizer,
+        latent_scale=process.prior_std,
+    )
+    return DenoisingActor(
+        DenoisingProcess(sizes.action_dim, denoising_steps, **vars(process)),
+        score_network,
+        ActionSquash.from_spec(sizes.action_spec.cpu()),
+        in_keys=sizes.observation_keys,
+        keys=keys,
+        return_chain=return_chain,
+        deterministic_step=deterministic_step,
+    )
 
 
 def build_ppo_networks(
@@ -163,18 +191,9 @@ def build_ppo_networks(
     process = process or ProcessConfig()
     network = network or NetworkConfig()
     keys = keys or ActorKeys()
-    sizes = _sizes(env, observation_keys, network.normalize_observations, keys.action)
-    actor = build_denoising_actor(
-        env,
-        denoising_steps=denoising_steps,
-        process=process,
-        network=network,
-        observation_keys=observation_keys,
-        keys=keys,
-        normalizer=sizes.normalizer,
-        return_chain=True,
-        deterministic_step="mean",
-        device=device,
+    sizes = _sizes(env, observation_keys, network, action_key=keys.action)
+    actor = _denoising_actor(
+        sizes, denoising_steps, process, network, keys, return_chain=True, deterministic_step="mean"
     )
     value_network = _Concatenated(
         DenoisingValueNetwork(
@@ -193,7 +212,7 @@ def build_ppo_networks(
         in_keys=[*observation_keys, keys.latent, keys.step],
         out_keys=_value_keys(network),
     )
-    return ActorCritic(actor, critic.to(device), sizes.normalizer)
+    return ActorCritic(actor.to(device), critic.to(device), sizes.normalizer)
 
 
 def build_gaussian_ppo_networks(
@@ -209,8 +228,13 @@ def build_gaussian_ppo_networks(
     PPO recipe for MuJoCo. Arguments and errors are those of :func:`build_denoising_actor`.
     """
     network = network or NetworkConfig()
-    sizes = _sizes(env, observation_keys, network.normalize_observations)
-    spec = env_action_spec(env).to(device)
+    if network.value_support is not None:
+        raise ValueError(
+            f"value_support={network.value_support} is for denoising chains only: TorchRL's "
+            "ClipPPOLoss trains a scalar critic."
+        )
+    sizes = _sizes(env, observation_keys, network)
+    spec = sizes.action_spec.to(device)
     policy = mlp(sizes.observation_dim, network.actor_hidden, sizes.action_dim, nn.Tanh)
     value = mlp(sizes.observation_dim, network.critic_hidden, 1, nn.Tanh)
     for net, gain in ((policy, 0.01), (value, 1.0)):

@@ -1,15 +1,26 @@
+import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs import ExplorationType
 
-from collectors import derive_seed, episode_stats, evaluate, make_collector, make_env
+from collectors import (
+    NonFiniteError,
+    UnfinishedEpisodeError,
+    derive_seed,
+    episode_stats,
+    evaluate,
+    make_collector,
+    make_env,
+)
 
 MakePolicy = Callable[..., TensorDictModule]
 
@@ -99,9 +110,41 @@ class TestEvaluate:
     def test_the_mode_is_restored_after_an_error(self, make_policy: MakePolicy) -> None:
         policy = make_policy(2, 1).train()
         env = make_env("Counting-v0", num_envs=2, length=50)
-        with pytest.raises(RuntimeError, match=r"2 episode\(s\) did not end within max_steps=10"):
+        with pytest.raises(
+            UnfinishedEpisodeError, match=r"2 episode\(s\) did not end within max_steps=10"
+        ):
             evaluate(policy, env, 2, seed=0, max_steps=10)
         assert policy.training
+
+    @pytest.mark.parametrize(("bad_step", "as_dict"), [(0, False), (2, True), (5, False)])
+    def test_an_observation_that_is_not_finite_is_an_error(
+        self, bad_step: int, as_dict: bool
+    ) -> None:
+        env = make_env("Counting-v0", num_envs=2, bad_step=bad_step, as_dict=as_dict)
+        key: NestedKey = ("body", "speed") if as_dict else "observation"
+        policy = TensorDictModule(lambda x: 0 * x[..., 1:], in_keys=[key], out_keys=["action"])
+        words = f"{re.escape(repr(key))} is not finite in 2 of 2 environments at step {bad_step} "
+        with pytest.raises(NonFiniteError, match=words):
+            evaluate(policy, env, 2, seed=0)
+
+    def test_what_comes_after_the_episode_that_counts_is_not_looked_at(
+        self, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        env = make_env("Counting-v0", num_envs=2, length=6)
+        first, second = env.base_env._env.envs
+        first.unwrapped.length = 2
+        observe, resets = first.unwrapped._observe, []
+
+        def broken_from_the_third_episode_on() -> Any:
+            if first.unwrapped.steps == 0:
+                resets.append(True)
+            return observe() * (np.nan if len(resets) > 2 else 1.0)
+
+        monkeypatch.setattr(first.unwrapped, "_observe", broken_from_the_third_episode_on)
+        # the seeding of the environment resets it, too
+        assert evaluate(make_policy(2, 1), env, 2, seed=0)[1] == [2, 6]
+        assert len(resets) > 2
+        assert second.unwrapped.steps == 0
 
     def test_bad_arguments(self, make_policy: MakePolicy) -> None:
         from torchrl.envs import GymEnv

