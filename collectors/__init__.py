@@ -2,8 +2,8 @@
 
 from collectors.buffers import RolloutBuffer
 from collectors.chains import flatten_chains
-from collectors.errors import NonFiniteError, UnfinishedEpisodeError
 from collectors.envs import derive_seed, make_env
+from collectors.errors import NonFiniteError, UnfinishedEpisodeError
 from collectors.evaluation import EpisodeStats, episode_stats, evaluate
 from collectors.factory import make_collector
 from collectors.stream import OnPolicyStream, check_finite

@@ -1,6 +1,7 @@
 """The stream of minibatches that a trainer reads: collect, check, prepare, shuffle."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def check_finite(rollout: TensorDictBase, keys: Sequence[NestedKey] | None = Non
         NonFiniteError: names the entry, the environment index and the time index of the first one.
     """
     if keys is None:
-        keys = sorted(rollout.keys(True, True), key=_check_order)
+        keys = sorted(rollout.keys(True, True), key=partial(_check_order, rollout))
     for key in keys:
         value = rollout[key]
         if not value.is_floating_point() or bool(value.isfinite().all()):
@@ -42,12 +43,13 @@ def check_finite(rollout: TensorDictBase, keys: Sequence[NestedKey] | None = Non
         )
 
 
-def _check_order(key: NestedKey) -> tuple[int, str]:
+def _check_order(rollout: TensorDictBase, key: NestedKey) -> tuple[int, str]:
     path = (key,) if isinstance(key, str) else key
     name = ".".join(path)
-    if "observation" in path[-1]:
-        return (0 if path[0] != "next" else 2), name
-    return (1 if path[-1] == "reward" else 3), name
+    if path[0] == "next":
+        return (1 if path[-1] == "reward" else 2), name
+    # Only what the environment writes comes again at the next time.
+    return (0 if ("next", *path) in rollout.keys(True) else 3), name
 
 
 class OnPolicyStream(IterableDataset[TensorDictBase]):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from diffpolicy.actors import (
     DenoisingActor,
     NetworkConfig,
     ProcessConfig,
+    build,
     build_denoising_actor,
     build_gaussian_ppo_networks,
     build_ppo_networks,
@@ -54,6 +56,26 @@ def test_ppo_networks_have_the_sizes_of_the_environment(
     if value_support is not None:
         assert critic.out_keys == ["state_value", "state_value_logits"]
         assert rows["state_value_logits"].shape == (*batch_size, 4, 3, 21)
+
+
+def test_the_gaussian_baseline_has_a_scalar_critic_only(make_env: MakeEnv) -> None:
+    network = NetworkConfig(value_support=(-10.0, 10.0, 21))
+    with pytest.raises(ValueError, match=r"value_support=\(-10\.0, 10\.0, 21\) .* scalar critic"):
+        build_gaussian_ppo_networks(make_env(), network=network)
+
+
+def test_ppo_networks_read_the_specs_once(
+    make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, calls = build._sizes, []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return sizes(*args, **options)
+
+    monkeypatch.setattr(build, "_sizes", counted)
+    build_ppo_networks(make_env())
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("exploration", [RANDOM, DETERMINISTIC])

@@ -6,7 +6,14 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch.utils.data import DataLoader
 
-from collectors import OnPolicyStream, RolloutBuffer, check_finite, make_collector, make_env
+from collectors import (
+    NonFiniteError,
+    OnPolicyStream,
+    RolloutBuffer,
+    check_finite,
+    make_collector,
+    make_env,
+)
 
 ENVS, TIME = 2, 6
 ROWS = ENVS * TIME
@@ -305,14 +312,17 @@ class TestCheckFinite:
         rollout[key][1, 2] = value
         rollout[key][0, 3] = value
         message = rf"{value} at environment index 1, time index 2 \(2 of 8 rows\)"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(NonFiniteError, match=message):
             check_finite(rollout)
 
     def test_the_environment_is_blamed_before_the_policy(self) -> None:
         rollout = self.rollout()
         rollout["latents"][0, 1] = torch.nan
-        rollout["observation"][0, 1] = torch.nan
-        with pytest.raises(ValueError, match="entry 'observation' is not finite"):
+        rollout["next", "speed"][0, 0] = torch.nan
+        with pytest.raises(NonFiniteError, match=r"entry \('next', 'speed'\) is not finite"):
+            check_finite(rollout)
+        rollout["speed"][0, 1] = torch.nan
+        with pytest.raises(NonFiniteError, match="entry 'speed' is not finite"):
             check_finite(rollout)
 
     def test_finite_rollouts_and_unselected_keys_pass(self) -> None:
@@ -325,10 +335,11 @@ class TestCheckFinite:
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(2, 4, *shape)
 
-        following = {"reward": zeros(1), "done": zeros(1).bool()}
+        following = {"reward": zeros(1), "done": zeros(1).bool(), "speed": zeros(1)}
         return TensorDict(
             {
                 "observation": zeros(3),
+                "speed": zeros(1),
                 "latents": zeros(5, 2),
                 "next": following | {"body": {"observation": zeros(3)}},
             },

@@ -157,6 +157,16 @@ def test_an_observation_that_is_not_finite_stops_the_run(
     assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 0
 
 
+def test_a_programming_error_keeps_its_traceback(small_config: SmallConfig) -> None:
+    def broken_parts(env: EnvBase, config: Any, device: torch.device) -> OnPolicyParts:
+        parts = diffppo_parts(env, config, device)
+        return dataclasses.replace(parts, prepare=lambda rollout: int("no number"))
+
+    run = prepare(small_config(), lambda c, device: OnPolicyModule(c, broken_parts, device))
+    with pytest.raises(ValueError, match="invalid literal"):
+        train(run)
+
+
 class BrokenReward(BrokenSensor):
     """Every reward is NaN."""
 

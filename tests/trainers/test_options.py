@@ -29,7 +29,9 @@ def test_no_flags_give_the_defaults(config_class: type[PPOConfig]) -> None:
 def test_flags_reach_the_configuration() -> None:
     argv = "--total-frames 7 --lr 0.5 --env Hopper-v5 --compile --no-normalize-observations"
     argv += " --logger csv --logger wandb --target-kl 0.1 --denoising-steps 3"
-    argv += " --advantage-normalization center"
+    argv += " --advantage-normalization center --value-support -10 20 31 --target-entropy -5"
+    argv += " --temperature 0.1 --observation-keys a --observation-keys b.c --no-learn-friction"
+    argv += " --loss-critic-type l2"
     config = DiffPPOConfig(**parse_options(make_parser(DiffPPOConfig), argv.split()))
     assert config == DiffPPOConfig(
         total_frames=7,
@@ -41,6 +43,12 @@ def test_flags_reach_the_configuration() -> None:
         advantage_normalization="center",
         target_kl=0.1,
         denoising_steps=3,
+        value_support=(-10.0, 20.0, 31.0),
+        target_entropy=-5.0,
+        temperature=0.1,
+        observation_keys=("a", "b.c"),
+        learn_friction=False,
+        loss_critic_type="l2",
     )
 
 
@@ -62,6 +70,12 @@ def test_flags_reach_the_configuration() -> None:
         ({"clip_epsilon": 0.0}, "--clip-epsilon"),
         ({"target_kl": 0.0}, "--target-kl"),
         ({"temperature": -1.0}, "--temperature"),
+        ({"temperature": 0.0, "target_entropy": -1.0}, "--temperature"),
+        ({"target_entropy": math.nan, "temperature": 1.0}, "--target-entropy"),
+        ({"clip_value": 0.0}, "--clip-value"),
+        ({"clip_value": 0.3, "value_support": (0.0, 1.0, 5.0)}, "--clip-value"),
+        ({"loss_critic_type": "huber"}, "--loss-critic-type"),
+        ({"max_episode_steps": 0}, "--max-episode-steps"),
         ({"denoising_steps": 0}, "--denoising-steps"),
         ({"lr_schedule": "cosine"}, "--lr-schedule"),
         ({"gpus": 1, "cpu_ranks": 2}, "--cpu-ranks"),
@@ -79,6 +93,28 @@ def test_a_bad_value_is_refused_in_one_sentence_with_flag_and_value(
     assert str(value) in message
     assert message.endswith(".")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "support", [(1.0, 1.0, 5.0), (0.0, math.inf, 5.0), (0.0, 1.0, 1.0), (0.0, 1.0, 2.5)]
+)
+def test_a_bad_value_support_is_refused(support: tuple[float, float, float]) -> None:
+    words = "--value-support .* whole number of bins .*got " + " ".join(map(str, support))
+    with pytest.raises(ValueError, match=words):
+        DiffPPOConfig(value_support=support)
+
+
+def test_a_value_support_needs_three_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = make_parser(DiffPPOConfig)
+    with pytest.raises(SystemExit):
+        parse_options(parser, ["--value-support", "0", "1"])
+    assert "--value-support: expected 3 arguments" in capsys.readouterr().err
+    assert "--value-support MIN MAX BINS" in parser.format_help()
+
+
+def test_an_observation_key_is_named_once() -> None:
+    with pytest.raises(ValueError, match=r"--observation-keys .* once, got a, b, a\."):
+        DiffPPOConfig(observation_keys=("a", "b", "a"))
 
 
 def test_rows_of_a_rollout_count_denoising_steps() -> None:

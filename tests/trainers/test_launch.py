@@ -1,0 +1,53 @@
+"""Loggers: what is refused, and what is always written."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffpolicy.trainers import DiffPPOConfig, diffppo_module, prepare, train
+
+SmallConfig = Callable[..., DiffPPOConfig]
+ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
+
+
+@pytest.mark.parametrize("logger", [("tensorboard",), ("csv",)])
+def test_metrics_are_written_whatever_the_loggers(
+    small_config: SmallConfig, read_run: ReadRun, logger: tuple[str, ...]
+) -> None:
+    run = prepare(small_config(logger=logger, total_frames=128), diffppo_module)
+    assert train(run)
+    _, rows = read_run(run.output)
+    assert [int(row["frames"]) for row in rows] == [128]
+    assert (run.output / "tensorboard").exists() == ("tensorboard" in logger)
+
+
+@pytest.fixture
+def no_wandb_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A home without a login at Weights & Biases."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "home"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def test_wandb_without_a_login_is_refused_before_anything_is_written(
+    small_config: SmallConfig, no_wandb_login: None, tmp_path: Path
+) -> None:
+    config = small_config(logger=("csv", "wandb"))
+    with pytest.raises(ValueError, match=r"--logger wandb .*`wandb login`.*WANDB_MODE=offline"):
+        prepare(config, diffppo_module)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandb_needs_no_login_when_offline(
+    small_config: SmallConfig, no_wandb_login: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert prepare(small_config(logger=("wandb",)), diffppo_module).frames == 0
