@@ -140,8 +140,6 @@ class DiffPPOLoss(ChainLoss):
             diagnostics.append("value_clip_fraction")
         return [*losses, *diagnostics]
 
-    # -- advantages ------------------------------------------------------------------------
-
     def make_value_estimator(
         self, value_type: ValueEstimators | None = None, **hyperparams: Any
     ) -> "DiffPPOLoss":
@@ -190,8 +188,6 @@ class DiffPPOLoss(ChainLoss):
             step_keys=(keys.advantage, keys.value_target, keys.value),
             carry_keys=(*self._loss_mask_keys(), keys.priority_weight),
         )
-
-    # -- losses ----------------------------------------------------------------------------
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -260,8 +256,6 @@ class DiffPPOLoss(ChainLoss):
             outside = self.value_support.outside(target).to(target)
             diagnostics["value_clip_fraction"] = self._reduce(outside, rows, "mean")
         return self.critic_coeff * self._reduce(distance, rows), diagnostics
-
-    # -- helpers ---------------------------------------------------------------------------
 
     def _as_rows(self, tensordict: TensorDictBase) -> TensorDictBase:
         if tensordict.get(self.chain_keys.next_latent, None) is not None:
