@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 from torchrl.collectors import BaseCollector
 
 from collectors.buffers import RolloutBuffer
+from collectors.envs import EPISODE_REWARD_KEY
 from collectors.errors import NonFiniteError
 
 
@@ -48,8 +49,9 @@ def _check_order(rollout: TensorDictBase, key: NestedKey) -> tuple[int, str]:
     name = ".".join(path)
     if path[0] == "next":
         return (1 if path[-1] == "reward" else 2), name
-    # Only what the environment writes comes again at the next time.
-    return (0 if ("next", *path) in rollout.keys(True) else 3), name
+    # Only what the environment writes comes again at the next time; sums of rewards come late.
+    observed = ("next", *path) in rollout.keys(True) and key != EPISODE_REWARD_KEY
+    return (0 if observed else 3), name
 
 
 class OnPolicyStream(IterableDataset[TensorDictBase]):

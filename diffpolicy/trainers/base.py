@@ -218,8 +218,12 @@ class RLModule(L.LightningModule, ABC):
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that loads it."""
-        trained = self.state_dict().keys() - self._coefficients().keys()
-        shapes = {name: list(self.state_dict()[name].shape) for name in trained}
+        coefficients = self._coefficients()
+        shapes = {
+            name: list(value.shape)
+            for name, value in self.state_dict().items()
+            if name not in coefficients
+        }
         options = fixed_options(self.config)
         return {"method": self.config.method, "options": options, "shapes": shapes}
 
@@ -248,8 +252,11 @@ class RLModule(L.LightningModule, ABC):
 
     def _coefficients(self) -> dict[str, Tensor]:
         """Discounts and coefficients of the loss: part of its state, but not trained."""
+        saved = self.state_dict()
         return {
             f"loss.{name}": buffer.clone()
             for name, buffer in self.loss.named_buffers()
-            if not name.partition(".")[0].endswith("_params") and buffer.numel() == 1
+            if not name.partition(".")[0].endswith("_params")
+            and buffer.numel() == 1
+            and f"loss.{name}" in saved
         }

@@ -387,6 +387,9 @@ def test_a_nan_loss_ends_with_an_error_that_names_it(
         (["--resume", "nowhere.ckpt"], ["--resume", "nowhere.ckpt"]),
         (["--resume", __file__], ["--resume", "checkpoint"]),
         (["--output", __file__], ["--output", "folder"]),
+        (["--observation-keys", "body"], ["--observation-keys body", "choose from observation."]),
+        (["--value-support", "1", "0", "9"], ["--value-support", "1.0 0.0 9.0"]),
+        (["--target-entropy", "-5"], ["--temperature", "--target-entropy -5.0"]),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(
