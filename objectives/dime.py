@@ -23,7 +23,7 @@ from objectives.checks import check_choice, require
 from objectives.temperature import Temperature, as_temperature
 
 _CLIP_CHECK_INTERVAL = 256
-_CLIP_WARNING = 0.01
+_CLIP_WARNING = 0.05
 
 
 class _Values(NamedTuple):
@@ -425,7 +425,7 @@ class DIMELoss(ChainLoss):
         if torch.compiler.is_compiling() or self._calls < 0:
             return
         self._calls += 1
-        if self._calls % _CLIP_CHECK_INTERVAL == 1 and float(clip_fraction) > _CLIP_WARNING:
+        if self._calls % _CLIP_CHECK_INTERVAL == 0 and float(clip_fraction) > _CLIP_WARNING:
             self._calls = -1
             atoms = self.value_support.atoms if self.value_support is not None else clip_fraction
             warnings.warn(
