@@ -36,9 +36,7 @@ class Reference:
 def batches(count: int, features: int = 3, rows: int = 7) -> list[torch.Tensor]:
     scale = torch.tensor([0.1, 1.0, 8.0], dtype=torch.float64)[:features]
     shift = torch.tensor([0.0, 2.0, -30.0], dtype=torch.float64)[:features]
-    return [
-        torch.randn(rows, features, dtype=torch.float64) * scale + shift for _ in range(count)
-    ]
+    return [torch.randn(rows, features, dtype=torch.float64) * scale + shift for _ in range(count)]
 
 
 @pytest.mark.parametrize("warmup", [0, 5, 100_000])
