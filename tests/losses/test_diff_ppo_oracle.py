@@ -99,9 +99,7 @@ def compare(
 ) -> None:
     # The oracle differentiates the networks; their parameters are those of the loss.
     for key, value in expected.items():
-        torch.testing.assert_close(
-            out[key].detach(), value.detach(), msg=lambda m, k=key: f"{k}: {m}"
-        )
+        torch.testing.assert_close(out[key].detach(), value.detach(), msg=lambda m, k=key: f"{k}: {m}")
     for key in gradient_keys:
         actual, wanted = gradients(loss, out[key]), gradients(loss, expected[key])
         assert set(actual) == set(wanted)
@@ -304,6 +302,4 @@ def test_smooth_l1_is_torch_s() -> None:
     loss = make_loss(critic_coeff=1.0)
     rows = make_rows(loss)
     value = predict(loss, rows)["state_value"]
-    torch.testing.assert_close(
-        loss(rows)["loss_critic"], smooth_l1_loss(value, rows["value_target"])
-    )
+    torch.testing.assert_close(loss(rows)["loss_critic"], smooth_l1_loss(value, rows["value_target"]))
