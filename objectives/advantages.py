@@ -104,7 +104,8 @@ class DenoisingGAE(ValueEstimatorBase):
         Args:
             tensordict: rollout with chains.
             params: parameters of the value network; None uses the module's own.
-            target_params: parameters for the bootstrap value; None means ``params``.
+            target_params: parameters for the value after a trajectory's last row; None means
+                ``params``. Inside a trajectory the next row's value is used, from ``params``.
 
         Raises:
             ValueError: if there is no time dimension, or it is not the last.

@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from diffpolicy.actors.keys import ActorKeys
+from diffpolicy.actors.keys import ActorKeys, required
 from diffpolicy.actors.protocol import PathSample
 from diffpolicy.actors.squashing import ActionSquash
 from diffpolicy.sde import (
@@ -26,14 +26,19 @@ from diffpolicy.sde import (
 )
 from diffpolicy.sde.rollout import RolloutMode
 
-_DETERMINISTIC = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN)
+_DETERMINISTIC = (
+    ExplorationType.DETERMINISTIC,
+    ExplorationType.MODE,
+    ExplorationType.MEAN,
+    ExplorationType.MEDIAN,
+)
 
 
 class DenoisingActor(TensorDictModuleBase):
     """Acts by running a whole denoising chain in one module call.
 
-    Follows TorchRL's exploration type: ``DETERMINISTIC``, ``MODE`` and ``MEAN`` run the chain
-    without noise from a zero prior sample, everything else samples the process.
+    Follows TorchRL's exploration type: ``DETERMINISTIC``, ``MODE``, ``MEAN`` and ``MEDIAN`` run the
+    chain without noise from a zero prior sample, everything else samples the process.
 
     Args:
         process: the denoising process.
@@ -117,7 +122,7 @@ class DenoisingActor(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the action (and what was asked for) into ``tensordict`` of any batch shape."""
         observation = self.observation(tensordict)
-        noise = None if self.noise_key is None else tensordict.get(self.noise_key)
+        noise = None if self.noise_key is None else required(tensordict, self.noise_key)
         deterministic = exploration_type() in _DETERMINISTIC
         if not (self.return_chain or self.return_entropy_bound):
             latent = self.sample_latent(observation, noise, deterministic=deterministic)
@@ -179,7 +184,7 @@ class DenoisingActor(TensorDictModuleBase):
         Samples the process whatever the exploration type. The prior sample carries no gradient.
         """
         observation = self.observation(tensordict)
-        noise = None if self.noise_key is None else tensordict.get(self.noise_key)
+        noise = None if self.noise_key is None else required(tensordict, self.noise_key)
         process, score, noise, _ = self._rollout_inputs(observation, noise, deterministic=False)
         chain = rollout_chain(process, checkpointed(score) if checkpoint else score, noise)
         last = chain.latents[..., -1, :]
@@ -201,7 +206,8 @@ class DenoisingActor(TensorDictModuleBase):
 
     def denoising_kernel(self, rows: TensorDictBase) -> Gaussian:
         """``q(. | x_n, s)`` of denoising-MDP rows, see :class:`ChainActor`."""
-        latent, step = rows.get(self.keys.latent), rows.get(self.keys.step).squeeze(-1)
+        latent = required(rows, self.keys.latent)
+        step = required(rows, self.keys.step).squeeze(-1)
         trained, used = self.process.trained_steps, self.process.denoising_steps
         network_step = step if trained == used else ((step + 0.5) * trained / used).long()
         score = self.score_network(latent, network_step, self.observation(rows))
@@ -209,8 +215,8 @@ class DenoisingActor(TensorDictModuleBase):
 
     def noising_kernel(self, rows: TensorDictBase) -> Gaussian:
         """``p(. | x_{n+1})`` of denoising-MDP rows, see :class:`ChainActor`."""
-        step = rows.get(self.keys.step).squeeze(-1)
-        return self.process.noising_kernel(rows.get(self.keys.next_latent), step)
+        step = required(rows, self.keys.step).squeeze(-1)
+        return self.process.noising_kernel(required(rows, self.keys.next_latent), step)
 
     def _conditioned(self, observation: Tensor) -> Callable[[Tensor, int], Tensor]:
         condition = getattr(self.score_network, "condition", None)
@@ -231,13 +237,5 @@ def concatenate_observation(tensordict: TensorDictBase, in_keys: Sequence[Nested
     Raises:
         KeyError: naming the missing key and the keys that are there.
     """
-    values = []
-    for key in in_keys:
-        value = tensordict.get(key, None)
-        if value is None:
-            raise KeyError(
-                f"observation key {key!r} is missing from the TensorDict, "
-                f"which has {sorted(map(str, tensordict.keys(True, True)))}."
-            )
-        values.append(value)
+    values = [required(tensordict, key) for key in in_keys]
     return values[0] if len(values) == 1 else torch.cat(values, -1)

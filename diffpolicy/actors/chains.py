@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 
-from diffpolicy.actors.keys import ActorKeys
+from diffpolicy.actors.keys import ActorKeys, required
 
 _MASK_KEY = ("collector", "mask")
 
@@ -37,12 +37,9 @@ def chain_rows(
     keys = keys or ActorKeys()
     batch = tensordict.batch_size
     for key in (*observation_keys, *keys.chain):
-        if tensordict.get(key, None) is None:
-            raise KeyError(
-                f"key {key!r} is missing from the TensorDict, which has "
-                f"{sorted(map(str, tensordict.keys(True, True)))}; collect with an actor built "
-                "with return_chain=True and pass its keys."
-            )
+        required(
+            tensordict, key, "; collect with an actor built with return_chain=True, pass its keys"
+        )
     latents = tensordict.get(keys.latents)
     steps = latents.shape[-2] - 1
     rows = TensorDict(batch_size=[*batch, steps], device=tensordict.device)

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from tensordict import NestedKey
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,16 @@ class ActorKeys:
     def chain(self) -> tuple[NestedKey, ...]:
         """Everything that describes a chain."""
         return (self.latents, *self.per_step)
+
+
+def required(tensordict: TensorDictBase, key: NestedKey, hint: str = "") -> Tensor:
+    """The entry ``key``.
+
+    Raises:
+        KeyError: naming the missing key, the keys that are there and ``hint``.
+    """
+    value = tensordict.get(key, None)
+    if value is None:
+        present = sorted(map(str, tensordict.keys(True, True)))
+        raise KeyError(f"key {key!r} is missing from the TensorDict, which has {present}{hint}.")
+    return value

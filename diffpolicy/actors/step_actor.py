@@ -6,6 +6,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import nn
 from torchrl.envs.utils import ExplorationType, exploration_type
 
+from diffpolicy.actors.keys import required
 from diffpolicy.actors.protocol import ChainActor
 from diffpolicy.sde import gaussian_log_prob
 
@@ -35,7 +36,7 @@ class DenoisingStepActor(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``next_latent`` ``[*B, A]``, ``log_prob`` and ``log_ratio`` ``[*B, 1]``."""
         keys = self.actor.keys
-        latent = tensordict.get(keys.latent)
+        latent = required(tensordict, keys.latent)
         denoising = self.actor.denoising_kernel(tensordict)
         next_latent = denoising.mean
         if exploration_type() in (ExplorationType.RANDOM, None):

@@ -17,6 +17,7 @@ from torchrl.objectives import LossModule
 
 from collectors import evaluate, make_env
 from diffpolicy.trainers.config import RunConfig
+from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.files import CHECKPOINT_KEY
 from diffpolicy.trainers.options import fixed_options
 
@@ -147,7 +148,11 @@ class RLModule(L.LightningModule, ABC):
         return self.frames // every > self.evaluations[-1].env_steps // every
 
     def run_evaluation(self) -> Evaluation:
-        """Evaluate on rank zero while the other ranks wait; all ranks get the result."""
+        """Evaluate on rank zero while the other ranks wait; all ranks get the result.
+
+        Raises:
+            TrainingError: on every rank, if a return is not finite.
+        """
         config = self.config
         result = torch.zeros(2, dtype=torch.float64, device=self.device)
         if self.global_rank == 0:
@@ -165,6 +170,11 @@ class RLModule(L.LightningModule, ABC):
             values = torch.tensor(returns, dtype=torch.float64)
             result = torch.stack((values.mean(), values.std(correction=0))).to(self.device)
         mean, std = self.reduce(result).tolist()
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the return of the evaluation after {self.frames} environment steps is {mean}; "
+                f"check the observations and rewards of --env {config.env}."
+            )
         self.tick()
         evaluation = Evaluation(self.frames, mean, std, config.eval_episodes)
         self.evaluations.append(evaluation)

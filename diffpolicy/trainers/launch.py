@@ -61,6 +61,7 @@ def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
     Raises:
         ValueError: one sentence that names the flag; nothing has been written or trained.
     """
+    check_launcher()
     check_devices(config)
     check_loggers(config)
     # The launcher of several GPUs starts this program once more for each further rank.
@@ -153,6 +154,15 @@ def check_devices(config: RunConfig) -> None:
         raise ValueError(
             f"--gpus {config.gpus} needs {config.gpus} CUDA devices and this machine has "
             f"{available}; --cpu-ranks {config.gpus} runs as many ranks on the CPU."
+        )
+
+
+def check_launcher() -> None:
+    """Raise ValueError in a rank that something else than ``--gpus`` has started."""
+    if not is_first_process() and _OUTPUT not in os.environ:
+        raise ValueError(
+            f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set by a launcher such as torchrun, which "
+            "is not supported; start the script once, with --gpus or --cpu-ranks."
         )
 
 

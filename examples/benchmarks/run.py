@@ -29,18 +29,16 @@ METHODS: dict[str, Callable[[Sequence[str]], int]] = {
 RESULTS = Path(__file__).parent / "results"
 
 
-def run_seed(
-    seed: int, *, method: str, env: str, folders: tuple[Path, Path], flags: list[str]
-) -> int:
+def run_seed(seed: int, args: argparse.Namespace, flags: list[str]) -> int:
     """Train one seed and copy its results file; returns the exit code."""
-    runs, results = folders
-    output = runs / env / f"{method}-seed{seed}"
-    argv = ["--env", env, "--seed", str(seed), "--output", str(output), *flags]
-    code = METHODS[method](argv)
+    name = f"{args.label or args.method}-seed{seed}"
+    output = args.runs / args.env / name
+    argv = ["--env", args.env, "--seed", str(seed), "--output", str(output), *flags]
+    code = METHODS[args.method](argv)
     if code == 0:
-        target = results / env
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(output / "results.json", target / f"{method}-seed{seed}.json")
+        folder = args.results / args.env
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(output / "results.json", folder / f"{name}.json")
     return code
 
 
@@ -52,19 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", choices=sorted(METHODS), required=True)
     parser.add_argument("--env", default="HalfCheetah-v5", help="Gymnasium id")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--label", help="name of the results (default: the method)")
     parser.add_argument("--workers", type=int, default=1, help="runs at the same time")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"), help="output folders")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where results.json is kept")
     args, flags = parser.parse_known_args(argv)
     if args.workers < 1:
         parser.error(f"--workers must be at least 1, got {args.workers}.")
-    task = partial(
-        run_seed,
-        method=args.method,
-        env=args.env,
-        folders=(args.runs, args.results),
-        flags=flags,
-    )
+    task = partial(run_seed, args=args, flags=flags)
     if args.workers == 1:
         codes = [task(seed) for seed in args.seeds]
     else:

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from diffpolicy.actors import ActionSquash, ActorKeys, ChainActor, DenoisingActor, chain_rows
+from diffpolicy.actors import (
+    ActionSquash,
+    ActorKeys,
+    ChainActor,
+    DenoisingActor,
+    DenoisingStepActor,
+    chain_rows,
+)
 from diffpolicy.sde import DenoisingProcess, Gaussian, gaussian_log_prob
 
 RANDOM, DETERMINISTIC = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
@@ -143,6 +150,23 @@ def test_missing_observation_names_what_is_there(make_actor: Actor) -> None:
         actor(data)
 
 
+def test_missing_noise_is_not_replaced(make_actor: Actor, make_data: Data) -> None:
+    with pytest.raises(KeyError, match=r"'nois' is missing.*observation"):
+        make_actor(noise_key="nois")(make_data(5))
+
+
+@pytest.mark.parametrize("key", ["latent", "step"])
+def test_missing_entries_of_rows_are_named(make_actor: Actor, make_data: Data, key: str) -> None:
+    actor = make_actor(return_chain=True)
+    rows = chain_rows(actor(make_data(5))).exclude(key)
+    with pytest.raises(KeyError, match=f"'{key}' is missing"):
+        actor.denoising_kernel(rows)
+    with pytest.raises(KeyError, match=f"'{key}' is missing"):
+        DenoisingStepActor(actor)(rows)
+    with pytest.raises(KeyError, match="'next_latent' is missing"):
+        actor.noising_kernel(rows.exclude("next_latent").set("step", torch.zeros(5, 4, 1).long()))
+
+
 @pytest.mark.parametrize("batch", [(5,), (2, 3)])
 def test_every_key_may_be_nested(make_actor: Actor, batch: tuple[int, ...]) -> None:
     options = {"return_chain": True, "return_entropy_bound": True}
@@ -264,7 +288,7 @@ def test_entropy_bound_is_below_the_entropy_of_the_uniform(
     assert bound < 2 * torch.tensor(2.0).log().item()
 
 
-@pytest.mark.parametrize("kind", ["DETERMINISTIC", "MODE", "MEAN"])
+@pytest.mark.parametrize("kind", ["DETERMINISTIC", "MODE", "MEAN", "MEDIAN"])
 @pytest.mark.parametrize("deterministic_step", ["flow", "mean"])
 def test_deterministic_chain_starts_at_zero_and_repeats(
     make_actor: Actor, make_data: Data, kind: str, deterministic_step: str

@@ -14,5 +14,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         from loss_registry import CASES
 
-        if not any("case" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):
+        if not any(
+            "case" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")
+        ):
             metafunc.parametrize("case", CASES, ids=lambda case: case.name)

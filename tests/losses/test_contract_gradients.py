@@ -13,7 +13,7 @@ ROWS, ROLLOUT = (24,), (4, 5)
 
 
 def loss_keys(out: TensorDictBase) -> list[str]:
-    return [key for key in out.keys() if key.startswith("loss_")]
+    return [key for key in out.keys() if key.startswith("loss_")]  # noqa: SIM118 -- not a dict
 
 
 def total(out: TensorDictBase) -> torch.Tensor:

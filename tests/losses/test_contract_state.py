@@ -169,13 +169,17 @@ def test_separate_losses_cut_shared_gradients(case: LossCase) -> None:
 
 
 @pytest.mark.parametrize("how", [None, *COPIES])
-def test_separate_losses_still_share_values(case: LossCase, how: str | None) -> None:
+def test_separate_losses_share_values_but_no_gradients_in_copies(
+    case: LossCase, how: str | None
+) -> None:
     loss = case.build(share=True, separate_losses=True)
     if how is not None:
         loss = COPIES[how](loss)
     rows = case.rows(loss, ROWS)
     key = next(k for k, prefixes in case.reach.items() if prefixes == ("critic_network_params.",))
-    before = loss(rows)[key].detach()
+    value = loss(rows)[key]
+    before = value.detach()
+    assert not any(name.startswith("actor_network_params") for name in gradients(loss, value))
     critic = {id(p) for p in loss.critic_network.parameters()}
     shared = [p for p in loss.actor_network.parameters() if id(p) in critic]
     assert shared

@@ -82,7 +82,7 @@ def test_bootstraps_from_the_true_last_observation() -> None:
     moved = rollout.clone()
     moved["next", "observation"] += 1
     changed = run(gae, moved)["value_target"][..., -1, 0] != base
-    # Truncated rows and the end of the rollout look at the next observation, others at the next row.
+    # Truncations and the end of the rollout look at the next observation, others at the next row.
     assert changed.tolist() == [[False, True, False, True]] * 2
 
 
@@ -196,7 +196,7 @@ def test_unknown_discount_mode_raises() -> None:
 def test_missing_chain_raises() -> None:
     gae = make()
     rollout = make_rollout(gae.actor, (2, 3))
-    with pytest.raises(KeyError, match="latents.*return_chain=True"):
+    with pytest.raises(KeyError, match=r"latents.*return_chain=True"):
         gae(rollout.exclude("latents"))
 
 

@@ -14,7 +14,7 @@ from loss_builders import (
     to_double,
 )
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import NormalParamExtractor, TensorDictModule
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 from torchrl.modules import ProbabilisticActor, ValueOperator

@@ -99,7 +99,9 @@ def compare(
 ) -> None:
     # The oracle differentiates the networks; their parameters are those of the loss.
     for key, value in expected.items():
-        torch.testing.assert_close(out[key].detach(), value.detach(), msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(
+            out[key].detach(), value.detach(), msg=lambda m, k=key: f"{k}: {m}"
+        )
     for key in gradient_keys:
         actual, wanted = gradients(loss, out[key]), gradients(loss, expected[key])
         assert set(actual) == set(wanted)
@@ -271,7 +273,7 @@ def test_critic_without_the_value_key_raises() -> None:
     [
         ({"clip_epsilon": 0.0}, "clip_epsilon must be positive, got 0.0"),
         ({"loss_critic_type": "huber"}, "loss_critic_type must be"),
-        ({"clip_value": -1.0}, "clip_value must be positive or None, got -1.0"),
+        ({"clip_value": -1.0}, "clip_value must be positive.*got -1.0"),
         ({"advantage_normalization": "mean"}, "advantage_normalization must be"),
         ({"reduction": "max"}, "reduction must be"),
         ({"temperature": -0.1}, "temperature must be a finite number >= 0, got -0.1"),
@@ -283,7 +285,7 @@ def test_bad_options_raise(options: dict, message: str) -> None:
 
 
 def test_clip_value_needs_a_scalar_critic() -> None:
-    with pytest.raises(ValueError, match="clip_value needs a scalar critic"):
+    with pytest.raises(ValueError, match=r"clip_value.*needs a scalar critic"):
         make_loss(support=HLGauss(-1.0, 1.0, 5), clip_value=0.1)
 
 
@@ -302,4 +304,6 @@ def test_smooth_l1_is_torch_s() -> None:
     loss = make_loss(critic_coeff=1.0)
     rows = make_rows(loss)
     value = predict(loss, rows)["state_value"]
-    torch.testing.assert_close(loss(rows)["loss_critic"], smooth_l1_loss(value, rows["value_target"]))
+    torch.testing.assert_close(
+        loss(rows)["loss_critic"], smooth_l1_loss(value, rows["value_target"])
+    )

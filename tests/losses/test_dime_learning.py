@@ -1,4 +1,4 @@
-"""Learning in seconds: densities that are known, so that policy, bound and critic can be checked."""
+"""Learning in seconds: known densities, against which policy, bound and critic are checked."""
 
 import math
 

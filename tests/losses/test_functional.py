@@ -105,7 +105,9 @@ def test_denoising_gae_of_any_batch_shape(mode: fn.DiscountMode) -> None:
     folded = {key: value.unflatten(0, (2, 3)) for key, value in data.items()}
     single = {key: value[0] for key, value in data.items()}
     for index in range(2):
-        torch.testing.assert_close(fn.denoising_gae(**folded, **options)[index].flatten(0, 1), flat[index])
+        torch.testing.assert_close(
+            fn.denoising_gae(**folded, **options)[index].flatten(0, 1), flat[index]
+        )
         torch.testing.assert_close(fn.denoising_gae(**single, **options)[index], flat[index][0])
 
 
@@ -128,7 +130,10 @@ def test_denoising_gae_keeps_its_dtype_and_the_precision_of_gamma() -> None:
     expected = data["reward"] + 0.99 * data["bootstrap"]
     torch.testing.assert_close(out.value_target[:, :, 0], expected, rtol=1e-14, atol=1e-14)
     single = {k: v.float() if v.is_floating_point() else v for k, v in data.items()}
-    assert fn.denoising_gae(**single, temperature=0.1, gamma=1, lmbda=1).advantage.dtype == torch.float32
+    assert (
+        fn.denoising_gae(**single, temperature=0.1, gamma=1, lmbda=1).advantage.dtype
+        == torch.float32
+    )
 
 
 def test_zero_lambda_is_the_one_step_advantage() -> None:
@@ -156,7 +161,9 @@ def test_denoising_gae_rejects_shapes_that_do_not_match(name: str) -> None:
 
 def test_unknown_discount_mode_raises() -> None:
     data = random_rollout(0, 2, 4, 3)
-    with pytest.raises(ValueError, match="discount_mode must be 'env' or 'denoising_step', got 'x'"):
+    with pytest.raises(
+        ValueError, match="discount_mode must be 'env' or 'denoising_step', got 'x'"
+    ):
         fn.denoising_gae(**data, temperature=0.1, gamma=0.9, lmbda=0.9, discount_mode="x")
 
 

@@ -157,6 +157,37 @@ def test_an_observation_that_is_not_finite_stops_the_run(
     assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 0
 
 
+class BrokenReward(BrokenSensor):
+    """Every reward is NaN."""
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return np.zeros(2, np.float32), np.nan, False, self.steps == 10, {}
+
+
+@pytest.mark.parametrize("cpu_ranks", [1, 2])
+def test_an_evaluation_that_is_not_finite_stops_the_run_on_all_ranks(
+    small_config: SmallConfig, cpu_ranks: int
+) -> None:
+    gym.register("BrokenReward-v0", BrokenReward, disable_env_checker=True)
+    try:
+        run = prepare(small_config(env="BrokenReward-v0", cpu_ranks=cpu_ranks), diffppo_module)
+        with pytest.raises(TrainingError, match=r"evaluation after 0 .* --env BrokenReward-v0"):
+            train(run)
+    finally:
+        del gym.registry["BrokenReward-v0"]
+    assert not (run.output / "results.json").exists()
+    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 0
+
+
+def test_a_rank_of_another_launcher_is_refused(
+    small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match=r"LOCAL_RANK=1 .*torchrun.*--gpus"):
+        prepare(small_config(), diffppo_module)
+
+
 def test_the_same_seed_gives_the_same_run_whether_or_not_it_is_evaluated(
     small_config: SmallConfig, tmp_path: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """Small networks and rollouts for the tests of the losses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -259,5 +259,4 @@ class TableChainActor(TensorDictModuleBase):
 
 def to_double(tensordict: TensorDictBase) -> TensorDictBase:
     """Floating-point entries in float64, others unchanged."""
-    convert: Callable[[Tensor], Tensor] = lambda x: x.double() if x.is_floating_point() else x
-    return tensordict.apply(convert)
+    return tensordict.apply(lambda x: x.double() if x.is_floating_point() else x)
