@@ -1,6 +1,7 @@
 """What the losses of this package add to TorchRL's loss module."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from tensordict import TensorDict
@@ -46,3 +47,16 @@ class NetworkLoss(LossModule):
             for key, value in TensorDict.from_module(network).items(True, True):
                 trained = isinstance(params.get(key), nn.Parameter)
                 params.set(key, value if trained else value.data)
+
+
+@contextlib.contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Run ``network`` in evaluation mode and give every submodule its own mode back."""
+    training = [module for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,5 +1,7 @@
 """What the losses on denoising chains share: the actor, keys and reductions."""
 
+from typing import ClassVar
+
 import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule
@@ -17,13 +19,16 @@ class ChainLoss(NetworkLoss):
     TorchRL loss.
 
     Args:
-        actor_network: a :class:`~diffpolicy.actors.ChainActor`.
+        actor_network: an actor that has the members of ``_actor_protocol``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Raises:
-        TypeError: if the actor lacks members of ChainActor.
+        TypeError: if the actor lacks members of the protocol.
         ValueError: for an unknown reduction.
     """
+
+    #: What the loss needs from an actor, :class:`ChainActor` or :class:`PathActor`.
+    _actor_protocol: ClassVar[type] = ChainActor
 
     actor_network: TensorDictModule
     actor_network_params: TensorDictParams
@@ -33,11 +38,11 @@ class ChainLoss(NetworkLoss):
         self._in_keys: list[NestedKey] | None = None
         self._out_keys: list[NestedKey] | None = None
         super().__init__()
-        if not isinstance(actor_network, ChainActor):
+        protocol = self._actor_protocol
+        if not isinstance(actor_network, protocol):
             raise TypeError(
-                "actor_network must offer the members of diffpolicy.actors.ChainActor (in_keys, "
-                "keys, denoising_steps, sample_prior, denoising_kernel, noising_kernel), "
-                f"got {type(actor_network).__name__}."
+                f"actor_network must offer the members of diffpolicy.actors.{protocol.__name__} "
+                f"(see its documentation), got {type(actor_network).__name__}."
             )
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         self.reduction = reduction

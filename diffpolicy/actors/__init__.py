@@ -11,7 +11,7 @@ from diffpolicy.actors.build import (
 )
 from diffpolicy.actors.chains import chain_rows
 from diffpolicy.actors.keys import ActorKeys
-from diffpolicy.actors.protocol import ChainActor
+from diffpolicy.actors.protocol import ChainActor, PathActor, PathSample
 from diffpolicy.actors.squashing import ActionSquash
 from diffpolicy.actors.step_actor import DenoisingStepActor
 
@@ -23,6 +23,8 @@ __all__ = [
     "DenoisingActor",
     "DenoisingStepActor",
     "NetworkConfig",
+    "PathActor",
+    "PathSample",
     "ProcessConfig",
     "build_denoising_actor",
     "build_gaussian_ppo_networks",

@@ -10,15 +10,18 @@ from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from diffpolicy.actors.keys import ActorKeys, required
+from diffpolicy.actors.protocol import PathSample
 from diffpolicy.actors.squashing import ActionSquash
 from diffpolicy.sde import (
     Chain,
     DenoisingProcess,
     Gaussian,
+    checkpointed,
     draw_noise,
     prior_log_prob,
     rollout_chain,
     rollout_last,
+    sampled_log_ratio,
     tanh_log_det,
 )
 from diffpolicy.sde.rollout import RolloutMode
@@ -174,6 +177,22 @@ class DenoisingActor(TensorDictModuleBase):
             noise = torch.zeros_like(noise) if deterministic else noise
         mode: RolloutMode = self.deterministic_step if deterministic else "sample"
         return self.process, self._conditioned(observation), noise, mode
+
+    def sample_path(self, tensordict: TensorDictBase, *, checkpoint: bool = False) -> PathSample:
+        """Actions and their entropy costs for differentiation, see :class:`PathActor`.
+
+        Samples the process whatever the exploration type. The prior sample carries no gradient.
+        """
+        observation = self.observation(tensordict)
+        noise = None if self.noise_key is None else required(tensordict, self.noise_key)
+        process, score, noise, _ = self._rollout_inputs(observation, noise, deterministic=False)
+        chain = rollout_chain(process, checkpointed(score) if checkpoint else score, noise)
+        last = chain.latents[..., -1, :]
+        return PathSample(
+            action=self.squash(last),
+            running_cost=sampled_log_ratio(chain, noise) - tanh_log_det(last),
+            terminal_cost=prior_log_prob(chain.latents[..., 0, :], process.prior_std),
+        )
 
     def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
         """Draw ``x_0`` of shape ``[*batch_size, A]``."""

@@ -1,7 +1,7 @@
 """What a loss needs from an actor."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -13,7 +13,7 @@ from diffpolicy.sde import Gaussian
 
 @runtime_checkable
 class ChainActor(Protocol):
-    """A TensorDict module with these members works with every loss of the library.
+    """What losses on the denoising MDP (DiffPPO) need: a TensorDict module with these members.
 
     ``in_keys`` are the observation keys. Acting (calling the module on a TensorDict) writes
     ``keys.action`` and the chain entries of :class:`ActorKeys`. The chain entries must agree
@@ -51,5 +51,43 @@ class ChainActor(Protocol):
 
         Returns:
             Mean and std ``[*B, A]``.
+        """
+        ...
+
+
+class PathSample(NamedTuple):
+    """Actions drawn by whole chains, with gradients through the chains.
+
+    ``running_cost + terminal_cost`` takes the place of ``log pi(a | s)``: its expectation is an
+    upper bound of the negative entropy of the action (arXiv 2502.02316). Entropies refer to
+    actions mapped to [-1, 1].
+
+    Attributes:
+        action: action in environment units ``[*B, A]``.
+        running_cost: ``sum_n LR_n - log |d tanh|`` ``[*B, 1]``.
+        terminal_cost: ``log p(x_0)`` of the prior ``[*B, 1]``.
+    """
+
+    action: Tensor
+    running_cost: Tensor
+    terminal_cost: Tensor
+
+
+@runtime_checkable
+class PathActor(Protocol):
+    """What losses that differentiate whole chains (DIME) need: a TensorDict module with these.
+
+    ``in_keys`` are the observation keys, and acting writes ``keys.action``.
+    """
+
+    in_keys: Sequence[NestedKey]
+    keys: ActorKeys
+
+    def sample_path(self, tensordict: TensorDictBase, *, checkpoint: bool = False) -> PathSample:
+        """Draw one chain per batch element, differentiable in all parameters.
+
+        Args:
+            tensordict: observation keys, batch ``[*B]``; must not be written to.
+            checkpoint: save memory by computing activations again in the backward pass.
         """
         ...

@@ -1,17 +1,24 @@
-"""Torch modules: step embeddings, score networks, critics and observation statistics."""
+"""Torch modules: step embeddings, score networks, critics and normalisation layers."""
 
+from diffpolicy.networks.batch_renorm import BatchRenorm
+from diffpolicy.networks.categorical import CategoricalSupport
 from diffpolicy.networks.critics import DenoisingValueNetwork, HLGauss, QNetwork
 from diffpolicy.networks.embeddings import StepEmbedding
-from diffpolicy.networks.mlp import mlp
+from diffpolicy.networks.mlp import lecun_normal_, mlp
 from diffpolicy.networks.normalization import RunningNorm
+from diffpolicy.networks.q_ensemble import QEnsemble
 from diffpolicy.networks.score import ScoreNetwork
 
 __all__ = [
+    "BatchRenorm",
+    "CategoricalSupport",
     "DenoisingValueNetwork",
     "HLGauss",
+    "QEnsemble",
     "QNetwork",
     "RunningNorm",
     "ScoreNetwork",
     "StepEmbedding",
+    "lecun_normal_",
     "mlp",
 ]

@@ -1,16 +1,17 @@
 """The multilayer perceptron that score networks and critics share."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def mlp(
     in_features: int,
     hidden_sizes: Sequence[int],
     out_features: int,
-    activation: type[nn.Module] = nn.GELU,
+    activation: Callable[[], nn.Module] = nn.GELU,
 ) -> nn.Sequential:
     """Linear layers with an activation after each but the last.
 
@@ -18,7 +19,7 @@ def mlp(
         in_features: input width.
         hidden_sizes: widths of the hidden layers; may be empty.
         out_features: output width.
-        activation: class of the activation, built without arguments.
+        activation: makes an activation module, called without arguments.
 
     Raises:
         ValueError: if a width is not positive.
@@ -30,3 +31,10 @@ def mlp(
     for before, after in pairwise(widths[:-1]):
         layers += [nn.Linear(before, after), activation()]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+def lecun_normal_(weight: Tensor, fan_in: int) -> None:
+    """Fill ``weight`` in place from a normal of variance ``1 / fan_in``, truncated at two stds."""
+    # The std of a standard normal truncated to [-2, 2].
+    std = 1 / math.sqrt(fan_in) / 0.87962566103423978
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

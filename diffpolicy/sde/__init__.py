@@ -9,7 +9,14 @@ from diffpolicy.sde.likelihood import (
     tanh_log_det,
 )
 from diffpolicy.sde.process import DenoisingProcess
-from diffpolicy.sde.rollout import Chain, draw_noise, rollout_chain, rollout_last
+from diffpolicy.sde.rollout import (
+    Chain,
+    checkpointed,
+    draw_noise,
+    rollout_chain,
+    rollout_last,
+    sampled_log_ratio,
+)
 from diffpolicy.sde.schedules import SCHEDULES, schedule_factors
 
 __all__ = [
@@ -17,6 +24,7 @@ __all__ = [
     "Chain",
     "DenoisingProcess",
     "Gaussian",
+    "checkpointed",
     "draw_noise",
     "gaussian_kl",
     "gaussian_log_prob",
@@ -24,6 +32,7 @@ __all__ = [
     "prior_log_prob",
     "rollout_chain",
     "rollout_last",
+    "sampled_log_ratio",
     "schedule_factors",
     "tanh_log_det",
 ]

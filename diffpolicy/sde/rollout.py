@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from diffpolicy.sde.likelihood import Gaussian, gaussian_log_prob
 from diffpolicy.sde.process import DenoisingProcess
@@ -40,6 +41,39 @@ class Chain(NamedTuple):
     def log_ratio(self) -> Tensor:
         """``LR_n = log q - log p`` per step, ``[*B, N, 1]``."""
         return self.log_prob - self.noising_log_prob
+
+
+def sampled_log_ratio(chain: Chain, noise: Tensor) -> Tensor:
+    """``sum_n LR_n`` of a chain that was sampled from ``noise``, ``[*B, 1]``.
+
+    Equals ``chain.log_ratio.sum(-2)``. The density of a denoising step is that of its noise, which
+    saves computing it from the latents and keeps its gradient free of rounding
+    (arXiv 2502.02316)::
+
+        LR_n = |(x_n - m_p) / std_p|^2 / 2 + log std_p - |eps_n|^2 / 2 - log std_q
+
+    Args:
+        chain: result of :func:`rollout_chain` in mode ``"sample"``.
+        noise: the noise that it was sampled from, ``[*B, N+1, A]``.
+    """
+    jump = noise[..., 1:, :]
+    residual = (chain.latents[..., :-1, :] - chain.noising.mean) / chain.noising.std
+    scales = (chain.noising.std / chain.denoising.std).log()
+    per_step = 0.5 * (residual.square() - jump.square()) + scales
+    return per_step.sum((-2, -1)).unsqueeze(-1)
+
+
+def checkpointed(score: ScoreFunction) -> ScoreFunction:
+    """A score whose activations are computed again in the backward pass instead of kept.
+
+    The score must still have the same parameters when the backward pass runs.
+    """
+
+    def recomputed(latent: Tensor, step: int) -> Tensor:
+        result: Tensor = checkpoint(score, latent, step, use_reentrant=False)
+        return result
+
+    return recomputed
 
 
 def draw_noise(process: DenoisingProcess, batch_size: torch.Size | tuple[int, ...]) -> Tensor:

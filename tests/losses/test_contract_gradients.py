@@ -252,8 +252,9 @@ def test_same_seed_same_loss(case: LossCase) -> None:
         torch.manual_seed(seed)
         outs.append(loss(rollout))
     assert_close(outs[0], outs[1], rtol=0, atol=0)
-    with pytest.raises(AssertionError):  # the bootstrap draws a fresh chain
-        assert_close(outs[0], outs[2], rtol=0, atol=0)
+    if case.rollout_samples:
+        with pytest.raises(AssertionError):  # the bootstrap draws a fresh chain
+            assert_close(outs[0], outs[2], rtol=0, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt:FutureWarning")

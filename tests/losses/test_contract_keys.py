@@ -188,6 +188,9 @@ def test_input_is_unchanged(case: LossCase) -> None:
     for batch in (case.rows(loss, ROWS), case.rollout(loss, ROLLOUT)):
         before, shape = batch.clone(), batch.batch_size
         loss(batch)
+        if "priority" in fields(case):  # the one entry that is written, for prioritised replay
+            assert batch[loss.tensor_keys.priority].shape == shape
+            batch = batch.exclude(loss.tensor_keys.priority)
         assert set(batch.keys(True, True)) == set(before.keys(True, True))
         assert_close(batch, before, rtol=0, atol=0)
         assert batch.batch_size == shape

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from diffpolicy.actors import ActionSquash, ActorKeys, DenoisingActor
 from diffpolicy.networks import (
+    CategoricalSupport,
     DenoisingValueNetwork,
     HLGauss,
+    QEnsemble,
     RunningNorm,
     ScoreNetwork,
     StepEmbedding,
@@ -95,6 +97,64 @@ def make_networks(
         for parameter in (*actor.parameters(), *critic.parameters()):
             parameter.add_(0.1 * torch.randn_like(parameter))
     return actor, critic, normalizer
+
+
+class RepeatableActor(DenoisingActor):
+    """Draws its noise as a function of the observation, so that equal rows have equal chains."""
+
+    def _rollout_inputs(self, observation: Tensor, noise: Tensor | None, deterministic: bool):
+        size = (self.denoising_steps + 1, ACTION)
+        phase = 11.0 * torch.arange(size[0] * size[1], dtype=observation.dtype).reshape(size)
+        noise = 1.4 * torch.sin(37 * observation.sum(-1)[..., None, None] + phase)
+        return super()._rollout_inputs(observation, noise, deterministic)
+
+
+def make_off_policy_networks(
+    *,
+    actor_class: type[DenoisingActor] = RepeatableActor,
+    keys: ActorKeys | None = None,
+    observation_key: NestedKey = "observation",
+    value_keys: Sequence[NestedKey] = ("state_action_value", "state_action_value_logits"),
+    support: CategoricalSupport | None = None,
+    normalization: str | None = None,
+    share_encoder: bool = False,
+    steps: int = STEPS,
+) -> tuple[DenoisingActor, TensorDictModule]:
+    """A denoising actor and a twin critic with generic weights, no zeros anywhere."""
+    keys = keys or ActorKeys()
+    encoders = [nn.Linear(OBSERVATION, OBSERVATION) for _ in range(2)]
+    score = ScoreNetwork(
+        ACTION,
+        OBSERVATION,
+        steps,
+        hidden_sizes=(8,),
+        embedding=StepEmbedding(steps, 4, 4, 3),
+        normalizer=encoders[0],
+        init_std=0.3,
+    )
+    process = DenoisingProcess(ACTION, steps, step_size=0.2, schedule="cosine", noising_step="same")
+    bound = torch.ones(ACTION)
+    squash = ActionSquash(-2 * bound, bound)
+    actor = actor_class(process, score, squash, in_keys=[observation_key], keys=keys)
+    network = QEnsemble(
+        OBSERVATION,
+        ACTION,
+        hidden_sizes=(8, 8),
+        normalization=normalization,
+        support=support,
+        action_low=squash.low,
+        action_high=squash.high,
+        normalizer=encoders[0 if share_encoder else 1],
+    )
+    critic = TensorDictModule(
+        network,
+        in_keys=[observation_key, keys.action],
+        out_keys=list(value_keys[: 1 if support is None else 2]),
+    )
+    with torch.no_grad():
+        for parameter in (*actor.parameters(), *critic.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return actor, critic
 
 
 def make_rollout(

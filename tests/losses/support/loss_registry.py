@@ -5,13 +5,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from loss_builders import NESTED_KEYS, NESTED_OBSERVATION, make_networks, make_rollout
+from loss_builders import (
+    NESTED_KEYS,
+    NESTED_OBSERVATION,
+    make_networks,
+    make_off_policy_networks,
+    make_rollout,
+)
 from tensordict import NestedKey, TensorDictBase
-from torchrl.objectives import LossModule
+from torchrl.objectives import LossModule, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
 
-from diffpolicy.networks import HLGauss
-from objectives import DiffPPOLoss, LearnedTemperature
+from diffpolicy.networks import CategoricalSupport, HLGauss
+from objectives import DiffPPOLoss, DIMELoss, LearnedTemperature
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class LossCase:
         rollout_fields: fields of ``tensor_keys`` that are read from ``next`` of the rollout.
         estimators: value estimators that the loss supports.
         samples: whether a call on rows draws random numbers.
+        rollout_samples: whether a call on a rollout does.
     """
 
     name: str
@@ -66,6 +73,7 @@ class LossCase:
     rollout_fields: tuple[str, ...] = ()
     estimators: tuple[ValueEstimators, ...] = ()
     samples: bool = False
+    rollout_samples: bool = True
 
     def build(self, **options: Any) -> LossModule:
         """The loss, see :class:`Options`."""
@@ -165,6 +173,72 @@ def _diff_ppo_case(
     )
 
 
+def _dime(
+    support: tuple[float, float, int] | None = None,
+    normalization: str | None = None,
+    temperature: float | Callable[[], LearnedTemperature] = 0.3,
+    training: bool = True,
+    **arguments: Any,
+) -> Callable[[Options], LossModule]:
+    def factory(options: Options) -> LossModule:
+        defaults = DIMELoss.default_keys()
+        names = ("state_action_value", "state_action_value_logits")
+        actor, critic = make_off_policy_networks(
+            keys=NESTED_KEYS if options.nested else None,
+            observation_key=NESTED_OBSERVATION if options.nested else "observation",
+            value_keys=[options.loss_keys.get(name, getattr(defaults, name)) for name in names],
+            support=None if support is None else CategoricalSupport(*support),
+            normalization=normalization,
+            share_encoder=options.share,
+        )
+        loss = DIMELoss(
+            actor,
+            critic,
+            temperature=temperature() if callable(temperature) else temperature,
+            separate_losses=options.separate_losses,
+            reduction=options.reduction,
+            **arguments,
+        )
+        loss.set_keys(**options.loss_keys)
+        if loss.delay_critic:
+            SoftUpdate(loss, tau=0.1)
+        return loss.train(training)
+
+    return factory
+
+
+def _transitions(loss: LossModule, batch_size: tuple[int, ...]) -> TensorDictBase:
+    keys = loss.tensor_keys
+    transitions = make_rollout(
+        loss.actor_network, batch_size, reward=keys.reward, terminated=keys.terminated
+    )
+    transitions.names = None
+    return transitions
+
+
+def _weighted_transitions(loss: LossModule, batch_size: tuple[int, ...]) -> TensorDictBase:
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.rand(batch_size, generator=generator) + 0.5
+    return _transitions(loss, batch_size).set(loss.tensor_keys.priority_weight, weight)
+
+
+def _dime_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
+    reach = {"loss_critic": _CRITIC, "loss_actor": _ACTOR}
+    reach |= {"loss_alpha": ("temperature.",)} if alpha else {}
+    return LossCase(
+        name=f"DIME-{name}",
+        loss_class=DIMELoss,
+        factory=_dime(**arguments),
+        rows=_weighted_transitions,
+        rollout=_transitions,
+        reach=reach,
+        row_fields=("priority_weight",),
+        rollout_fields=("reward", "terminated"),
+        estimators=(ValueEstimators.TD0,),
+        rollout_samples=False,
+    )
+
+
 CASES: tuple[LossCase, ...] = (
     _diff_ppo_case("no-temperature", noising=False),
     _diff_ppo_case("temperature", temperature=0.3),
@@ -183,4 +257,15 @@ CASES: tuple[LossCase, ...] = (
         advantage_normalization=None,
         fields=("value",),
     ),
+    _dime_case(
+        "published",
+        alpha=True,
+        # Batch statistics tie the rows of a training batch together; test_dime.py has that mode.
+        training=False,
+        normalization="batch",
+        support=(-4.0, 4.0, 21),
+        temperature=lambda: LearnedTemperature(0.2, target_entropy=-8.0),
+    ),
+    _dime_case("layer-norm", normalization="layer", support=(-4.0, 4.0, 21), num_next_actions=2),
+    _dime_case("scalar", delay_critic=True, critic_reduction="min", loss_critic_type="smooth_l1"),
 )

@@ -1,0 +1,150 @@
+"""Batch renormalisation, for one network or for an ensemble with batched parameters."""
+
+import torch
+from torch import Tensor, nn
+
+
+class BatchRenorm(nn.Module):
+    r"""Batch renormalisation (arXiv 1702.03275) with CrossQ's warm-up (arXiv 1902.05605).
+
+    In training mode, with batch mean ``m`` and biased batch variance ``v`` per feature::
+
+        std = sqrt(v + eps),  running_std = sqrt(running_var + eps)
+        r   = clip(std / running_std, 1 / r_max, r_max)
+        d   = clip((m - running_mean) / running_std, -d_max, d_max)
+        y   = (x - m) / std * r + d
+
+    ``r`` and ``d`` carry no gradient and use the running statistics from before this batch. During
+    the first ``warmup_steps`` training forwards ``r = 1`` and ``d = 0``, which is plain batch
+    normalisation. Every training forward then moves the running statistics by ``1 - momentum``.
+    In evaluation mode the running statistics take the place of the batch's.
+
+    Running statistics and the counter of training forwards are buffers, so that checkpoints hold
+    them. They are changed in place.
+
+    Args:
+        num_features: size ``F`` of the last dimension.
+        ensemble_size: number ``E`` of members, which come first in the input and have statistics
+            of their own; None is a single network.
+        eps: added to variances inside the square root.
+        momentum: share of the old running statistics that stays.
+        r_max: bound of the scale correction.
+        d_max: bound of the shift correction.
+        warmup_steps: training forwards of plain batch normalisation.
+
+    Raises:
+        ValueError: for arguments outside their range.
+
+    Examples:
+        >>> norm = BatchRenorm(1)
+        >>> norm(torch.tensor([[1.0], [3.0]])).detach().round(decimals=2)
+        tensor([[-1.],
+                [ 1.]])
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        ensemble_size: int | None = None,
+        eps: float = 1e-3,
+        momentum: float = 0.99,
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        warmup_steps: int = 100_000,
+    ) -> None:
+        super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features must be at least 1, got {num_features}.")
+        if ensemble_size is not None and ensemble_size < 1:
+            raise ValueError(f"ensemble_size must be at least 1 or None, got {ensemble_size}.")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}.")
+        if r_max < 1 or d_max < 0 or eps <= 0 or warmup_steps < 0:
+            raise ValueError(
+                "r_max >= 1, d_max >= 0, eps > 0 and warmup_steps >= 0 are needed, got "
+                f"r_max={r_max}, d_max={d_max}, eps={eps}, warmup_steps={warmup_steps}."
+            )
+        self.eps, self.momentum = eps, momentum
+        self.r_max, self.d_max = r_max, d_max
+        self.warmup_steps = warmup_steps
+        self.ensemble_size = ensemble_size
+        shape = (num_features,) if ensemble_size is None else (ensemble_size, num_features)
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.zeros(shape))
+        self.register_buffer("running_mean", torch.zeros(shape))
+        self.register_buffer("running_var", torch.ones(shape))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set scale, shift, statistics and the counter back to their initial values."""
+        for ones in (self.weight, self.running_var):
+            ones.fill_(1)
+        for zeros in (self.bias, self.running_mean, self.steps):
+            zeros.fill_(0)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Normalise ``[*B, F]``, or ``[E, *B, F]`` for an ensemble.
+
+        Raises:
+            ValueError: if the shape does not fit, or a training batch has no batch dimension.
+        """
+        self._check(value)
+        first = 0 if self.ensemble_size is None else 1
+        dims = tuple(range(first, value.ndim - 1))
+        if self.training:
+            mean = value.mean(dims, keepdim=True)
+            centered = value - mean
+            var = centered.square().mean(dims, keepdim=True)
+            scale, shift = self._correction(mean.detach(), var.detach(), len(dims))
+            self._track(mean.detach(), var.detach())
+            normalised = centered * (var + self.eps).rsqrt() * scale + shift
+        else:
+            mean, var = (self._expand(x, len(dims)) for x in (self.running_mean, self.running_var))
+            normalised = (value - mean) * (var + self.eps).rsqrt()
+        weight, bias = (self._expand(x, len(dims)) for x in (self.weight, self.bias))
+        return normalised * weight + bias
+
+    def _check(self, value: Tensor) -> None:
+        features = self.running_mean.shape[-1]
+        leading = [] if self.ensemble_size is None else [self.ensemble_size]
+        fits = value.shape[-1:] == (features,) and list(value.shape[: len(leading)]) == leading
+        if not fits or value.ndim < len(leading) + 1:
+            expected = ", ".join(map(str, [*leading, "*B", features]))
+            raise ValueError(f"input must have shape [{expected}], got {tuple(value.shape)}.")
+        if self.training and value.ndim == len(leading) + 1:
+            raise ValueError(
+                f"a training batch needs a batch dimension, got shape {tuple(value.shape)}; "
+                "call .eval() to normalise single inputs."
+            )
+
+    def _expand(self, statistic: Tensor, dims: int) -> Tensor:
+        """A statistic ``[F]`` or ``[E, F]`` with ``dims`` batch dimensions of size one."""
+        return statistic.reshape(*statistic.shape[:-1], *([1] * dims), statistic.shape[-1])
+
+    @torch.no_grad()
+    def _correction(self, mean: Tensor, var: Tensor, dims: int) -> tuple[Tensor, Tensor]:
+        running_mean = self._expand(self.running_mean, dims)
+        running_std = (self._expand(self.running_var, dims) + self.eps).sqrt()
+        scale = ((var + self.eps).sqrt() / running_std).clamp(1 / self.r_max, self.r_max)
+        shift = ((mean - running_mean) / running_std).clamp(-self.d_max, self.d_max)
+        warm = self.steps >= self.warmup_steps
+        return torch.where(warm, scale, 1.0), torch.where(warm, shift, 0.0)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        self.running_mean.lerp_(mean.reshape(self.running_mean.shape), 1 - self.momentum)
+        self.running_var.lerp_(var.reshape(self.running_var.shape), 1 - self.momentum)
+        self.steps.add_(1)
+
+    def extra_repr(self) -> str:
+        """Sizes and options for ``print(module)``."""
+        return (
+            f"{self.running_mean.shape[-1]}, ensemble_size={self.ensemble_size}, "
+            f"momentum={self.momentum}, warmup_steps={self.warmup_steps}"
+        )
