@@ -46,8 +46,6 @@ class ChainLoss(NetworkLoss):
             )
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         self.reduction = reduction
-        # The actor may act with another number of steps later; the loss keeps the one it trains.
-        self.denoising_steps = actor_network.denoising_steps
         self.convert_to_functional(actor_network, "actor_network")
 
     @property

@@ -102,6 +102,8 @@ class DiffPPOLoss(ChainLoss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(actor_network, reduction=reduction)
+        # The actor may act with another number of steps later; the loss keeps the one it trains.
+        self.denoising_steps: int = self.actor_network.denoising_steps
         support = value_support or _find_support(critic_network)
         check_positive("clip_epsilon", clip_epsilon)
         check_not_negative("critic_coeff", critic_coeff)

@@ -13,11 +13,12 @@ from torchrl.objectives.utils import ValueEstimators
 from torchrl.objectives.value import TD0Estimator
 
 from diffpolicy.actors import PathActor, PathSample
+from diffpolicy.actors.keys import required
 from diffpolicy.networks import BatchRenorm, CategoricalSupport
 from objectives import distributional as dist
 from objectives import functional as fn
 from objectives.chain_loss import ChainLoss
-from objectives.checks import check_choice, require
+from objectives.checks import check_choice
 from objectives.temperature import Temperature, as_temperature
 from objectives.value_range import ValueRange
 
@@ -239,8 +240,8 @@ class SoftQLoss(ChainLoss):
         return value.amin(-2) if self.critic_reduction == "min" else value.mean(-2)
 
     def _next_entry(self, tensordict: TensorDictBase, name: str) -> Tensor:
-        hint = "collect transitions with `next`, or rename keys with loss.set_keys()."
-        return require(tensordict["next"], getattr(self.tensor_keys, name), name, hint)
+        hint = "; collect transitions with `next`, or rename keys with loss.set_keys()"
+        return required(tensordict["next"], getattr(self.tensor_keys, name), hint)
 
     def _soft_target(
         self, tensordict: TensorDictBase, next_value: Tensor, path: PathSample

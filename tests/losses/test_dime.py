@@ -348,7 +348,7 @@ def test_bad_options_raise(options: dict, message: str) -> None:
 
 def test_missing_reward_names_the_key() -> None:
     loss = build()
-    with pytest.raises(KeyError, match="reward key 'reward' is missing"):
+    with pytest.raises(KeyError, match="key 'reward' is missing"):
         loss(transitions(loss).exclude(("next", "reward")))
     scalar = build(support=None)
     with pytest.raises(ValueError, match="needs a critic with a CategoricalSupport"):

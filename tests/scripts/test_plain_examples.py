@@ -34,5 +34,5 @@ def test_custom_actors_learn_inverted_pendulum() -> None:
 
 
 def test_an_unsuitable_actor_is_told_what_it_must_offer() -> None:
-    with pytest.raises(TypeError, match="denoising_kernel, noising_kernel"):
+    with pytest.raises(TypeError, match="must offer the members of diffpolicy"):
         DiffPPOLoss(nn.Linear(1, 1), nn.Linear(1, 1))
