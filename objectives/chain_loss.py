@@ -1,5 +1,6 @@
 """What the losses on denoising chains share: the actor, keys and reductions."""
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -71,11 +72,11 @@ class ChainLoss(NetworkLoss):
     def out_keys(self, value: list[NestedKey]) -> None:
         self._out_keys = value
 
-    def _default_in_keys(self) -> list[NestedKey]:
-        raise NotImplementedError
+    @abstractmethod
+    def _default_in_keys(self) -> list[NestedKey]: ...
 
-    def _default_out_keys(self) -> list[NestedKey]:
-        raise NotImplementedError
+    @abstractmethod
+    def _default_out_keys(self) -> list[NestedKey]: ...
 
     def _valid(self, rows: TensorDictBase, like: Tensor) -> Tensor | None:
         """Conjunction of the masks that apply to the loss, in the shape of ``like``."""

@@ -1,24 +1,25 @@
 """The temperature of the maximum-entropy objective: fixed, or learned towards a target entropy."""
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 
-class Temperature(nn.Module):
+class Temperature(nn.Module, ABC):
     """Base class: calling it gives the temperature as a detached scalar tensor."""
 
     #: Whether :meth:`loss` has a gradient.
     learned: bool = False
 
+    @abstractmethod
     def forward(self) -> Tensor:
         """The current temperature, without gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, entropy: Tensor) -> Tensor:
         """Element-wise loss whose gradient adapts the temperature to ``entropy``."""
-        raise NotImplementedError
 
     @property
     def is_zero(self) -> bool:
