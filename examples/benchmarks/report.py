@@ -21,7 +21,11 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = {"diffppo": "DiffPPO", "ppo": "Gaussian PPO"}
+NAMES = {
+    "diffppo": "DiffPPO",
+    "ppo": "Gaussian PPO",
+    "ppo-lr-3e-4": "Gaussian PPO, lr 3e-4",
+}
 Curve = tuple[np.ndarray, np.ndarray]
 
 

@@ -11,6 +11,7 @@ import multiprocessing
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -63,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         # A new process for every run: none inherits another's random state or caches.
         context = multiprocessing.get_context("spawn")
-        with context.Pool(args.workers, maxtasksperchild=1) as pool:
-            codes = pool.map(task, args.seeds, chunksize=1)
+        with ProcessPoolExecutor(args.workers, context, max_tasks_per_child=1) as pool:
+            codes = list(pool.map(task, args.seeds))
     return next((code for code in codes if code), 0)
 
 
