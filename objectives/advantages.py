@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.objectives.value import ValueEstimatorBase
@@ -78,7 +78,7 @@ class DenoisingGAE(ValueEstimatorBase):
         return [
             *observation_keys,
             *keys.chain,
-            *(("next", *((key,) if isinstance(key, str) else key)) for key in following),
+            *(unravel_key(("next", key)) for key in following),
         ]
 
     @property

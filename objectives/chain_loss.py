@@ -1,16 +1,20 @@
 """What the losses on denoising chains share: the actor, keys and reductions."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torchrl.objectives.utils import ValueEstimators
+from torchrl.objectives.value import ValueEstimatorBase
 
 from diffpolicy.actors import ActorKeys, ChainActor
 from objectives.base import NetworkLoss
 from objectives.checks import check_choice
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class ChainLoss(NetworkLoss):
@@ -72,6 +76,36 @@ class ChainLoss(NetworkLoss):
     def out_keys(self, value: list[NestedKey]) -> None:
         self._out_keys = value
 
+    def make_value_estimator(
+        self, value_type: ValueEstimators | str | type | None = None, **hyperparams: Any
+    ) -> Self:
+        """Build the value estimator; hyper-parameters and defaults are in the class's docstring.
+
+        Args:
+            value_type: ``default_value_estimator`` or its name in lower case, or an estimator
+                class or instance.
+            **hyperparams: passed to the estimator.
+
+        Raises:
+            NotImplementedError: for any other estimator type.
+        """
+        default = self.default_value_estimator
+        if value_type in (None, default, default.name.lower()):
+            self.value_type = default
+            self._value_estimator = self._make_default_estimator(**hyperparams)
+        elif isinstance(value_type, (ValueEstimators, str)):
+            raise NotImplementedError(
+                f"value_type {value_type!r} is not implemented for {type(self).__name__}; use "
+                f"{default}, or pass an estimator class or instance."
+            )
+        else:
+            super().make_value_estimator(value_type, **hyperparams)
+        self._forward_value_estimator_keys()
+        return self
+
+    @abstractmethod
+    def _make_default_estimator(self, **hyperparams: Any) -> ValueEstimatorBase: ...
+
     @abstractmethod
     def _default_in_keys(self) -> list[NestedKey]: ...
 
@@ -104,3 +138,8 @@ class ChainLoss(NetworkLoss):
 
     def _output_batch_size(self, rows: TensorDictBase) -> torch.Size:
         return rows.batch_size if self.reduction == "none" else torch.Size([])
+
+
+def find_submodule(network: nn.Module, kind: type[ModuleT]) -> ModuleT | None:
+    """The first submodule of a class, None if there is none."""
+    return next((module for module in network.modules() if isinstance(module, kind)), None)

@@ -16,7 +16,7 @@ from diffpolicy.networks import HLGauss
 from diffpolicy.sde import Gaussian, gaussian_kl, gaussian_log_prob
 from objectives import functional as fn
 from objectives.advantages import DenoisingGAE
-from objectives.chain_loss import ChainLoss
+from objectives.chain_loss import ChainLoss, find_submodule
 from objectives.checks import check_choice, check_not_negative, check_positive
 from objectives.temperature import Temperature, as_temperature
 
@@ -49,6 +49,9 @@ class DiffPPOLoss(ChainLoss):
         advantage_normalization: ``"center"``, ``"standardize"`` or None.
         separate_losses: whether parameters shared with the actor get no gradient from the critic.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    ``make_value_estimator`` builds a :class:`~objectives.DenoisingGAE` with ``gamma`` (default
+    0.99), ``lmbda`` (default 0.95) and ``discount_mode`` (default ``"env"``).
 
     Outputs to be summed: ``loss_objective``, ``loss_noising``, ``loss_critic`` and, with a learned
     temperature, ``loss_alpha``. Diagnostics, detached: ``kl`` (exact Gaussian KL from the
@@ -104,7 +107,7 @@ class DiffPPOLoss(ChainLoss):
         super().__init__(actor_network, reduction=reduction)
         # The actor may act with another number of steps later; the loss keeps the one it trains.
         self.denoising_steps: int = self.actor_network.denoising_steps
-        support = value_support or _find_support(critic_network)
+        support = value_support or find_submodule(critic_network, HLGauss)
         check_positive("clip_epsilon", clip_epsilon)
         check_not_negative("critic_coeff", critic_coeff)
         check_choice("loss_critic_type", loss_critic_type, ("l1", "l2", "smooth_l1"))
@@ -142,37 +145,14 @@ class DiffPPOLoss(ChainLoss):
             diagnostics.append("value_clip_fraction")
         return [*losses, *diagnostics]
 
-    def make_value_estimator(
-        self, value_type: ValueEstimators | None = None, **hyperparams: Any
-    ) -> "DiffPPOLoss":
-        """Build the advantage estimator, a :class:`~objectives.DenoisingGAE`.
-
-        Args:
-            value_type: ``ValueEstimators.GAE`` (or ``"gae"``), or an estimator class or instance.
-            **hyperparams: ``gamma`` (default 0.99), ``lmbda`` (default 0.95), ``discount_mode``.
-
-        Raises:
-            NotImplementedError: for any other estimator type.
-        """
-        value_type = self.default_value_estimator if value_type is None else value_type
-        if value_type not in (ValueEstimators.GAE, "gae"):
-            if isinstance(value_type, (ValueEstimators, str)):
-                raise NotImplementedError(
-                    f"value_type {value_type!r} is not implemented for DiffPPOLoss; use "
-                    "ValueEstimators.GAE, or pass an estimator class or instance."
-                )
-            super().make_value_estimator(value_type, **hyperparams)
-        else:
-            self.value_type = ValueEstimators.GAE
-            defaults = {"gamma": 0.99, "lmbda": 0.95, "device": self._default_device}
-            self._value_estimator = DenoisingGAE(
-                value_network=self.critic_network,
-                actor=self.actor_network,
-                temperature=self.temperature,
-                **{**defaults, **hyperparams},
-            )
-        self._forward_value_estimator_keys()
-        return self
+    def _make_default_estimator(self, **hyperparams: Any) -> DenoisingGAE:
+        defaults = {"gamma": 0.99, "lmbda": 0.95, "device": self._default_device}
+        return DenoisingGAE(
+            value_network=self.critic_network,
+            actor=self.actor_network,
+            temperature=self.temperature,
+            **{**defaults, **hyperparams},
+        )
 
     def _forward_value_estimator_keys(self, **kwargs: object) -> None:
         # The constructor makes an estimator before set_keys() can announce another value key.
@@ -311,7 +291,3 @@ def _entry(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
         "loss.set_keys()"
     )
     return required(tensordict, key, hint)
-
-
-def _find_support(critic: nn.Module) -> HLGauss | None:
-    return next((module for module in critic.modules() if isinstance(module, HLGauss)), None)

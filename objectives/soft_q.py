@@ -1,10 +1,10 @@
 """The critics of soft actor-critic methods with diffusion policies."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams, unravel_key
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,7 +17,7 @@ from diffpolicy.actors.keys import required
 from diffpolicy.networks import BatchRenorm, CategoricalSupport
 from objectives import distributional as dist
 from objectives import functional as fn
-from objectives.chain_loss import ChainLoss
+from objectives.chain_loss import ChainLoss, find_submodule
 from objectives.checks import check_choice
 from objectives.temperature import Temperature, as_temperature
 from objectives.value_range import ValueRange
@@ -80,7 +80,7 @@ class SoftQLoss(ChainLoss):
         check_choice("critic_reduction", critic_reduction, ("mean", "min"))
         if num_next_actions < 1:
             raise ValueError(f"num_next_actions must be at least 1, got {num_next_actions}.")
-        support = _find_support(critic_network)
+        support = find_submodule(critic_network, CategoricalSupport)
         _check_critic(critic_network, support, critic_reduction, delay_critic)
         shared = list(actor_network.parameters()) if separate_losses else None
         self.convert_to_functional(
@@ -111,7 +111,7 @@ class SoftQLoss(ChainLoss):
         return [
             *observation,
             self.chain_keys.action,
-            *(("next", *((key,) if isinstance(key, str) else key)) for key in following),
+            *(unravel_key(("next", key)) for key in following),
         ]
 
     def _critic_out_keys(self) -> list[NestedKey]:
@@ -119,34 +119,11 @@ class SoftQLoss(ChainLoss):
         categorical = [] if self.value_support is None else ["clip_fraction", "critic_entropy"]
         return ["q_value", "target_value", "td_error", *categorical]
 
-    def make_value_estimator(
-        self, value_type: ValueEstimators | None = None, **hyperparams: Any
-    ) -> Self:
-        """Set the discount.
-
-        Args:
-            value_type: ``ValueEstimators.TD0`` (or ``"td0"``), or an estimator class or instance
-                whose ``gamma`` is used. Returns of several steps come from TorchRL's
-                ``MultiStepTransform``, whose ``steps_to_next_obs`` sets the power of ``gamma``.
-            **hyperparams: ``gamma`` (default 0.99).
-
-        Raises:
-            NotImplementedError: for any other estimator type.
-        """
-        value_type = self.default_value_estimator if value_type is None else value_type
-        if value_type not in (ValueEstimators.TD0, "td0"):
-            if isinstance(value_type, (ValueEstimators, str)):
-                raise NotImplementedError(
-                    f"value_type {value_type!r} is not implemented here; use "
-                    "ValueEstimators.TD0, or pass an estimator class or instance."
-                )
-            super().make_value_estimator(value_type, **hyperparams)
-        else:
-            self.value_type = ValueEstimators.TD0
-            defaults = {"gamma": 0.99, "device": self._default_device}
-            self._value_estimator = TD0Estimator(value_network=None, **{**defaults, **hyperparams})
-        self._forward_value_estimator_keys()
-        return self
+    def _make_default_estimator(self, **hyperparams: Any) -> TD0Estimator:
+        # Only its discount is used. Returns of several steps come from TorchRL's
+        # MultiStepTransform, whose steps_to_next_obs sets the power of gamma.
+        defaults = {"gamma": 0.99, "device": self._default_device}
+        return TD0Estimator(value_network=None, **{**defaults, **hyperparams})
 
     def derive_value_range(self, tensordict: TensorDictBase, *, margin: float = 2.0) -> float:
         """Let the atoms span ``+-margin max|r| / (1 - gamma)`` and return this bound.
@@ -296,10 +273,6 @@ class SoftQLoss(ChainLoss):
         targets = target.unsqueeze(-2).expand_as(value)
         distance = fn.value_distance(value, targets, self.loss_critic_type).sum(-2)
         return distance, target, {}
-
-
-def _find_support(critic: nn.Module) -> CategoricalSupport | None:
-    return next((m for m in critic.modules() if isinstance(m, CategoricalSupport)), None)
 
 
 def _check_critic(
