@@ -1,4 +1,4 @@
-"""Data collection: environments, collectors, denoising-MDP rows and the stream trainers read."""
+"""Data collection: environments, collectors, buffers, and the streams that trainers read."""
 
 from collectors.buffers import RolloutBuffer
 from collectors.chains import flatten_chains
@@ -6,11 +6,15 @@ from collectors.envs import derive_seed, make_env
 from collectors.errors import NonFiniteError, UnfinishedEpisodeError
 from collectors.evaluation import EpisodeStats, episode_stats, evaluate
 from collectors.factory import make_collector
-from collectors.stream import OnPolicyStream, check_finite
+from collectors.off_policy_stream import OffPolicyStream
+from collectors.replay import make_replay_buffer
+from collectors.rollouts import check_finite
+from collectors.stream import OnPolicyStream
 
 __all__ = [
     "EpisodeStats",
     "NonFiniteError",
+    "OffPolicyStream",
     "OnPolicyStream",
     "RolloutBuffer",
     "UnfinishedEpisodeError",
@@ -21,4 +25,5 @@ __all__ = [
     "flatten_chains",
     "make_collector",
     "make_env",
+    "make_replay_buffer",
 ]

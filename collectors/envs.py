@@ -1,7 +1,5 @@
 """Batched Gymnasium environments as TorchRL environments."""
 
-import difflib
-import importlib
 import math
 from typing import Any
 
@@ -20,6 +18,8 @@ from torchrl.envs import (
     Transform,
     TransformedEnv,
 )
+
+from collectors.registry import make_arguments
 
 EPISODE_REWARD_KEY = "episode_reward"
 STEP_COUNT_KEY = "step_count"
@@ -82,14 +82,17 @@ def make_env(
     "done")`` hold the return and the length of the finished episode.
 
     Args:
-        name: a registered Gymnasium id, or ``"module:Id-v0"`` to import the module first.
+        name: a registered Gymnasium id, ``"module:Id-v0"`` to import the module first, or
+            ``"dmc:domain-task"`` for a task of the DeepMind Control Suite, for example
+            ``"dmc:cheetah-run"`` (needs ``pip install 'diffpolicy[dmc]'``). All that a task of the
+            suite observes becomes one vector.
         num_envs: number of copies. The batch size is ``[num_envs]``, also for one copy.
         seed: seeds the simulators through :func:`derive_seed`; copy ``i`` gets
             ``derive_seed(seed) + i``. ``None`` leaves them unseeded.
         reward_scale: rewards are multiplied by this (after ``episode_reward`` is summed).
         rescale_actions: the environment then takes actions in ``[-1, 1]`` and maps them linearly
             to its own bounds.
-        max_episode_steps: replaces the registered time limit.
+        max_episode_steps: replaces the environment's own time limit.
         device: where the environment's tensors live; simulators always run on the CPU. For the
             CPU the environment's ``device`` attribute is ``None``: nothing is ever moved.
         **gym_kwargs: passed to the environment's constructor.
@@ -98,8 +101,8 @@ def make_env(
         An environment with batch size ``[num_envs]``.
 
     Raises:
-        ValueError: unknown id, discrete or unbounded actions, or an argument out of range. Raised
-            before anything is simulated.
+        ValueError: unknown id or task, missing packages, discrete or unbounded actions, or an
+            argument out of range. Raised before anything is simulated.
 
     Example:
         >>> env = make_env("Pendulum-v1", num_envs=2, seed=0)
@@ -115,15 +118,11 @@ def make_env(
             "rewards as they are."
         )
     base_seed = None if seed is None else derive_seed(seed)
-    _check_registered(name)
-    if max_episode_steps is not None:
-        gym_kwargs["max_episode_steps"] = max_episode_steps
     vector_env = gym.make_vec(
-        name,
         num_envs=num_envs,
         vectorization_mode="sync",
         vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
-        **gym_kwargs,
+        **make_arguments(name, max_episode_steps, gym_kwargs),
     )
     try:
         bounds = _checked_action_bounds(name, vector_env.single_action_space)
@@ -147,29 +146,6 @@ def make_env(
 def _check_at_least_one(argument: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{argument} must be an integer of at least 1, got {value}.")
-
-
-def _check_registered(name: str) -> None:
-    """Raise ValueError with close matches unless ``name`` is a registered Gymnasium id."""
-    module, _, env_id = name.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"name={name!r}: the module {module!r} cannot be imported ({error}); install it "
-                "or give an id without a module."
-            ) from error
-    if env_id in gym.registry:
-        return
-    by_lower_case = {key.lower(): key for key in gym.registry}
-    matches = difflib.get_close_matches(env_id.lower(), by_lower_case, n=3, cutoff=0.6)
-    hint = (
-        "close matches: " + ", ".join(by_lower_case[match] for match in matches)
-        if matches
-        else "gymnasium.pprint_registry() lists the known ids"
-    )
-    raise ValueError(f"name={name!r} is not a registered Gymnasium environment id; {hint}.")
 
 
 def _checked_action_bounds(name: str, space: gym.Space[Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,14 @@ class EpisodeStats:
     return_sum: float
     length_sum: int
 
+    def __add__(self, other: "EpisodeStats") -> "EpisodeStats":
+        """Sums over the episodes of both."""
+        return EpisodeStats(
+            self.count + other.count,
+            self.return_sum + other.return_sum,
+            self.length_sum + other.length_sum,
+        )
+
 
 def episode_stats(rollout: TensorDictBase) -> EpisodeStats:
     """Sum the returns (unscaled rewards) and lengths of the episodes that ended in a rollout.

@@ -22,6 +22,7 @@ def make_collector(
     frames_per_batch: int,
     seed: int,
     total_frames: int = -1,
+    random_frames: int = 0,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
     exploration_type: ExplorationType = ExplorationType.RANDOM,
@@ -47,6 +48,9 @@ def make_collector(
         frames_per_batch: environment steps in a rollout, over all environments and workers.
         seed: non-negative integer.
         total_frames: environment steps in total, a multiple of ``frames_per_batch``; -1: endless.
+        random_frames: the first this many environment steps, a multiple of ``frames_per_batch``,
+            act uniformly at random within the bounds of the actions instead of with ``policy``.
+            Whatever else the policy writes is zero in their rows.
         num_workers: 0 collects in this process. ``n > 0`` starts ``n`` processes with one batched
             environment each. Scripts then need ``if __name__ == "__main__":``, and ``env_fn`` must
             work in a fresh process: name an id of your own ``"module:Id-v0"``. On a machine with
@@ -71,7 +75,7 @@ def make_collector(
         torch.Size([2, 5])
         >>> collector.shutdown()
     """
-    _check_counts(frames_per_batch, total_frames, num_workers)
+    _check_counts(frames_per_batch, total_frames, random_frames, num_workers)
     device = _with_index(torch.device(device))
     _check_policy_device(policy, device)
     env = env_fn()
@@ -87,6 +91,7 @@ def make_collector(
             policy,
             frames_per_batch=frames_per_batch,
             total_frames=total_frames,
+            init_random_frames=random_frames,
             policy_device=device,
             storing_device=device,
             exploration_type=exploration_type,
@@ -99,6 +104,7 @@ def make_collector(
         policy,
         frames_per_batch=frames_per_batch,
         total_frames=total_frames,
+        init_random_frames=random_frames,
         policy_device=None if on_cpu else device,
         storing_device=None if on_cpu else device,
         exploration_type=exploration_type,
@@ -151,12 +157,15 @@ def _start_workers(
         if scheme is not None:
             scheme.shutdown()
         raise
-    reference = weakref.ref(collector)
+    # TorchRL does not shut the scheme down with the collector. Left to the end of the interpreter
+    # it would start a thread there, and wait for it.
+    references = [weakref.ref(part) for part in (collector, scheme) if part is not None]
 
     def shut_down() -> None:
-        alive = reference()
-        if alive is not None:
-            alive.shutdown()
+        for reference in references:
+            alive = reference()
+            if alive is not None:
+                alive.shutdown()
 
     atexit.register(shut_down)
     return collector
@@ -186,7 +195,9 @@ class _NoiseStream:
         self._states = current
 
 
-def _check_counts(frames_per_batch: int, total_frames: int, num_workers: int) -> None:
+def _check_counts(
+    frames_per_batch: int, total_frames: int, random_frames: int, num_workers: int
+) -> None:
     if frames_per_batch < 1:
         raise ValueError(f"frames_per_batch must be at least 1, got {frames_per_batch}.")
     if num_workers < 0:
@@ -198,6 +209,12 @@ def _check_counts(frames_per_batch: int, total_frames: int, num_workers: int) ->
         raise ValueError(
             f"total_frames must be -1 (endless) or a multiple of frames_per_batch="
             f"{frames_per_batch}, got {total_frames}; try {above}."
+        )
+    if random_frames < 0 or random_frames % frames_per_batch:
+        above = max(0, -(-random_frames // frames_per_batch)) * frames_per_batch
+        raise ValueError(
+            f"random_frames must be 0 or a multiple of frames_per_batch={frames_per_batch}, got "
+            f"{random_frames}; try {above}."
         )
 
 

@@ -1,57 +1,15 @@
 """The stream of minibatches that a trainer reads: collect, check, prepare, shuffle."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.utils import NestedKey
 from torch.utils.data import IterableDataset
 from torchrl.collectors import BaseCollector
 
 from collectors.buffers import RolloutBuffer
-from collectors.envs import EPISODE_REWARD_KEY
-from collectors.errors import NonFiniteError
-
-
-def check_finite(rollout: TensorDictBase, keys: Sequence[NestedKey] | None = None) -> None:
-    """Raise NonFiniteError when a rollout ``[E, T]`` holds NaN or infinite numbers.
-
-    Args:
-        rollout: ``[E, T]``.
-        keys: entries to check; by default every floating-point entry, the environment's first
-            (observations, reward, next observations), then what the policy wrote.
-
-    Raises:
-        NonFiniteError: names the entry, the environment index and the time index of the first one.
-    """
-    if keys is None:
-        keys = sorted(rollout.keys(True, True), key=partial(_check_order, rollout))
-    for key in keys:
-        value = rollout[key]
-        if not value.is_floating_point() or bool(value.isfinite().all()):
-            continue
-        bad = ~value.isfinite().flatten(2).all(-1)
-        # The earliest time first: that is where the trouble began.
-        time, env = bad.T.nonzero()[0].tolist()
-        entry = value[env, time].flatten()
-        raise NonFiniteError(
-            f"rollout entry {key!r} is not finite: {entry[~entry.isfinite()][0].item()} at "
-            f"environment index {env}, time index {time} ({int(bad.sum())} of {bad.numel()} rows); "
-            "check the environment (or the policy, if only its outputs are bad). The rollout was "
-            "not trained on."
-        )
-
-
-def _check_order(rollout: TensorDictBase, key: NestedKey) -> tuple[int, str]:
-    path = (key,) if isinstance(key, str) else key
-    name = ".".join(path)
-    if path[0] == "next":
-        return (1 if path[-1] == "reward" else 2), name
-    # Only what the environment writes comes again at the next time; sums of rewards come late.
-    observed = ("next", *path) in rollout.keys(True) and key != EPISODE_REWARD_KEY
-    return (0 if observed else 3), name
+from collectors.rollouts import RolloutReader, check_finite
 
 
 class OnPolicyStream(IterableDataset[TensorDictBase]):
@@ -116,7 +74,7 @@ class OnPolicyStream(IterableDataset[TensorDictBase]):
         self.frames = 0
         self.iteration = 0
         self.last_rollout: TensorDictBase | None = None
-        self._rollouts: Iterator[TensorDictBase] | None = None
+        self._reader = RolloutReader(collector)
         self._stopped = False
         self._unfinished = False
 
@@ -166,16 +124,7 @@ class OnPolicyStream(IterableDataset[TensorDictBase]):
 
     def _collect(self) -> TensorDictBase:
         self.finish_rollout()
-        if self._rollouts is None:
-            self._rollouts = iter(self.collector)
-        elif isinstance(self.collector.policy, torch.nn.Module):  # not a random policy
-            self.collector.update_policy_weights_()
-        rollout = next(self._rollouts, None)
-        if rollout is None:
-            raise RuntimeError(
-                f"the collector stopped after {self.frames} frames; build it with total_frames=-1 "
-                "or read fewer rollouts."
-            )
+        rollout = self._reader.read()
         check_finite(rollout)
         self.frames += rollout.numel()
         self.iteration += 1

@@ -90,7 +90,10 @@ class ValueRange(nn.Module):
         )
 
     def watch(self, clip_fraction: Tensor) -> None:
-        """Warn, once, if targets leave the range; looks at some calls only, to spare devices."""
+        """Warn, once, if targets leave the range; looks at some calls only, to spare devices.
+
+        A compiled loss cannot warn from inside; call this with the ``clip_fraction`` it returns.
+        """
         if torch.compiler.is_compiling() or self._calls < 0 or self.support is None:
             return
         self._calls += 1

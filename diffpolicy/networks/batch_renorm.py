@@ -1,6 +1,7 @@
 """Batch renormalisation, for one network or for an ensemble with batched parameters."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -17,7 +18,8 @@ class BatchRenorm(nn.Module):
     ``r`` and ``d`` carry no gradient and use the running statistics from before this batch. During
     the first ``warmup_steps`` training forwards ``r = 1`` and ``d = 0``, which is plain batch
     normalisation. Every training forward then moves the running statistics by ``1 - momentum``.
-    In evaluation mode the running statistics take the place of the batch's.
+    In evaluation mode the running statistics take the place of the batch's. With several ranks the
+    batch is that of all ranks together, which must have the same size everywhere.
 
     Running statistics and the counter of training forwards are buffers, so that checkpoints hold
     them. They are changed in place.
@@ -97,18 +99,20 @@ class BatchRenorm(nn.Module):
         self._check(value)
         first = 0 if self.ensemble_size is None else 1
         dims = tuple(range(first, value.ndim - 1))
+        weight, bias = (self._expand(x, len(dims)) for x in (self.weight, self.bias))
+        # One scale and one shift per feature, so that the batch is gone through only once.
         if self.training:
-            mean = value.mean(dims, keepdim=True)
-            centered = value - mean
-            var = centered.square().mean(dims, keepdim=True)
+            mean = _over_ranks(value.mean(dims, keepdim=True))
+            value = value - mean
+            var = _over_ranks(value.square().mean(dims, keepdim=True))
             scale, shift = self._correction(mean.detach(), var.detach(), len(dims))
             self._track(mean.detach(), var.detach())
-            normalised = centered * (var + self.eps).rsqrt() * scale + shift
+            scale, shift = (var + self.eps).rsqrt() * scale * weight, bias + shift * weight
         else:
             mean, var = (self._expand(x, len(dims)) for x in (self.running_mean, self.running_var))
-            normalised = (value - mean) * (var + self.eps).rsqrt()
-        weight, bias = (self._expand(x, len(dims)) for x in (self.weight, self.bias))
-        return normalised * weight + bias
+            scale = (var + self.eps).rsqrt() * weight
+            shift = bias - mean * scale
+        return torch.addcmul(shift, value, scale)
 
     def _check(self, value: Tensor) -> None:
         features = self.running_mean.shape[-1]
@@ -148,3 +152,27 @@ class BatchRenorm(nn.Module):
             f"{self.running_mean.shape[-1]}, ensemble_size={self.ensemble_size}, "
             f"momentum={self.momentum}, warmup_steps={self.warmup_steps}"
         )
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    """The average of a tensor over all ranks, and of its gradient."""
+
+    @staticmethod
+    def forward(ctx: object, value: Tensor) -> Tensor:
+        mean = value / dist.get_world_size()
+        dist.all_reduce(mean)
+        return mean
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        mean = grads[0] / dist.get_world_size()
+        dist.all_reduce(mean)
+        return mean
+
+
+def _over_ranks(statistic: Tensor) -> Tensor:
+    """Average over all ranks; every rank must take part, in the backward pass, too."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return statistic
+    mean: Tensor = _MeanOverRanks.apply(statistic)
+    return mean

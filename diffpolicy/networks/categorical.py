@@ -53,4 +53,4 @@ class CategoricalSupport(nn.Module):
 
     def mean(self, logits: Tensor) -> Tensor:
         """Expected value ``[*B, 1]`` of logits ``[*B, K]``."""
-        return (logits.softmax(-1) * self.atoms).sum(-1, keepdim=True)
+        return (logits.softmax(-1) @ self.atoms).unsqueeze(-1)

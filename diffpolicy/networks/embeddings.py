@@ -1,11 +1,15 @@
 """Fourier embedding of the denoising step."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from diffpolicy.networks.mlp import Initialization, mlp
+
 
 class StepEmbedding(nn.Module):
-    """Embeds the integer step n: sin and cos of ``c_i n + b_i``, then Linear, GELU, Linear.
+    """Embeds the integer step n: sin and cos of ``c_i n + b_i``, then Linear, activation, Linear.
 
     ``c`` is fixed, evenly spaced in [0.1, 100]; the phases ``b`` are learned (arXiv 2502.02316,
     arXiv 2512.02019). The steps ``0 .. num_steps - 1`` are embedded once per call and looked up,
@@ -16,9 +20,11 @@ class StepEmbedding(nn.Module):
         frequencies: number of frequencies.
         hidden_features: width of the hidden layer.
         out_features: size of the embedding ``E``.
+        activation: makes the activation module, called without arguments.
+        initialization: of the linear layers, see :func:`~diffpolicy.networks.mlp`.
 
     Raises:
-        ValueError: if ``num_steps < 1``.
+        ValueError: if ``num_steps`` or a width is below 1, or for an unknown initialization.
     """
 
     coefficients: Tensor
@@ -30,6 +36,9 @@ class StepEmbedding(nn.Module):
         frequencies: int = 32,
         hidden_features: int = 32,
         out_features: int = 16,
+        *,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        initialization: Initialization = "torch",
     ) -> None:
         super().__init__()
         if num_steps < 1:
@@ -41,10 +50,8 @@ class StepEmbedding(nn.Module):
         )
         self.register_buffer("steps", torch.arange(num_steps, dtype=dtype), persistent=False)
         self.phases = nn.Parameter(torch.zeros(frequencies))
-        self.net = nn.Sequential(
-            nn.Linear(2 * frequencies, hidden_features),
-            nn.GELU(),
-            nn.Linear(hidden_features, out_features),
+        self.net = mlp(
+            2 * frequencies, (hidden_features,), out_features, activation, initialization
         )
 
     def reset_parameters(self) -> None:

@@ -145,7 +145,11 @@ class QEnsemble(nn.Module):
 
         layers: list[nn.Module] = norm(widths[0]) if normalization == "batch" else []
         for before, after in pairwise(widths[:-1]):
-            layers += [EnsembleLinear(ensemble_size, before, after), nn.ReLU(), *norm(after)]
+            layers += [
+                EnsembleLinear(ensemble_size, before, after),
+                nn.ReLU(inplace=True),
+                *norm(after),
+            ]
         self.net = nn.Sequential(*layers, EnsembleLinear(ensemble_size, *widths[-2:]))
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor | tuple[Tensor, Tensor]:

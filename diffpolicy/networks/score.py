@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy.networks.embeddings import StepEmbedding
-from diffpolicy.networks.mlp import mlp
+from diffpolicy.networks.mlp import Initialization, mlp
 from diffpolicy.networks.normalization import RunningNorm
 
 
@@ -23,10 +23,17 @@ class ScoreNetwork(nn.Module):
         denoising_steps: number of steps it is trained with.
         hidden_sizes: widths of the hidden layers.
         normalizer: statistics that standardise the observation, or None.
-        embedding: step embedding; by default :class:`StepEmbedding` with its defaults.
-        latent_scale: the latent enters divided by this number; use the prior std.
+        embedding: step embedding; by default :class:`StepEmbedding` with its defaults and the
+            activation and initialization given here.
+        latent_scale: the latent enters divided by this number, for example the prior std.
         clip: the score is clipped to ``[-clip, clip]``.
-        init_std: std of the initial weights of the last layer.
+        init_std: std of the initial weights of the last layer; with ``initialization="lecun"``
+            the value of every one of them.
+        activation: makes an activation module, called without arguments.
+        initialization: of the linear layers, see :func:`~diffpolicy.networks.mlp`.
+
+    Raises:
+        ValueError: if a width is not positive, or for an unknown initialization.
     """
 
     def __init__(
@@ -41,14 +48,19 @@ class ScoreNetwork(nn.Module):
         latent_scale: float = 1.0,
         clip: float = 1e4,
         init_std: float = 1e-8,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        initialization: Initialization = "torch",
     ) -> None:
         super().__init__()
         self.normalizer = normalizer
-        self.embedding = embedding or StepEmbedding(denoising_steps)
+        self.embedding = embedding or StepEmbedding(
+            denoising_steps, activation=activation, initialization=initialization
+        )
         self.latent_scale = latent_scale
         self.clip = clip
         in_features = action_dim + observation_dim + self.embedding.out_features
-        self.net = mlp(in_features, hidden_sizes, action_dim)
+        self.net = mlp(in_features, hidden_sizes, action_dim, activation, initialization)
+        self.initialization = initialization
         self.init_std = init_std
         self.reset_parameters()
 
@@ -56,7 +68,10 @@ class ScoreNetwork(nn.Module):
         """Let the score start at (almost) zero; the other layers reset themselves."""
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
-        nn.init.normal_(last.weight, std=self.init_std)
+        if self.initialization == "lecun":
+            nn.init.constant_(last.weight, self.init_std)
+        else:
+            nn.init.normal_(last.weight, std=self.init_std)
         nn.init.zeros_(last.bias)
 
     def forward(self, latent: Tensor, step: Tensor, observation: Tensor) -> Tensor:

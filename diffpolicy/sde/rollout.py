@@ -110,12 +110,13 @@ def rollout_chain(
         ValueError: if ``noise`` does not end in ``[N+1, A]``, or for an unknown mode.
     """
     _check_noise(process, noise)
-    latents, means = [noise[..., 0, :] * process.prior_std], []
-    for mean, latent in _denoise(process, score, noise, mode):
-        means.append(mean)
+    latents, scores = [noise[..., 0, :] * process.prior_std], []
+    for value, latent in _denoise(process, score, noise, mode):
+        scores.append(value)
         latents.append(latent)
-    path, mean = torch.stack(latents, -2), torch.stack(means, -2)
-    step_sizes = process.step_sizes()
+    path, step_sizes = torch.stack(latents, -2), process.step_sizes()
+    shrunk = process.contraction(step_sizes) * path[..., :-1, :]
+    mean = torch.addcmul(shrunk, step_sizes, torch.stack(scores, -2))
     noising = process.noising_kernel(
         path[..., 1:, :], torch.arange(process.denoising_steps, device=path.device)
     )
@@ -149,25 +150,20 @@ def _check_noise(process: DenoisingProcess, noise: Tensor) -> None:
 def _denoise(
     process: DenoisingProcess, score: ScoreFunction, noise: Tensor, mode: RolloutMode
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the kernel mean and the next latent of every step."""
+    """Yield the score at every latent and the next latent."""
     if mode not in ("sample", "mean", "flow"):
         raise ValueError(f"mode must be 'sample', 'mean' or 'flow', got {mode!r}.")
     step_sizes = process.step_sizes()
+    jumps = torch.zeros_like(noise[..., 1:, :])
+    if mode == "sample":
+        jumps = (2 * step_sizes).sqrt() * noise[..., 1:, :]
+    # Probability flow: half the drift, x_n + eta (-x_n / nu^2 + score / 2).
+    gains = 0.5 * step_sizes if mode == "flow" else step_sizes
     steps = zip(
-        step_sizes.unbind(),
-        process.contraction(step_sizes).unbind(),
-        ((2 * step_sizes).sqrt() * noise[..., 1:, :]).unbind(-2),
-        strict=True,
+        gains.unbind(), process.contraction(step_sizes).unbind(), jumps.unbind(-2), strict=True
     )
     latent = noise[..., 0, :] * process.prior_std
-    for step, (step_size, contraction, jump) in enumerate(steps):
-        drift = step_size * score(latent, process.network_step(step))
-        mean = contraction * latent + drift
-        if mode == "sample":
-            latent = mean + jump
-        elif mode == "mean":
-            latent = mean
-        else:
-            # Probability flow: half the drift, x_n + eta (-x_n / nu^2 + score / 2).
-            latent = mean - 0.5 * drift
-        yield mean, latent
+    for step, (gain, contraction, jump) in enumerate(steps):
+        value = score(latent, process.network_step(step))
+        latent = torch.addcmul(torch.addcmul(jump, contraction, latent), gain, value)
+        yield value, latent

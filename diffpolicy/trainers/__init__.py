@@ -1,8 +1,9 @@
 """Lightning trainers: the only part of the library that imports lightning.
 
 :func:`run_script` is the command line of all training scripts, :func:`prepare` and :func:`train`
-are its two halves, and :class:`OnPolicyModule` trains any on-policy loss that is given as
-:class:`OnPolicyParts`.
+are its two halves, :class:`OnPolicyModule` trains any on-policy loss that is given as
+:class:`OnPolicyParts`, and :class:`OffPolicyModule` any off-policy loss given as
+:class:`OffPolicyParts`.
 """
 
 from diffpolicy.trainers.algorithms import (
@@ -14,16 +15,24 @@ from diffpolicy.trainers.algorithms import (
 from diffpolicy.trainers.base import Evaluation, RLModule, RunCallback
 from diffpolicy.trainers.cli import run_script
 from diffpolicy.trainers.config import DiffPPOConfig, GaussianPPOConfig, PPOConfig, RunConfig
+from diffpolicy.trainers.dime import dime_module, dime_parts
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.launch import Run, prepare, train
+from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
+from diffpolicy.trainers.off_policy_config import DIMEConfig, OffPolicyConfig
 from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
 
 __all__ = [
+    "DIMEConfig",
     "DiffPPOConfig",
     "Evaluation",
     "GaussianPPOConfig",
+    "OffPolicyConfig",
+    "OffPolicyModule",
+    "OffPolicyParts",
     "OnPolicyModule",
     "OnPolicyParts",
+    "Optimizer",
     "PPOConfig",
     "RLModule",
     "Run",
@@ -32,6 +41,8 @@ __all__ = [
     "TrainingError",
     "diffppo_module",
     "diffppo_parts",
+    "dime_module",
+    "dime_parts",
     "gaussian_ppo_module",
     "gaussian_ppo_parts",
     "prepare",

@@ -26,36 +26,37 @@ class MetricsFile(RunCallback):
 
     def __init__(self, output: Path) -> None:
         self.path = output / files.METRICS_FILE
-        self._columns: list[str] | None = None
-        self._resumed_at = 0
+        self._columns: list[str] = []
+        self._frames = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember where the run starts."""
         assert isinstance(pl_module, RLModule)
-        self._resumed_at = pl_module.frames
+        self._frames = pl_module.frames
 
     def on_iteration_end(
         self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
     ) -> None:
-        """Append a row."""
+        """Append a row; metrics that were not there before get a column."""
         if not trainer.is_global_zero:
             return
-        if self._columns is None:
+        if not metrics.keys() <= set(self._columns):
             earlier = self._earlier_rows()
             self._columns = list(dict.fromkeys([*(earlier[0] if earlier else ()), *metrics]))
             files.write_atomically(self.path, lambda path: self._write(path, "w", earlier))
         self._write(self.path, "a", [metrics])
+        self._frames = module.frames
 
     def _earlier_rows(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
         with self.path.open(newline="") as file:
             rows = csv.DictReader(file)
-            return [row for row in rows if int(row["frames"]) <= self._resumed_at]
+            return [row for row in rows if int(row["frames"]) <= self._frames]
 
     def _write(self, path: Path, mode: str, rows: list[Any]) -> None:
         with path.open(mode, newline="") as file:
-            writer = csv.DictWriter(file, self._columns or [])
+            writer = csv.DictWriter(file, self._columns)
             if mode == "w":
                 writer.writeheader()
             writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)

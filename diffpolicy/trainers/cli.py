@@ -17,7 +17,8 @@ EXIT_INTERRUPTED = 130
 def parse_config(config_class: type[ConfigT], given: dict[str, Any]) -> ConfigT:
     """Complete the options given on a command line to a configuration.
 
-    Options that were not given have their defaults, or with ``resume`` the checkpoint's values.
+    Options that were not given have their defaults, those of ``preset`` if there is one, or with
+    ``resume`` the checkpoint's values.
 
     Raises:
         ValueError: one sentence that names the flag.
@@ -30,6 +31,8 @@ def parse_config(config_class: type[ConfigT], given: dict[str, Any]) -> ConfigT:
         if "gpus" in given or "cpu_ranks" in given:
             # Devices are chosen anew as a whole.
             del options["gpus"], options["cpu_ranks"]
+    else:
+        options = dict(config_class.defaults(given.get("preset")))
     known = {field.name for field in dataclasses.fields(config_class)}
     options = {name: value for name, value in options.items() if name in known}
     return config_class(**{**options, **given})

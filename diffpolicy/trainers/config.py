@@ -1,8 +1,9 @@
 """Configurations of training runs: every field is a command line flag with its default."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from diffpolicy.trainers.options import above, at_least, between, check_options, finite, option
 
@@ -16,8 +17,14 @@ class RunConfig:
     """
 
     method: ClassVar[str] = ""
+    #: Names of ``--preset`` and the defaults that each of them replaces.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    env: str = option("InvertedPendulum-v5", "Gymnasium id of the environment", fixed=True)
+    env: str = option(
+        "InvertedPendulum-v5",
+        "Gymnasium id of the environment, or dmc:domain-task of the DeepMind Control Suite",
+        fixed=True,
+    )
     max_episode_steps: int | None = option(
         None,
         "steps after which an episode is cut off (default: the environment's own limit)",
@@ -73,6 +80,11 @@ class RunConfig:
                 f"--cpu-ranks {self.cpu_ranks} cannot be combined with --gpus {self.gpus}; "
                 "leave one of them out."
             )
+
+    @classmethod
+    def defaults(cls, preset: str | None) -> Mapping[str, Any]:
+        """The defaults that ``--preset`` replaces; none for a name that does not exist."""
+        return cls.presets.get(preset or "", {})
 
     @property
     def ranks(self) -> int:

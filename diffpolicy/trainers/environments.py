@@ -7,6 +7,7 @@ from torchrl.envs import EnvBase
 from collectors import make_env
 from collectors.envs import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 from diffpolicy.trainers.config import PPOConfig, RunConfig
+from diffpolicy.trainers.off_policy_config import OffPolicyConfig
 
 # What make_env adds to the observations of an environment.
 _BOOKKEEPING = (EPISODE_REWARD_KEY, STEP_COUNT_KEY)
@@ -24,7 +25,7 @@ def spec_env(config: RunConfig) -> EnvBase:
         raise ValueError(str(error).replace("name=", "--env ", 1)) from error
 
 
-def training_env(config: PPOConfig, device: torch.device) -> EnvBase:
+def training_env(config: PPOConfig | OffPolicyConfig, device: torch.device) -> EnvBase:
     """The environments that one rank trains on."""
     return make_env(
         config.env,
@@ -43,6 +44,14 @@ def evaluation_env(config: RunConfig, device: torch.device) -> EnvBase:
         max_episode_steps=config.max_episode_steps,
         device=device,
     )
+
+
+def reward_bound(config: OffPolicyConfig) -> float | None:
+    """The largest absolute reward that is trained on, None if the task does not have a known one.
+
+    Rewards of the DeepMind Control Suite are in [0, 1] (arXiv 1801.00690).
+    """
+    return config.reward_scale if config.env.startswith("dmc:") else None
 
 
 def observation_keys(env: EnvBase, config: RunConfig) -> list[NestedKey]:

@@ -1,27 +1,22 @@
 """The Lightning module of on-policy methods."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 from torchrl.collectors import BaseCollector
-from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 
-from collectors import NonFiniteError, OnPolicyStream, derive_seed, episode_stats, make_collector
+from collectors import OnPolicyStream, episode_stats, make_collector
 from diffpolicy.networks import RunningNorm
-from diffpolicy.trainers.base import RLModule
+from diffpolicy.trainers.collecting import BuildParts, CollectingModule
 from diffpolicy.trainers.config import PPOConfig
-from diffpolicy.trainers.environments import spec_env, training_env
-from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.environments import training_env
 
 
 @dataclass(frozen=True)
@@ -45,11 +40,7 @@ class OnPolicyParts:
     diagnostics: Callable[[], dict[str, float]] = dict
 
 
-# Builds the parts of a method for an environment (only its specs are read) on a device.
-BuildParts = Callable[[EnvBase, Any, torch.device], OnPolicyParts]
-
-
-class OnPolicyModule(RLModule):
+class OnPolicyModule(CollectingModule[OnPolicyParts]):
     """Collect, train for some epochs on minibatches, evaluate; for any on-policy loss.
 
     Every rank has its own environments. Each optimiser step is one backward pass of the summed
@@ -57,39 +48,21 @@ class OnPolicyModule(RLModule):
     Every decision that changes the number of optimiser steps (the KL limit, a loss that is not
     finite, a request to stop) rests on numbers averaged over the ranks.
 
-    Args:
-        config: the run's configuration.
-        build: builds networks and loss. The networks depend on ``config.seed`` only, so they are
-            the same on every rank; the global random state is left as it was.
-        device: where to train.
-
-    Raises:
-        ValueError: for an environment that does not exist or does not suit the networks.
+    Arguments and errors are those of :class:`CollectingModule`.
     """
 
-    def __init__(self, config: PPOConfig, build: BuildParts, device: torch.device) -> None:
-        env = spec_env(config)
-        try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(derive_seed(config.seed))
-                parts = build(env, config, device)
-        finally:
-            env.close()
-        super().__init__(config, parts.loss)
-        self.config: PPOConfig = config
-        self.parts = parts
-        self._collector: BaseCollector | None = None
+    config: PPOConfig
+
+    def __init__(
+        self, config: PPOConfig, build: BuildParts[OnPolicyParts], device: torch.device
+    ) -> None:
+        super().__init__(config, build, device)
         self._stream: OnPolicyStream | None = None
         self._records: list[dict[str, float]] = []
         self._lr = config.lr
         self._multipliers: list[float] = []
         if config.compile:
             self.loss.compile()
-
-    @property
-    def actor(self) -> TensorDictModuleBase:
-        """The acting policy; it shares its parameters with the loss."""
-        return self.loss.actor_network
 
     @property
     def optimizer(self) -> LightningOptimizer:
@@ -107,24 +80,20 @@ class OnPolicyModule(RLModule):
     # ---------------------------------------------------------------------------------------
     # Set-up
 
-    def on_fit_start(self) -> None:
-        """Build this rank's environments and start its random streams.
-
-        The number of frames is part of every seed: a resumed run starts new episodes, which must
-        not repeat those of the first run, and resuming twice gives the same run twice.
-        """
+    def start_collecting(
+        self, policy: TensorDictModuleBase, seed: Callable[[int], int]
+    ) -> BaseCollector:
+        """Whole rollouts of all environments, and minibatches of their rows."""
         config = self.config
-        seed = partial(derive_seed, config.seed, self.global_rank, self.frames)
-        torch.manual_seed(seed(0))
-        self._collector = make_collector(
+        collector = make_collector(
             partial(training_env, config, self.device),
-            torch.compile(self.actor) if config.compile else self.actor,
+            policy,
             frames_per_batch=config.rollout_frames,
             seed=seed(1),
             device=self.device,
         )
         self._stream = OnPolicyStream(
-            self._collector,
+            collector,
             self.parts.prepare,
             rows=config.rollout_rows,
             minibatch_size=config.minibatch_rows,
@@ -132,16 +101,7 @@ class OnPolicyModule(RLModule):
             seed=seed(2),
             device=self.device,
         )
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """The stream of minibatches; one pass over it is one iteration."""
-        return DataLoader(
-            _Guarded(self.stream),
-            batch_size=None,
-            collate_fn=_identity,
-            # An own generator keeps the loader away from the global random state.
-            generator=torch.Generator(),
-        )
+        return collector
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, with a parameter group for each learning-rate multiplier."""
@@ -181,7 +141,7 @@ class OnPolicyModule(RLModule):
         # The averages are the same on all ranks, hence so is every decision below.
         averages = self.reduce(torch.stack(list(scalars.values())), average=True)
         record = dict(zip(scalars, averages.tolist(), strict=True))
-        self._check_finite({k: v for k, v in record.items() if k.startswith("loss_")})
+        self.check_finite({k: v for k, v in record.items() if k.startswith("loss_")})
         self._records.append(record)
         if config.target_kl is not None and _policy_distance(record) > config.target_kl:
             self.stream.stop_epochs()
@@ -190,7 +150,7 @@ class OnPolicyModule(RLModule):
         self.manual_backward(sum(v for k, v in out.items() if k.startswith("loss_")))
         norm = torch.nn.utils.clip_grad_norm_(self.loss.parameters(), config.max_grad_norm)
         record["grad_norm"] = float(norm)
-        self._check_finite({"the gradient norm": record["grad_norm"]})
+        self.check_finite({"the gradient norm": record["grad_norm"]})
         self.optimizer.step()
         self.gradient_steps += 1
 
@@ -201,19 +161,12 @@ class OnPolicyModule(RLModule):
         self.frames += frames
         rollout = self.stream.last_rollout
         assert rollout is not None
-        metrics = self._metrics(rollout, frames / seconds)
+        metrics = self._metrics(rollout, frames, seconds)
         if self.parts.normalizer is not None:
             observations = [rollout.get(key) for key in self.actor.in_keys]
             self.parts.normalizer.update(torch.cat(observations, -1))
         metrics.update(self.evaluate_if_due())
         self.end_iteration(metrics)
-
-    def close(self) -> None:
-        """Shut the collector down and close all environments."""
-        super().close()
-        if self._collector is not None:
-            self._collector.shutdown()
-            self._collector = None
 
     # ---------------------------------------------------------------------------------------
     # Helpers
@@ -223,30 +176,9 @@ class OnPolicyModule(RLModule):
         parts = parameter.split(".")
         return next((key for key in self.parts.lr_multipliers if key in parts), "")
 
-    def _check_finite(self, values: Mapping[str, float]) -> None:
-        bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise TrainingError(
-                f"{' and '.join(bad)} after {self.frames} environment steps and "
-                f"{self.gradient_steps} gradient steps."
-            )
-
-    def _metrics(self, rollout: TensorDictBase, frames_per_second: float) -> dict[str, float]:
-        stats = episode_stats(rollout)
-        totals = torch.tensor(
-            [stats.count, stats.return_sum, stats.length_sum],
-            dtype=torch.float64,
-            device=self.device,
-        )
-        count, returns, lengths = self.reduce(totals).tolist()
+    def _metrics(self, rollout: TensorDictBase, frames: int, seconds: float) -> dict[str, float]:
         metrics = {
-            "frames": self.frames,
-            "gradient_steps": self.gradient_steps,
-            "wall_seconds": self.wall_seconds,
-            "frames_per_second": frames_per_second,
-            "episodes": count,
-            "episode_return": returns / count if count else math.nan,
-            "episode_length": lengths / count if count else math.nan,
+            **self.progress_metrics(frames, seconds, episode_stats(rollout)),
             "updates": sum("grad_norm" in record for record in self._records),
             "lr": self._lr,
         }
@@ -259,23 +191,3 @@ class OnPolicyModule(RLModule):
 def _policy_distance(record: Mapping[str, float]) -> float:
     """Divergence of the policy from the one that collected the rollout."""
     return record["kl"] if "kl" in record else record["kl_approx"]
-
-
-class _Guarded(IterableDataset[TensorDictBase]):
-    """A stream whose refusal of a rollout (NaN from the environment) ends training."""
-
-    def __init__(self, stream: OnPolicyStream) -> None:
-        self.stream = stream
-
-    def __len__(self) -> int:
-        return len(self.stream)
-
-    def __iter__(self) -> Iterator[TensorDictBase]:
-        try:
-            yield from self.stream
-        except NonFiniteError as error:
-            raise TrainingError(str(error)) from error
-
-
-def _identity(batch: Any) -> Any:
-    return batch

@@ -95,10 +95,10 @@ def check_options(config: Any) -> None:
     for field in _options(type(config)):
         value = getattr(config, field.name)
         valid, choices = field.metadata["valid"], field.metadata["choices"]
-        in_range = valid is None or value is None or (math.isfinite(value) and valid.holds(value))
-        if valid is not None and not in_range:
-            raise ValueError(f"{flag_name(field.name)} must be {valid.words}, got {value}.")
         for word in value if isinstance(value, tuple) else (value,):
+            known = valid is None or word is None or (math.isfinite(word) and valid.holds(word))
+            if valid is not None and not known:
+                raise ValueError(f"{flag_name(field.name)} must be {valid.words}, got {word}.")
             if choices is not None and word not in choices:
                 raise ValueError(
                     f"{flag_name(field.name)} must be one of {', '.join(choices)}, got {word!r}."
@@ -123,13 +123,15 @@ def make_parser(config_class: type[Any], description: str | None = None) -> Pars
         allow_abbrev=False,
     )
     hints = typing.get_type_hints(config_class)
-    for owner in reversed(config_class.__mro__):
-        names = inspect.get_annotations(owner)
+    classes = config_class.__mro__[::-1]
+    # A class may replace a default of its base.
+    owners = {name: owner for owner in classes for name in inspect.get_annotations(owner)}
+    for owner in classes:
         group = parser.add_argument_group(
             (owner.__doc__ or owner.__name__).splitlines()[0].rstrip(".")
         )
         for field in _options(config_class):
-            if field.name in names:
+            if owners[field.name] is owner:
                 _add_flag(group, field, hints[field.name])
     return parser
 
@@ -149,7 +151,7 @@ def _options(config_class: type[Any]) -> list[Field[Any]]:
 def _add_flag(group: argparse._ArgumentGroup, field: Field[Any], hint: Any) -> None:
     default = field.default
     if isinstance(default, tuple):
-        default = " ".join(default)
+        default = " ".join(map(str, default))
     text = field.metadata["help"] + ("" if default is None else f" (default: {default})")
     settings: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
     plain = _without_none(hint)

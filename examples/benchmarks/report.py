@@ -12,6 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,33 +24,44 @@ from matplotlib import pyplot as plt
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
     "diffppo": "DiffPPO",
+    "dime": "DIME",
     "ppo": "Gaussian PPO",
     "ppo-lr-3e-4": "Gaussian PPO, lr 3e-4",
 }
-Curve = tuple[np.ndarray, np.ndarray]
+
+
+class Curve(NamedTuple):
+    """Environment steps ``[E]`` and returns ``[seeds, E]`` of a method, and its updates."""
+
+    steps: np.ndarray
+    returns: np.ndarray
+    gradient_steps: int
 
 
 def load_curves(folder: Path) -> dict[str, Curve]:
-    """Environment steps ``[E]`` and returns ``[seeds, E]`` per method.
+    """The curve of every method in a folder.
 
     Raises:
         ValueError: if there is no results file, or seeds were evaluated at different steps.
     """
-    runs: dict[str, list[tuple[list[int], list[float]]]] = defaultdict(list)
+    runs: dict[str, list[tuple[list[int], list[float], int]]] = defaultdict(list)
     for path in sorted(folder.glob("*-seed*.json")):
-        evaluations = json.loads(path.read_text())["evaluations"]
-        steps = [evaluation["env_steps"] for evaluation in evaluations]
-        returns = [evaluation["return_mean"] for evaluation in evaluations]
-        runs[path.name.rsplit("-seed", 1)[0]].append((steps, returns))
+        results = json.loads(path.read_text())
+        steps = [evaluation["env_steps"] for evaluation in results["evaluations"]]
+        returns = [evaluation["return_mean"] for evaluation in results["evaluations"]]
+        method = path.name.rsplit("-seed", 1)[0]
+        runs[method].append((steps, returns, results["gradient_steps"]))
     if not runs:
         raise ValueError(f"no results in {folder}; run examples/benchmarks/run.py first.")
     curves = {}
     for method, seeds in runs.items():
-        if any(steps != seeds[0][0] for steps, _ in seeds):
+        steps, _, updates = seeds[0]
+        if any(other != steps for other, _, _ in seeds):
             raise ValueError(
                 f"the seeds of {method} in {folder} were evaluated at different steps."
             )
-        curves[method] = (np.array(seeds[0][0]), np.array([returns for _, returns in seeds]))
+        by_seed = np.array([values for _, values, _ in seeds])
+        curves[method] = Curve(np.array(steps), by_seed, updates)
     return curves
 
 
@@ -66,7 +78,7 @@ def confidence_band(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
     """Save the curves of all methods as a picture."""
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    for method, (steps, returns) in sorted(curves.items()):
+    for method, (steps, returns, _) in sorted(curves.items()):
         label = f"{NAMES.get(method, method)} ({len(returns)} seeds)"
         (line,) = axes.plot(steps, returns.mean(0), label=label)
         axes.fill_between(steps, *confidence_band(returns), color=line.get_color(), alpha=0.2)
@@ -80,15 +92,16 @@ def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
 def table(curves: dict[str, Curve]) -> str:
     """A Markdown table of the last evaluation."""
     lines = [
-        "| method | env steps | mean | IQM | min | max | per seed |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| method | env steps | gradient steps | mean | IQM | min | max | per seed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for method, (steps, returns) in sorted(curves.items()):
+    for method, (steps, returns, updates) in sorted(curves.items()):
         last = returns[:, -1]
         numbers = (last.mean(), stats.trim_mean(last, 0.25), last.min(), last.max())
         cells = " | ".join(f"{number:.0f}" for number in numbers)
         seeds = ", ".join(f"{value:.0f}" for value in last)
-        lines.append(f"| {NAMES.get(method, method)} | {steps[-1]} | {cells} | {seeds} |")
+        counts = f"{steps[-1]} | {updates}"
+        lines.append(f"| {NAMES.get(method, method)} | {counts} | {cells} | {seeds} |")
     return "\n".join(lines)
 
 
@@ -97,14 +110,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--env", default="HalfCheetah-v5", help="Gymnasium id")
+    parser.add_argument("--env", default="HalfCheetah-v5", help="Gymnasium id or dmc:domain-task")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     try:
-        curves = load_curves(args.results / args.env)
+        name = args.env.replace(":", "-")
+        curves = load_curves(args.results / name)
     except ValueError as error:
         parser.error(str(error))
-    draw(curves, args.env, args.results / f"{args.env}.png")
+    draw(curves, args.env, args.results / f"{name}.png")
     print(table(curves))
 
 

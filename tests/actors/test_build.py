@@ -19,13 +19,21 @@ from diffpolicy.actors import (
     ProcessConfig,
     build,
     build_denoising_actor,
+    build_dime_networks,
     build_gaussian_ppo_networks,
+    build_gaussian_sac_networks,
     build_ppo_networks,
     chain_rows,
 )
 
 RANDOM, DETERMINISTIC = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
-BUILDERS = [build_denoising_actor, build_ppo_networks, build_gaussian_ppo_networks]
+BUILDERS = [
+    build_denoising_actor,
+    build_ppo_networks,
+    build_gaussian_ppo_networks,
+    build_dime_networks,
+    build_gaussian_sac_networks,
+]
 SEVERAL = {("sensors", "speed"): Unbounded((4,)), "position": Unbounded((3,))}
 MakeEnv = Callable[..., EnvBase]
 
@@ -67,13 +75,13 @@ def test_the_gaussian_baseline_has_a_scalar_critic_only(make_env: MakeEnv) -> No
 def test_ppo_networks_read_the_specs_once(
     make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes, calls = build._sizes, []
+    read, calls = build.read_sizes, []
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(args)
-        return sizes(*args, **options)
+        return read(*args, **options)
 
-    monkeypatch.setattr(build, "_sizes", counted)
+    monkeypatch.setattr(build, "read_sizes", counted)
     build_ppo_networks(make_env())
     assert len(calls) == 1
 
@@ -249,7 +257,37 @@ def test_images_are_refused(make_env: MakeEnv, builder: Callable) -> None:
         builder(env, observation_keys=["pixels"])
 
 
+@pytest.mark.parametrize("builder", [build_ppo_networks, build_dime_networks])
 @pytest.mark.parametrize("steps", [0, -1])
-def test_too_few_denoising_steps_are_refused(make_env: MakeEnv, steps: int) -> None:
+def test_too_few_denoising_steps_are_refused(
+    make_env: MakeEnv, builder: Callable, steps: int
+) -> None:
     with pytest.raises(ValueError, match=f"steps must be at least 1, got {steps}"):
-        build_ppo_networks(make_env(), denoising_steps=steps)
+        builder(make_env(), denoising_steps=steps)
+
+
+@pytest.mark.parametrize("builder", [build_ppo_networks, build_dime_networks])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score_activation": "relu"}, r"score_activation must be one of .*, got 'relu'"),
+        ({"score_initialization": "zeros"}, "initialization must be 'torch' or 'lecun', got 'zer"),
+        ({"step_embedding": (0, 4, 4)}, "every layer width must be at least 1"),
+        ({"actor_hidden": (8, 0)}, "every layer width must be at least 1"),
+    ],
+)
+def test_bad_network_options_are_refused(
+    make_env: MakeEnv, builder: Callable, options: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        builder(make_env(), network=NetworkConfig(**options))
+
+
+def test_embedding_and_latent_scale_reach_score_and_value_networks(make_env: MakeEnv) -> None:
+    network = NetworkConfig(step_embedding=(5, 6, 7), scale_latent=False)
+    actor, critic, _ = build_ppo_networks(make_env(), network=network)
+    for module in (actor.score_network, critic.module.network):
+        assert [layer.weight.shape for layer in module.embedding.net[::2]] == [(6, 10), (7, 6)]
+        assert module.latent_scale == 1.0
+    default, value, _ = build_ppo_networks(make_env(), process=ProcessConfig(prior_std=0.7))
+    assert default.score_network.latent_scale == value.module.network.latent_scale == 0.7

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import warnings
@@ -16,6 +17,7 @@ from torchrl.envs.utils import check_env_specs
 import collectors
 from collectors import derive_seed, make_collector, make_env
 
+_DRAWING = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM")
 MakePolicy = Callable[..., TensorDictModule]
 
 
@@ -234,12 +236,16 @@ class TestBadInput:
 
 def test_nothing_is_printed_and_nothing_warns() -> None:
     script = (
+        "import logging, os\n"
         "from functools import partial\n"
         "from collectors import make_collector, make_env\n"
         "env_fn = partial(make_env, 'HalfCheetah-v5', num_envs=2)\n"
         "collector = make_collector(env_fn, None, frames_per_batch=4, seed=0)\n"
         "assert next(iter(collector)).shape == (2, 2)\n"
         "collector.shutdown()\n"
+        "before = dict(os.environ), list(logging.getLogger().handlers)\n"
+        "make_env('dmc:walker-run', num_envs=2).rollout(4)\n"
+        "assert before == (dict(os.environ), list(logging.getLogger().handlers))\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", script],
@@ -248,6 +254,8 @@ def test_nothing_is_printed_and_nothing_warns() -> None:
         check=True,
         timeout=120,
         cwd=Path(collectors.__file__).parents[1],
+        # no display and no choice of a renderer: those are the user's, if there are any
+        env={key: value for key, value in os.environ.items() if key not in _DRAWING},
     )
     assert (result.stdout, result.stderr) == ("", "")
 

@@ -99,6 +99,61 @@ class TestOneProcess:
         assert not any(value.requires_grad for value in rollout.values(True, True))
 
 
+class TestRandomFrames:
+    """A policy that always acts with 0.5 shows which actions are not its own."""
+
+    low, high = -1.0, 3.0
+
+    def collect(self, seed: int = 0, num_workers: int = 0, **options: int) -> TensorDictBase:
+        constant = TensorDictModule(
+            lambda observation: (torch.full_like(observation[..., :1], 0.5), observation + 1),
+            in_keys=["observation"],
+            out_keys=["action", "note"],
+        )
+        # a worker does not know the environments registered here
+        bounds = {} if num_workers else {"low": self.low, "high": self.high}
+        name = "Pendulum-v1" if num_workers else "Counting-v0"
+        env_fn = partial(make_env, name, num_envs=4, **bounds)
+        count = options.pop("count", 5)
+        collector = make_collector(env_fn, constant, seed=seed, num_workers=num_workers, **options)
+        before = torch.get_rng_state()
+        result = torch.stack(rollouts(collector, count))
+        assert torch.equal(before, torch.get_rng_state())
+        return result
+
+    @pytest.mark.parametrize(("frames_per_batch", "random_frames"), [(4, 12), (8, 24), (4, 0)])
+    def test_the_policy_acts_after_them(self, frames_per_batch: int, random_frames: int) -> None:
+        result = self.collect(frames_per_batch=frames_per_batch, random_frames=random_frames)
+        batches = random_frames // frames_per_batch
+        assert (result["action"][:batches] != 0.5).all()
+        assert (result["action"][batches:] == 0.5).all()
+        assert (result["note"][:batches] == 0.0).all()
+        assert torch.equal(result["note"][batches:], result["observation"][batches:] + 1)
+        # the simulator has seen the action that is recorded
+        assert torch.equal(result["next", "observation"][..., 1:], result["action"])
+
+    def test_they_are_uniform_within_the_bounds(self) -> None:
+        actions = self.collect(frames_per_batch=4000, random_frames=4000, count=1)["action"]
+        below = (actions.flatten().double().sort().values - self.low) / (self.high - self.low)
+        # Kolmogorov-Smirnov: the distance exceeds 1.95 / sqrt(n) once in a thousand samples
+        assert (below - torch.linspace(0, 1, 4000)).abs().max() < 1.95 / 4000**0.5
+
+    def test_the_seed_fixes_them(self) -> None:
+        options = {"frames_per_batch": 40, "random_frames": 40, "count": 1}
+        first = self.collect(seed=0, **options)["action"]
+        torch.manual_seed(99)
+        assert torch.equal(first, self.collect(seed=0, **options)["action"])
+        assert not torch.equal(first, self.collect(seed=1, **options)["action"])
+        assert len(first.unique()) == 40
+
+    @pytest.mark.slow
+    def test_workers_share_them(self) -> None:
+        result = self.collect(num_workers=2, frames_per_batch=8, random_frames=24)
+        assert result["action"].shape == (5, 8, 1, 1)
+        assert len(result["action"][:3].unique()) == 24
+        assert (result["action"][3:] == 0.5).all()
+
+
 class TestWorkers:
     def collect(self, seed: int, count: int = 1) -> list[TensorDictBase]:
         env = pendulum()
@@ -183,6 +238,36 @@ def test_workers_do_not_outlive_a_script_that_fails(name: str, error: str, tmp_p
     assert error in result.stderr
 
 
+KEPT = """
+import builtins, gc
+from functools import partial
+from tensordict.nn import TensorDictModule
+from torchrl.weight_update import SharedMemWeightSyncScheme
+from collectors import make_collector, make_env
+
+if __name__ == "__main__":
+    gc.disable()
+    policy = TensorDictModule(lambda o: 0 * o[:, :1], in_keys=["observation"], out_keys=["action"])
+    env_fn = partial(make_env, "Pendulum-v1")
+    collector = make_collector(env_fn, policy, frames_per_batch=2, seed=0, num_workers=2)
+    next(iter(collector))
+    collector.shutdown()
+    # nothing takes these away before the very end
+    for scheme in gc.get_objects():
+        if isinstance(scheme, SharedMemWeightSyncScheme):
+            builtins.kept = scheme.itself = scheme
+    del collector, scheme
+"""
+
+
+@pytest.mark.slow
+def test_what_is_left_of_a_collector_does_not_keep_the_interpreter(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(KEPT)
+    environment = os.environ | {"PYTHONPATH": str(Path(collectors.__file__).parents[1])}
+    subprocess.run([sys.executable, str(script)], check=True, timeout=60, env=environment)
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -192,6 +277,8 @@ class TestBadInput:
             ({"frames_per_batch": 1}, "got 1; try 2"),
             ({"total_frames": 0}, "total_frames must be -1 .*got 0; try 20"),
             ({"total_frames": 30}, "multiple of frames_per_batch=20, got 30; try 40"),
+            ({"random_frames": -20}, "random_frames must be 0 or a multiple .*got -20; try 0"),
+            ({"random_frames": 30}, "frames_per_batch=20, got 30; try 40"),
             ({"num_workers": -1}, "num_workers must be 0 .*got -1"),
             ({"num_workers": 3}, r"environments, 6 \(2 per process, 3 process\(es\)\), got 20"),
             ({"seed": -3}, "seed must be a non-negative integer, got -3"),

@@ -118,6 +118,31 @@ def test_compiled_training_equals_eager_training() -> None:
         torch.testing.assert_close(value, other.state_dict()[key], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt:FutureWarning")
+@pytest.mark.parametrize("options", [{}, sac_options()], ids=["published", "scalar"])
+def test_compiled_critic_loss_is_one_graph_and_equals_eager(options: dict) -> None:
+    """For updates without the policy: with a derived range, and still writing ``td_error``."""
+    torch._dynamo.reset()
+    loss = build(**options)
+    batch = transitions(loss)
+    if loss.delay_critic:
+        SoftUpdate(loss, tau=0.1)
+    else:
+        loss.derive_value_range(batch)
+    other = copy.deepcopy(loss)
+    compiled = torch.compile(other.critic_loss, fullgraph=True, backend="eager")
+    for _ in range(2):
+        rows = [batch.clone(), batch.clone()]
+        (value, diagnostics), (again, repeated) = loss.critic_loss(rows[0]), compiled(rows[1])
+        torch.testing.assert_close(again, value)
+        assert_close(TensorDict(repeated), TensorDict(diagnostics))
+        torch.testing.assert_close(rows[1]["td_error"], rows[0]["td_error"])
+        expected, actual = gradients(loss, value), gradients(other, again)
+        assert set(actual) == set(expected)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5)
+
+
 # -- sampling ------------------------------------------------------------------------------
 
 

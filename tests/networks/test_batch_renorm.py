@@ -1,9 +1,14 @@
 """Batch renormalisation against the formulas of arXiv 1702.03275, written out with NumPy."""
 
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from diffpolicy.networks import BatchRenorm
 
@@ -146,3 +151,40 @@ def test_bad_shapes_raise() -> None:
         BatchRenorm(3, ensemble_size=2)(torch.randn(4, 3))
     with pytest.raises(ValueError, match="needs a batch dimension"):
         BatchRenorm(3)(torch.randn(3))
+
+
+def _on_a_rank(rank: int, store: str, values: Tensor, results: Any) -> None:
+    """Sum of squares, its gradient and the statistics with this rank's half of the values."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    half = values.chunk(2)[rank].clone().requires_grad_()
+    norm = BatchRenorm(3, warmup_steps=1).double()
+    norm(half.detach())
+    weights = torch.arange(1.0, 4.0)
+    (norm(half) * weights).pow(3).sum().backward()
+    results[rank] = [half.grad, norm.weight.grad, norm.running_mean, norm.running_var]
+    dist.destroy_process_group()
+
+
+def test_two_ranks_normalise_by_the_whole_batch(tmp_path: Path) -> None:
+    values = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    context = multiprocessing.get_context("fork")
+    with context.Manager() as manager:
+        results = manager.dict()
+        arguments = [(rank, str(tmp_path / "store"), values, results) for rank in range(2)]
+        ranks = [context.Process(target=_on_a_rank, args=one) for one in arguments]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(60)
+            assert process.exitcode == 0
+        halves = [results[rank] for rank in range(2)]
+    whole = values.clone().requires_grad_()
+    norm = BatchRenorm(3, warmup_steps=1).double()
+    norm(values)
+    (norm(whole) * torch.arange(1.0, 4.0)).pow(3).sum().backward()
+    torch.testing.assert_close(torch.cat([halves[0][0], halves[1][0]]), whole.grad)
+    torch.testing.assert_close(halves[0][1] + halves[1][1], norm.weight.grad)
+    for half in halves:
+        torch.testing.assert_close(half[2], norm.running_mean)
+        torch.testing.assert_close(half[3], norm.running_var)

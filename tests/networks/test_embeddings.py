@@ -75,3 +75,25 @@ def test_mlp_layers() -> None:
 def test_mlp_refuses_empty_layers(sizes: tuple) -> None:
     with pytest.raises(ValueError, match="every layer width must be at least 1"):
         mlp(*sizes)
+
+
+def test_mlp_can_start_truncated_lecun_normal() -> None:
+    net = mlp(400, (300,), 200, initialization="lecun")
+    for layer, fan_in in zip(net[::2], (400, 300), strict=True):
+        assert layer.weight.std().item() == pytest.approx(fan_in**-0.5, rel=0.02)
+        assert layer.weight.abs().max() <= 2 * fan_in**-0.5 / 0.8796
+        assert (layer.bias == 0).all()
+
+
+def test_embedding_takes_activation_and_initialization() -> None:
+    embedding = StepEmbedding(4, 200, 300, 10, activation=nn.Tanh, initialization="lecun")
+    first, activation, second = embedding.net
+    assert isinstance(activation, nn.Tanh)
+    for layer in (first, second):
+        assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.05)
+        assert (layer.bias == 0).all()
+
+
+def test_unknown_initialization_is_refused() -> None:
+    with pytest.raises(ValueError, match="initialization must be 'torch' or 'lecun', got 'zeros'"):
+        mlp(3, (4,), 2, initialization="zeros")

@@ -1,9 +1,16 @@
-"""The score network: start, scaling, clipping, conditioning."""
+"""The score network: start, scaling, clipping, conditioning, the published variant."""
+
+import math
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import gelu
 
 from diffpolicy.networks import RunningNorm, ScoreNetwork, StepEmbedding
+
+TANH_GELU = partial(nn.GELU, approximate="tanh")
 
 
 @pytest.fixture
@@ -114,3 +121,96 @@ def test_gradients_reach_every_parameter_but_not_the_statistics(network: ScoreNe
         assert (parameter.grad != 0).any(), name
     for name, value in network.normalizer.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def published_network(steps: int = 16) -> ScoreNetwork:
+    options = {"activation": TANH_GELU, "initialization": "lecun"}
+    embedding = StepEmbedding(steps, 256, 256, 256, **options)
+    return ScoreNetwork(6, 17, steps, embedding=embedding, **options)
+
+
+def test_published_variant_follows_its_formula() -> None:
+    network = published_network(steps=5).double()
+    with torch.no_grad():
+        network.embedding.phases.normal_()
+        network.net[-1].weight.normal_()
+    latent, observation = torch.randn(5, 6).double(), torch.randn(5, 17).double()
+    step = torch.arange(5)
+
+    def linear(value: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+        return value @ layer.weight.T + layer.bias
+
+    def smooth(value: torch.Tensor) -> torch.Tensor:
+        inner = math.sqrt(2 / math.pi) * (value + 0.044715 * value**3)
+        return 0.5 * value * (1 + inner.tanh())
+
+    angle = step.unsqueeze(-1) * torch.linspace(0.1, 100, 256).double() + network.embedding.phases
+    first, _, second = network.embedding.net
+    hidden = linear(torch.cat((angle.sin(), angle.cos()), -1), first)
+    hidden = torch.cat((latent, observation, linear(smooth(hidden), second)), -1)
+    *layers, last = network.net[::2]
+    assert len(layers) == 3
+    for layer in layers:
+        hidden = smooth(linear(hidden, layer))
+
+    expected = linear(hidden, last)
+    torch.testing.assert_close(network(latent, step, observation), expected, rtol=1e-9, atol=1e-9)
+    exact = ScoreNetwork(6, 17, 5, embedding=network.embedding).double()
+    exact.load_state_dict(network.state_dict())
+    assert (exact(latent, step, observation) - expected).abs().max() > 1e-6
+
+
+def assert_published_start(network: ScoreNetwork) -> None:
+    *layers, last = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    assert len(layers) == 5
+    for layer in layers:
+        std = layer.in_features**-0.5
+        largest = 2 * std / 0.8796
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.02)
+        assert abs(layer.weight.mean().item()) < 5 * std / layer.weight.numel() ** 0.5
+        assert 0.99 * largest < layer.weight.abs().max() <= 1.0001 * largest
+        assert (layer.bias == 0).all()
+    assert torch.equal(last.weight, torch.full((6, 256), 1e-8))
+    assert (last.bias == 0).all()
+    assert (network.embedding.phases == 0).all()
+
+
+def test_published_variant_starts_as_published() -> None:
+    network = published_network()
+    assert network.net[-1] is [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
+    assert_published_start(network)
+
+
+def test_reset_parameters_follows_the_initialization() -> None:
+    network = published_network()
+    before = [parameter.clone() for parameter in network.parameters()]
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+    for module in reversed(list(network.modules())):  # children first, as TorchRL does
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert_published_start(network)
+    drawn = [p for p in network.parameters() if p.ndim == 2][:-1]
+    old = [p for p in before if p.ndim == 2][:-1]
+    assert all(bool((new != previous).any()) for new, previous in zip(drawn, old, strict=True))
+
+
+def test_defaults_draw_the_same_weights_in_the_same_order_as_ever() -> None:
+    """Committed results depend on it: step embedding, then hidden layers, then the last layer."""
+    torch.manual_seed(7)
+    network = ScoreNetwork(2, 3, 4, hidden_sizes=(8,))
+    torch.manual_seed(7)
+    layers = [nn.Linear(64, 32), nn.Linear(32, 16), nn.Linear(21, 8), nn.Linear(8, 2)]
+    nn.init.normal_(layers[-1].weight, std=1e-8)
+    nn.init.zeros_(layers[-1].bias)
+
+    own = [*network.embedding.net[::2], *network.net[::2]]
+    for layer, expected in zip(own, layers, strict=True):
+        assert torch.equal(layer.weight, expected.weight)
+        assert torch.equal(layer.bias, expected.bias)
+    latent, observation = torch.randn(5, 2), torch.randn(5, 3)
+    step = torch.arange(5) % 4
+    embedding = network.embedding(step)
+    hidden = gelu(layers[2](torch.cat((latent, observation, embedding), -1)))
+    assert torch.equal(network(latent, step, observation), layers[3](hidden))

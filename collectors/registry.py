@@ -1,0 +1,113 @@
+"""From the name of an environment to what Gymnasium makes it of."""
+
+import difflib
+import importlib
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.wrappers import FlattenObservation
+
+_SUITE = "dmc:"
+
+
+def make_arguments(
+    name: str, max_episode_steps: int | None, gym_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of ``gymnasium.make_vec`` for the environment ``name``.
+
+    Args:
+        name: a registered Gymnasium id, ``"module:Id-v0"`` to import the module first, or
+            ``"dmc:domain-task"`` for a task of the DeepMind Control Suite.
+        max_episode_steps: replaces the environment's own time limit.
+        gym_kwargs: further arguments of the environment's constructor.
+
+    Raises:
+        ValueError: there is no such environment, or what it needs is not installed.
+    """
+    arguments: dict[str, Any] = {"id": name}
+    if max_episode_steps is not None:
+        arguments["max_episode_steps"] = max_episode_steps
+    if not name.startswith(_SUITE):
+        _check_registered(name)
+        return arguments | gym_kwargs
+    _check_suite_task(name)
+    # Scalars (the height of walker) and vectors become one vector, in the order of their names.
+    wrappers = [FlattenObservation, *gym_kwargs.pop("wrappers", ())]
+    arguments |= {"id": f"dm_control/{name.removeprefix(_SUITE)}-v0", "wrappers": wrappers}
+    if max_episode_steps is not None:
+        # The task's own limit ends an episode too, and Gymnasium's can only come before it.
+        limit = {"time_limit": math.inf}
+        arguments["task_kwargs"] = limit | gym_kwargs.pop("task_kwargs", {})
+    return arguments | gym_kwargs
+
+
+def _check_registered(name: str) -> None:
+    """Raise ValueError with close matches unless ``name`` is a registered Gymnasium id."""
+    module, _, env_id = name.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"name={name!r}: the module {module!r} cannot be imported ({error}); install it "
+                "or give an id without a module."
+            ) from error
+    if env_id in gym.registry:
+        return
+    hint = _close_matches(env_id, gym.registry) or "gymnasium.pprint_registry() lists the known ids"
+    raise ValueError(f"name={name!r} is not a registered Gymnasium environment id; {hint}.")
+
+
+def _check_suite_task(name: str) -> None:
+    """Raise ValueError with close matches unless ``name`` is a task that can be learned."""
+    try:
+        with _quiet_import():
+            suite = importlib.import_module("dm_control.suite")
+            importlib.import_module("shimmy")  # registers the tasks with Gymnasium
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"name={name!r} is a task of the DeepMind Control Suite, which is not installed "
+            f"({error}); pip install 'diffpolicy[dmc]'."
+        ) from error
+    tasks = [f"{_SUITE}{domain}-{task}" for domain, task in suite.ALL_TASKS if domain != "lqr"]
+    if name in tasks:
+        return
+    if name.startswith(f"{_SUITE}lqr-"):
+        raise ValueError(
+            f"name={name!r} is not supported: lqr has no bounds on its actions, and another model "
+            f"whenever it is built; choose another domain, for example {_SUITE}point_mass-easy."
+        )
+    domains = ", ".join(dict.fromkeys(task.split("-")[0].removeprefix(_SUITE) for task in tasks))
+    hint = _close_matches(name, tasks) or f"the domains are {domains}"
+    raise ValueError(f"name={name!r} is not a task of the DeepMind Control Suite; {hint}.")
+
+
+@contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Keep what importing the suite does to warnings and logging inside the context.
+
+    Without a display GLFW warns, although nothing is going to be drawn, and absl gives the root
+    logger a handler, which then prints the records of every other package.
+    """
+    logger = logging.getLogger()
+    handlers = list(logger.handlers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.handlers[:] = handlers
+
+
+def _close_matches(name: str, known: Iterable[str]) -> str:
+    """Say which of the ``known`` names could be meant; empty if none."""
+    by_lower_case = {key.lower(): key for key in known}
+    matches = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.6)
+    if not matches:
+        return ""
+    return "close matches: " + ", ".join(by_lower_case[match] for match in matches)

@@ -1,0 +1,94 @@
+"""Reading rollouts from a collector, and refusing those that nothing can be learned from."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torchrl.collectors import BaseCollector
+
+from collectors.envs import EPISODE_REWARD_KEY
+from collectors.errors import NonFiniteError
+
+
+class RolloutReader:
+    """Reads one rollout after the other, each made with the policy as it is by then.
+
+    Args:
+        collector: yields rollouts ``[E, T]``; see :func:`collectors.make_collector`.
+
+    Attributes:
+        frames: environment steps read so far.
+    """
+
+    def __init__(self, collector: BaseCollector) -> None:
+        self.frames = 0
+        self._collector = collector
+        self._rollouts: Iterator[TensorDictBase] | None = None
+
+    def read(self) -> TensorDictBase:
+        """Collect and return the next rollout ``[E, T]``.
+
+        Raises:
+            RuntimeError: the collector has come to its end.
+        """
+        if self._rollouts is None:
+            self._rollouts = iter(self._collector)
+        elif isinstance(self._collector.policy, torch.nn.Module):  # not a random policy
+            self._collector.update_policy_weights_()
+        rollout = next(self._rollouts, None)
+        if rollout is None:
+            raise RuntimeError(
+                f"the collector stopped after {self.frames} frames; build it with total_frames=-1 "
+                "or read fewer rollouts."
+            )
+        self.frames += rollout.numel()
+        return rollout
+
+
+def check_finite(rollout: TensorDictBase, keys: Sequence[NestedKey] | None = None) -> None:
+    """Raise NonFiniteError when a rollout ``[E, T]`` holds NaN or infinite numbers.
+
+    Args:
+        rollout: ``[E, T]``.
+        keys: entries to check; by default every floating-point entry, the environment's first
+            (observations, reward, next observations), then what the policy wrote.
+
+    Raises:
+        NonFiniteError: names the entry, the environment index and the time index of the first one.
+    """
+    if keys is None:
+        keys = check_order(rollout, rollout.keys(True, True))
+    for key in keys:
+        value = rollout[key]
+        if not value.is_floating_point() or bool(value.isfinite().all()):
+            continue
+        bad = ~value.isfinite().flatten(2).all(-1)
+        # The earliest time first: that is where the trouble began.
+        time, env = bad.T.nonzero()[0].tolist()
+        entry = value[env, time].flatten()
+        raise NonFiniteError(
+            f"rollout entry {key!r} is not finite: {entry[~entry.isfinite()][0].item()} at "
+            f"environment index {env}, time index {time} ({int(bad.sum())} of {bad.numel()} rows); "
+            "check the environment (or the policy, if only its outputs are bad). The rollout was "
+            "not trained on."
+        )
+
+
+def check_order(rollout: TensorDictBase, keys: Iterable[NestedKey]) -> list[NestedKey]:
+    """Sort the entries of a rollout into the order in which trouble spreads.
+
+    What the environment writes comes first (observations, reward, next observations), then what
+    the policy wrote.
+    """
+    return sorted(keys, key=partial(_rank, rollout))
+
+
+def _rank(rollout: TensorDictBase, key: NestedKey) -> tuple[int, str]:
+    path = (key,) if isinstance(key, str) else key
+    name = ".".join(path)
+    if path[0] == "next":
+        return (1 if path[-1] == "reward" else 2), name
+    # Only what the environment writes comes again at the next time; sums of rewards come late.
+    observed = ("next", *path) in rollout.keys(True) and key != EPISODE_REWARD_KEY
+    return (0 if observed else 3), name

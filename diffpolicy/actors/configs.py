@@ -1,0 +1,146 @@
+"""Options of processes and networks, and the two presets of DIME."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from torch import nn
+
+from diffpolicy.networks import CategoricalSupport, HLGauss
+from diffpolicy.networks.mlp import Initialization
+from diffpolicy.networks.q_ensemble import Normalization
+from diffpolicy.sde.process import NoisingStep
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+}
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """Options of :class:`~diffpolicy.sde.DenoisingProcess`, which documents them."""
+
+    prior_std: float = 0.4
+    schedule: str = "linear"
+    step_size: float = 0.08
+    learn_step_size: bool = True
+    step_size_per_step: bool = False
+    friction: float = 1.0
+    learn_friction: bool = True
+    noising_step: NoisingStep = "next"
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Options of score networks, of the value functions of PPO, and what all networks share.
+
+    Attributes:
+        actor_hidden: widths of the score (or policy) network.
+        critic_hidden: widths of the value function; Q networks take a :class:`CriticConfig`.
+        normalize_observations: standardise observations with running statistics that actor
+            and critic share.
+        value_support: ``(minimum, maximum, bins)`` of an HL-Gauss value function; None is a scalar
+            head.
+        step_embedding: frequencies, hidden width and size of the embedding of the denoising step.
+        scale_latent: whether the latent enters divided by the prior std.
+        score_activation: ``"gelu"``, or ``"gelu_tanh"`` for its tanh approximation.
+        score_initialization: see :class:`~diffpolicy.networks.ScoreNetwork`.
+    """
+
+    actor_hidden: tuple[int, ...] = (64, 64)
+    critic_hidden: tuple[int, ...] = (64, 64)
+    normalize_observations: bool = True
+    value_support: tuple[float, float, int] | None = None
+    step_embedding: tuple[int, int, int] = (32, 32, 16)
+    scale_latent: bool = True
+    score_activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    score_initialization: Initialization = "torch"
+
+    def support(self) -> HLGauss | None:
+        """The HL-Gauss head, or None for a scalar value function."""
+        return None if self.value_support is None else HLGauss(*self.value_support)
+
+    def activation(self) -> Callable[[], nn.Module]:
+        """What makes the activations of the score network.
+
+        Raises:
+            ValueError: for an unknown ``score_activation``.
+        """
+        if self.score_activation not in _ACTIVATIONS:
+            raise ValueError(
+                f"score_activation must be one of {sorted(_ACTIVATIONS)}, "
+                f"got {self.score_activation!r}."
+            )
+        return _ACTIVATIONS[self.score_activation]
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Options of an ensemble of Q networks, :class:`~diffpolicy.networks.QEnsemble`.
+
+    Attributes:
+        hidden: widths of each member.
+        ensemble_size: number of members.
+        normalization: ``"batch"`` (batch renormalisation), ``"layer"`` or None.
+        atoms: number of atoms of a categorical head; None is a scalar head.
+        value_range: lowest and highest atom.
+        warmup_steps: training forwards of plain batch normalisation before its correction.
+    """
+
+    hidden: tuple[int, ...] = (256, 256)
+    ensemble_size: int = 2
+    normalization: Normalization | None = "batch"
+    atoms: int | None = 101
+    value_range: tuple[float, float] = (-200.0, 200.0)
+    warmup_steps: int = 100_000
+
+    def support(self) -> CategoricalSupport | None:
+        """The atoms of the categorical head, or None for a scalar head."""
+        return None if self.atoms is None else CategoricalSupport(*self.value_range, self.atoms)
+
+
+@dataclass(frozen=True)
+class DIMEPreset:
+    """Everything that sizes DIME: ``build_dime_networks(env, **vars(preset))``."""
+
+    denoising_steps: int
+    process: ProcessConfig
+    network: NetworkConfig
+    critic: CriticConfig
+
+
+DIME_PROCESS = ProcessConfig(
+    prior_std=2.5, schedule="cosine", step_size=0.1, friction=1.0, noising_step="same"
+)
+"""The process of arXiv 2502.02316, with learned step size and friction."""
+
+DIME_PAPER = DIMEPreset(
+    denoising_steps=16,
+    process=DIME_PROCESS,
+    network=NetworkConfig(
+        actor_hidden=(256, 256, 256),
+        normalize_observations=False,
+        step_embedding=(256, 256, 256),
+        scale_latent=False,
+        score_activation="gelu_tanh",
+        score_initialization="lecun",
+    ),
+    critic=CriticConfig(hidden=(2048, 2048)),
+)
+"""The published networks (arXiv 2502.02316), which need a GPU."""
+
+DIME_CPU = DIMEPreset(
+    denoising_steps=8,
+    process=DIME_PROCESS,
+    network=NetworkConfig(
+        actor_hidden=(128, 128),
+        normalize_observations=False,
+        scale_latent=False,
+        score_activation="gelu_tanh",
+        score_initialization="lecun",
+    ),
+    critic=CriticConfig(),
+)
+"""The same algorithm with networks for a CPU."""

@@ -1,0 +1,285 @@
+"""The Lightning module of off-policy methods."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torchrl.collectors import BaseCollector
+from torchrl.objectives import LossModule
+
+from collectors import OffPolicyStream, make_collector, make_replay_buffer
+from diffpolicy.trainers.collecting import (
+    BuildParts,
+    CollectingModule,
+    non_finite_ends_training,
+)
+from diffpolicy.trainers.environments import training_env
+from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.off_policy_config import OffPolicyConfig
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam for a part of the loss.
+
+    Attributes:
+        part: name of the loss's submodule whose parameters it moves.
+        lr: learning rate.
+        betas: Adam's coefficients.
+        delayed: whether it moves only when the policy does.
+        grad_limit: NaN in gradients becomes 0 and every entry is clipped to this size; None leaves
+            gradients alone.
+    """
+
+    part: str
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    delayed: bool = False
+    grad_limit: float | None = None
+
+
+@dataclass(frozen=True)
+class OffPolicyParts:
+    """What distinguishes one off-policy method from another.
+
+    Attributes:
+        loss: the loss with all parameters.
+        update: called with a batch ``[B]`` and whether the policy moves; the sum of the ``loss_*``
+            entries that it returns is minimised, the other scalars are logged. A critic's
+            ``td_error`` goes into the batch.
+        keys: entries of a transition that ``update`` reads, and so the replay buffer keeps.
+        optimizers: one for each part of the loss, by the name under which it is logged.
+        begin: called before the first update with the rewards ``[R, 1]`` of the random steps of
+            all ranks.
+        after_update: called after each update, for example to move target networks.
+        diagnostics: further numbers to log, read after each iteration.
+    """
+
+    loss: LossModule
+    update: Callable[[TensorDictBase, bool], Mapping[str, Tensor]]
+    keys: list[Any]
+    optimizers: Mapping[str, Optimizer]
+    begin: Callable[[Tensor], None] = lambda rewards: None
+    after_update: Callable[[], None] = lambda: None
+    diagnostics: Callable[[], dict[str, float]] = field(default=dict)
+
+
+class OffPolicyModule(CollectingModule[OffPolicyParts]):
+    """Random steps, then collection and updates in turns; for any off-policy loss.
+
+    Every rank has its own environments and its own replay buffer. Each update is one backward pass
+    of the summed losses, computed inside the wrapped forward, so that gradients are averaged over
+    the ranks. The number of updates in an iteration is fixed, so it is the same on every rank.
+
+    The replay buffer is not part of a checkpoint: a resumed run first fills it again, with
+    ``--learning-starts`` steps of the policy.
+
+    Arguments and errors are those of :class:`CollectingModule`.
+    """
+
+    config: OffPolicyConfig
+    # Updates in between policy updates leave the policy without gradients.
+    find_unused_parameters = True
+
+    def __init__(
+        self, config: OffPolicyConfig, build: BuildParts[OffPolicyParts], device: torch.device
+    ) -> None:
+        if config.prioritized_replay:
+            _check_prioritized_replay()
+        super().__init__(config, build, device)
+        self._stream: OffPolicyStream | None = None
+        self._totals: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    @property
+    def stream(self) -> OffPolicyStream:
+        """The stream of batches of this rank."""
+        assert self._stream is not None
+        return self._stream
+
+    # ---------------------------------------------------------------------------------------
+    # Set-up
+
+    def start_collecting(
+        self, policy: TensorDictModuleBase, seed: Callable[[int], int]
+    ) -> BaseCollector:
+        """One step of every environment at a time, a replay buffer, and its batches."""
+        config = self.config
+        collector = make_collector(
+            partial(training_env, config, self.device),
+            policy,
+            frames_per_batch=config.num_envs,
+            random_frames=0 if self.frames else config.learning_starts,
+            seed=seed(1),
+            device=self.device,
+        )
+        buffer = make_replay_buffer(
+            config.replay_size,
+            batch_size=config.batch_size,
+            storage=config.replay_storage,
+            prioritized=config.prioritized_replay,
+            seed=seed(2),
+            device=self.device,
+        )
+        self._stream = OffPolicyStream(
+            collector,
+            buffer,
+            frames=config.iteration_frames,
+            updates_per_step=config.updates_per_step,
+            keys=self.parts.keys,
+        )
+        return collector
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One Adam for each part of the loss."""
+        options = self.parts.optimizers.values()
+        return [
+            torch.optim.Adam(list(self._part(o).parameters()), lr=o.lr, betas=o.betas)
+            for o in options
+        ]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
+        """The batch itself, which is there already: priorities are written into it."""
+        return batch
+
+    def on_train_start(self) -> None:
+        """Evaluate the untrained policy and fill the replay buffer."""
+        self.start_clock()
+        if not self.evaluations:
+            self.run_evaluation()
+        first = self.frames == 0
+        with non_finite_ends_training():
+            rows = self.stream.warm_up(self.config.learning_starts)
+        self.frames += len(rows) * self.trainer.world_size
+        if first:
+            try:
+                self.parts.begin(_of_all_ranks(rows["next", "reward"]))
+            except ValueError as error:
+                raise TrainingError(str(error)) from error
+
+    def on_train_epoch_start(self) -> None:
+        """Start the averages of this iteration."""
+        self.tick()
+        self._totals.clear()
+        self._counts.clear()
+
+    # ---------------------------------------------------------------------------------------
+    # Training
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        """One update; the policy takes part in every ``--policy-delay``-th."""
+        policy_moves = (self.gradient_steps + 1) % self.config.policy_delay == 0
+        out = self.parts.update(batch, policy_moves)
+        moving = [
+            (name, options, optimizer)
+            for (name, options), optimizer in zip(
+                self.parts.optimizers.items(), self._optimizers(), strict=True
+            )
+            if policy_moves or not options.delayed
+        ]
+        for *_, optimizer in moving:
+            optimizer.zero_grad()
+        losses = [v for k, v in out.items() if k.startswith("loss_")]
+        self.manual_backward(torch.stack(losses).sum())
+        self._record({k: v.detach() for k, v in out.items() if v.numel() == 1})
+        for name, options, optimizer in moving:
+            self._record(self._treat_gradients(name, options))
+            optimizer.step()
+        self.gradient_steps += 1
+        self.parts.after_update()
+
+    def on_train_epoch_end(self) -> None:
+        """Count, evaluate when due, tell the callbacks."""
+        seconds = self.tick()
+        config, stream = self.config, self.stream
+        stream.finish_batch()
+        frames = config.iteration_frames * self.trainer.world_size
+        self.frames += frames
+        averages = self._averages()
+        self.check_finite({k: v for k, v in averages.items() if k.startswith("loss_")})
+        metrics = {
+            **self.progress_metrics(frames, seconds, stream.episodes),
+            "updates": len(stream),
+            # Updates for each environment step of a rank, over the run so far.
+            "replay_ratio": self.gradient_steps * self.trainer.world_size / self.frames,
+            "replay_size": len(stream.buffer) * self.trainer.world_size,
+            **averages,
+            **self.parts.diagnostics(),
+        }
+        metrics.update(self.evaluate_if_due())
+        self.end_iteration(metrics)
+
+    # ---------------------------------------------------------------------------------------
+    # Helpers
+
+    def _part(self, options: Optimizer) -> nn.Module:
+        return self.loss.get_submodule(options.part)
+
+    def _optimizers(self) -> list[LightningOptimizer]:
+        optimizers = self.optimizers()
+        assert isinstance(optimizers, list)
+        return optimizers
+
+    def _treat_gradients(self, name: str, options: Optimizer) -> dict[str, Tensor]:
+        """Clip the gradients of a part, and return their norm before and number of NaNs."""
+        grads = [p.grad for p in self._part(options).parameters() if p.grad is not None]
+        if options.grad_limit is None:
+            return {f"grad_norm_{name}": torch.nn.utils.get_total_norm(grads)}
+        nans = torch.stack([grad.isnan().sum() for grad in grads]).sum()
+        treat_gradients(grads, options.grad_limit)
+        return {
+            f"grad_norm_{name}": torch.nn.utils.get_total_norm(grads),
+            f"grad_nans_{name}": nans.float(),
+        }
+
+    def _record(self, scalars: Mapping[str, Tensor]) -> None:
+        """Add to the sums of this iteration, on the device: nothing waits for it."""
+        for name, value in scalars.items():
+            value = value.reshape(())
+            self._totals[name] = self._totals[name] + value if name in self._totals else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def _averages(self) -> dict[str, float]:
+        """Means over the updates of this iteration and over the ranks."""
+        if not self._totals:
+            return {}
+        means = [self._totals[name] / count for name, count in self._counts.items()]
+        values = self.reduce(torch.stack([mean.double() for mean in means]), average=True)
+        return dict(zip(self._counts, values.tolist(), strict=True))
+
+
+def treat_gradients(grads: list[Tensor], limit: float) -> None:
+    """Replace NaN by 0 and clip every entry to ``[-limit, limit]``, in place (arXiv 2502.02316).
+
+    Examples:
+        >>> grad = torch.tensor([10.0, 0.5, -3.0, float("nan")])
+        >>> treat_gradients([grad], 1.0)
+        >>> grad
+        tensor([ 1.0000,  0.5000, -1.0000,  0.0000])
+    """
+    for grad in grads:
+        grad.nan_to_num_(nan=0.0).clamp_(-limit, limit)
+
+
+def _check_prioritized_replay() -> None:
+    """Raise ValueError before training where TorchRL cannot sample by priorities."""
+    try:
+        make_replay_buffer(1, batch_size=1, seed=0, prioritized=True)
+    except ValueError as error:
+        raise ValueError(str(error).replace("prioritized=True", "--prioritized-replay")) from error
+
+
+def _of_all_ranks(values: Tensor) -> Tensor:
+    """The values ``[R, ...]`` of every rank, concatenated."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    gathered = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, values.contiguous())
+    return torch.cat(gathered)
