@@ -14,7 +14,7 @@ from torchrl.objectives.value import TD0Estimator
 
 from diffpolicy.actors import PathActor, PathSample
 from diffpolicy.actors.keys import required
-from diffpolicy.networks import BatchRenorm, CategoricalSupport
+from diffpolicy.networks import BatchRenorm, CategoricalSupport, RunningNorm
 from objectives import distributional as dist
 from objectives import functional as fn
 from objectives.chain_loss import ChainLoss, find_submodule
@@ -285,8 +285,10 @@ def _check_critic(
         raise ValueError(
             "critic_reduction='min' needs scalar critics; for categorical ones use 'mean'."
         )
-    if delay_critic and any(isinstance(m, (BatchRenorm, _BatchNorm)) for m in critic.modules()):
+    tracking = (BatchRenorm, RunningNorm, _BatchNorm)
+    if delay_critic and any(isinstance(module, tracking) for module in critic.modules()):
         raise ValueError(
-            "delay_critic=True does not go with batch normalisation, whose running statistics "
-            "target updates leave behind; use layer normalisation or delay_critic=False."
+            "delay_critic=True does not go with running statistics (batch normalisation, "
+            "RunningNorm), which target updates leave behind; use layer normalisation, or "
+            "delay_critic=False."
         )

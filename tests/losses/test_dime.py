@@ -7,13 +7,15 @@ import warnings
 import pytest
 import torch
 from loss_builders import (
+    ACTION,
+    OBSERVATION,
     RepeatableActor,
     gradients,
     make_off_policy_networks,
     make_rollout,
 )
 from tensordict import TensorDict, TensorDictBase, assert_close
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import nn
 from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 from torchrl.objectives import HardUpdate, SoftUpdate
@@ -26,7 +28,7 @@ from diffpolicy.actors import (
     PathSample,
     chain_rows,
 )
-from diffpolicy.networks import CategoricalSupport, ScoreNetwork
+from diffpolicy.networks import CategoricalSupport, QEnsemble, RunningNorm, ScoreNetwork
 from diffpolicy.sde import DenoisingProcess
 from objectives import DIMELoss, LearnedTemperature
 
@@ -359,7 +361,7 @@ def test_clipped_targets_are_logged_and_warned_about_once() -> None:
         ({"critic_reduction": "median"}, "critic_reduction must be one of 'mean', 'min'"),
         ({"loss_critic_type": "l3"}, "loss_critic_type must be one of"),
         ({"num_next_actions": 0}, "num_next_actions must be at least 1, got 0"),
-        ({"delay_critic": True}, "does not go with batch normalisation"),
+        ({"delay_critic": True}, "does not go with running statistics"),
         ({"value_range": "wide"}, "value_range must be .* got 'wide'"),
         ({"support": None, "value_range": "auto"}, "value_range='auto' needs a categorical"),
         ({"value_range": (1.0, 0.0)}, "minimum must be below maximum"),
@@ -369,6 +371,14 @@ def test_clipped_targets_are_logged_and_warned_about_once() -> None:
 def test_bad_options_raise(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+def test_target_networks_do_not_go_with_observation_statistics() -> None:
+    normalizer = RunningNorm(OBSERVATION)
+    network = QEnsemble(OBSERVATION, ACTION, hidden_sizes=(8,), normalizer=normalizer)
+    critic = TensorDictModule(network, ["observation", "action"], ["state_action_value"])
+    with pytest.raises(ValueError, match=r"running statistics \(batch normalisation, RunningNorm"):
+        DIMELoss(build().actor_network, critic, temperature=0.1, delay_critic=True)
 
 
 def test_missing_reward_names_the_key() -> None:
