@@ -152,6 +152,12 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
     def on_train_start(self) -> None:
         """Evaluate the untrained policy and fill the replay buffer."""
         self.start_clock()
+        # A checkpoint brings the learning rates of the run that wrote it along.
+        for options, optimizer in zip(
+            self.parts.optimizers.values(), self._optimizers(), strict=True
+        ):
+            for group in optimizer.param_groups:
+                group.update(lr=options.lr, betas=options.betas)
         if not self.evaluations:
             self.run_evaluation()
         first = self.frames == 0

@@ -149,6 +149,7 @@ class DIMEConfig(OffPolicyConfig):
         "range of categorical critics (default: derived from the rewards of the random steps, or "
         "from the task where its rewards are known to be bounded)",
         metavar=("MIN", "MAX"),
+        fixed=True,
     )
     delay_critic: bool = option(
         False, "take next values from target networks; needs --critic-normalization layer or none"

@@ -128,6 +128,22 @@ def test_the_cadence_continues_over_iterations_and_resumed_runs(dime: DIME) -> N
     assert module.gradient_steps == 20
 
 
+def test_learning_rates_of_a_resumed_run_are_its_own(dime: DIME) -> None:
+    first = dime()
+    trained(first)
+    last = f"{first.output}/checkpoints/last.ckpt"
+    changed = dataclasses.replace(
+        first, resume=last, total_frames=70, lr_actor=0.5, lr_temperature=0.25, adam_beta1=0.75
+    )
+    module = trained(changed)
+    found = [optimizer.param_groups[0] for optimizer in module.optimizers()]
+    assert [group["lr"] for group in found] == [1e-3, 0.5, 0.25]
+    assert [group["betas"][0] for group in found] == [0.75, 0.75, 0.9]
+    # The atoms are part of the critics, so their range stays.
+    with pytest.raises(ValueError, match=r"--value-range .*cannot change to"):
+        prepare(dataclasses.replace(changed, value_range=(-1.0, 1.0)), dime_module)
+
+
 @pytest.mark.parametrize(("ratio", "updates"), [(2.0, 40), (1.0, 20), (0.5, 10), (0.1, 2)])
 def test_updates_per_step_may_be_a_fraction(
     dime: DIME, read_run: ReadRun, ratio: float, updates: int
