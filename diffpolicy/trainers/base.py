@@ -74,11 +74,7 @@ class RLModule(L.LightningModule, ABC):
         evaluations: every evaluation so far.
         stop_requested: asked after each iteration whether this rank wants the run to stop.
         stopping: whether the run stops after this iteration, before it is finished.
-        find_unused_parameters: whether some updates leave parameters without gradients, which
-            several ranks must know.
     """
-
-    find_unused_parameters = False
 
     def __init__(self, config: RunConfig, loss: LossModule) -> None:
         super().__init__()

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -128,7 +127,7 @@ def is_first_process() -> bool:
 
 def make_trainer(run: Run, bar: ProgressBar) -> L.Trainer:
     """The Lightning trainer of a run."""
-    config, module, output = run.config, run.module, run.output
+    config, output = run.config, run.output
     callbacks: list[L.Callback] = [
         ResultsFile(output),
         LoggerMetrics(),
@@ -139,7 +138,7 @@ def make_trainer(run: Run, bar: ProgressBar) -> L.Trainer:
     return L.Trainer(
         accelerator="gpu" if config.gpus else "cpu",
         devices=config.ranks,
-        strategy=_strategy(config, module.find_unused_parameters),
+        strategy=_strategy(config),
         # The module stops the trainer when its frames are used up.
         max_epochs=-1,
         callbacks=callbacks,
@@ -188,17 +187,14 @@ def check_loggers(config: RunConfig) -> None:
             ) from error
 
 
-def _strategy(config: RunConfig, find_unused_parameters: bool) -> str | Strategy:
+def _strategy(config: RunConfig) -> str | Strategy:
     if config.ranks == 1:
         return "auto"
-    ddp = partial(
-        DDPStrategy,
-        # The buffers that change, statistics of observations and batches, reduce over the ranks
-        # themselves.
-        broadcast_buffers=False,
-        find_unused_parameters=find_unused_parameters,
-    )
-    return ddp() if config.gpus else ddp(start_method="fork", process_group_backend="gloo")
+    # The only buffers that change, statistics of observations and batches, reduce over the ranks
+    # themselves.
+    if config.gpus:
+        return DDPStrategy(broadcast_buffers=False)
+    return DDPStrategy(start_method="fork", process_group_backend="gloo", broadcast_buffers=False)
 
 
 def _loggers(run: Run) -> list[Logger]:

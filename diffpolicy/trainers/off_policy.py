@@ -85,8 +85,6 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
     """
 
     config: OffPolicyConfig
-    # Updates in between policy updates leave the policy without gradients.
-    find_unused_parameters = True
 
     def __init__(
         self, config: OffPolicyConfig, build: BuildParts[OffPolicyParts], device: torch.device
@@ -193,6 +191,8 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
         for *_, optimizer in moving:
             optimizer.zero_grad()
         losses = [v for k, v in out.items() if k.startswith("loss_")]
+        if self.trainer.world_size > 1 and not policy_moves:
+            losses.append(self._zero())
         self.manual_backward(torch.stack(losses).sum())
         self._record({k: v.detach() for k, v in out.items() if v.numel() == 1})
         for name, options, optimizer in moving:
@@ -227,6 +227,11 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
 
     def _part(self, options: Optimizer) -> nn.Module:
         return self.loss.get_submodule(options.part)
+
+    def _zero(self) -> Tensor:
+        """Zero, with a gradient in all that waits: ranks exchange one of every parameter."""
+        waiting = [self._part(o) for o in self.parts.optimizers.values() if o.delayed]
+        return 0.0 * torch.stack([p.sum() for part in waiting for p in part.parameters()]).sum()
 
     def _optimizers(self) -> list[LightningOptimizer]:
         optimizers = self.optimizers()

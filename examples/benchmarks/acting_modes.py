@@ -1,17 +1,22 @@
-"""Returns of trained DiffPPO policies when they sample, follow kernel means, or take the flow step.
+"""Returns of trained policies when they sample, follow kernel means, or take the flow step.
 
 python examples/benchmarks/acting_modes.py runs/benchmarks/HalfCheetah-v5/*/checkpoints/last.ckpt
 """
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torchrl.envs import ExplorationType
 
 from collectors import evaluate, make_env
-from diffpolicy.trainers import DiffPPOConfig, diffppo_module
+from diffpolicy.trainers import DiffPPOConfig, DIMEConfig, diffppo_module, dime_module
 
+METHODS: dict[str, tuple[Any, Any]] = {
+    "diffppo": (DiffPPOConfig, diffppo_module),
+    "dime": (DIMEConfig, dime_module),
+}
 MODES = {
     "sample": (ExplorationType.RANDOM, "mean"),
     "mean": (ExplorationType.DETERMINISTIC, "mean"),
@@ -22,9 +27,10 @@ MODES = {
 def mean_returns(checkpoint: str, episodes: int) -> dict[str, float]:
     """Mean return of each way of acting, on the same evaluation environments."""
     state = torch.load(checkpoint, weights_only=True)
-    options = state["diffpolicy"]["config"]
-    config = DiffPPOConfig(**{**options, "logger": tuple(options["logger"])})
-    module = diffppo_module(config, torch.device("cpu"))
+    saved = state["diffpolicy"]
+    config_class, make_module = METHODS[saved["metadata"]["method"]]
+    config = config_class(**{**saved["config"], "compile": False})
+    module = make_module(config, torch.device("cpu"))
     module.load_state_dict(state["state_dict"])
     env = make_env(config.env, num_envs=episodes)
     means = {}

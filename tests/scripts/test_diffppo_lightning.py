@@ -492,7 +492,7 @@ from lightning.pytorch.strategies import DDPStrategy
 import diffpolicy.trainers.launch as launch
 from diffpolicy.trainers import DiffPPOConfig, diffppo_module, run_script
 
-launch._strategy = lambda config, find_unused_parameters: DDPStrategy(broadcast_buffers=False)
+launch._strategy = lambda config: DDPStrategy(broadcast_buffers=False)
 
 if __name__ == "__main__":
     sys.exit(run_script(DiffPPOConfig, diffppo_module))
