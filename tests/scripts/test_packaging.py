@@ -1,5 +1,6 @@
 """The wheel, the import rules, the size limits and the README of the repository."""
 
+import json
 import os
 import re
 import shutil
@@ -152,6 +153,14 @@ def test_no_large_files() -> None:
     sizes = {path.relative_to(ROOT): path.stat().st_size for path in repository_files()}
     assert Path("pyproject.toml") in sizes
     assert not {path: size for path, size in sizes.items() if size > MAX_FILE_BYTES}
+
+
+def test_committed_results_name_no_folder_of_a_machine() -> None:
+    results = sorted((ROOT / "examples" / "benchmarks" / "results").rglob("*-seed*.json"))
+    assert results
+    for path in results:
+        output = json.loads(path.read_text())["config"]["output"]
+        assert output.startswith("runs/benchmarks/"), path
 
 
 def test_modules_are_short() -> None:
