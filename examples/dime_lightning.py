@@ -1,7 +1,8 @@
 r"""Train a diffusion policy with DIME on one or several devices.
 
     python examples/dime_lightning.py --env HalfCheetah-v5 --total-frames 100000
-    python examples/dime_lightning.py --env dmc:cheetah-run --total-frames 100000
+    python examples/dime_lightning.py --env dmc:cheetah-run --total-frames 100000 \
+        --temperature 0.02 --lr-temperature 0.003
     python examples/dime_lightning.py --preset paper --env Humanoid-v5 --value-range -1600 1600 \
         --total-frames 1000000 --gpus 1
 

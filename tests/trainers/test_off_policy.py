@@ -311,6 +311,35 @@ def test_an_observation_that_is_not_finite_stops_the_run(
             train(run)
 
 
+class TwoSensors(NoReward):
+    """Observes a dictionary of vectors."""
+
+    observation_space = gym.spaces.Dict(
+        {name: gym.spaces.Box(-1.0, 1.0, (size,)) for name, size in {"eye": 2, "ear": 3}.items()}
+    )
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.observe(), {}
+
+    def step(self, action: Any) -> Any:
+        _, _, terminated, truncated, info = super().step(action)
+        return self.observe(), -float(action[0] ** 2), terminated, truncated, info
+
+    def observe(self) -> dict[str, np.ndarray]:
+        return {"eye": np.zeros(2, np.float32), "ear": np.ones(3, np.float32)}
+
+
+def test_entries_of_a_dictionary_are_observed_and_replayed(dime: DIME, register: Register) -> None:
+    module = trained(dime(env=register(TwoSensors)))
+    assert sorted(module.actor.in_keys) == ["ear", "eye"]
+    rows = module.stream.buffer[:]
+    assert bool((rows["next", "ear"] == 1).all())
+    assert rows["eye"].shape == (40, 2)
+    only = dime(env="TwoSensors-v0", observation_keys=("ear",), output=f"{dime().output}-ear")
+    assert trained(only).actor.in_keys == ["ear"]
+
+
 def test_a_task_without_rewards_needs_a_value_range(dime: DIME, register: Register) -> None:
     name = register(NoReward)
     run = prepare(dime(env=name), dime_module)
