@@ -3,8 +3,8 @@
 import math
 import shutil
 import tempfile
-import weakref
 from functools import partial
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Literal
 
@@ -116,7 +116,8 @@ def _make_storage(kind: str, capacity: int, scratch_dir: str | Path | None) -> T
     # TorchRL's own default keeps the rows in shared memory, not on disk.
     directory = tempfile.mkdtemp(prefix="replay-buffer-")
     storage = LazyMemmapStorage(capacity, scratch_dir=directory)
-    weakref.finalize(storage, shutil.rmtree, directory, ignore_errors=True)
+    # Unlike weakref.finalize, this also runs when a forked process ends.
+    Finalize(storage, shutil.rmtree, (directory,), {"ignore_errors": True}, exitpriority=0)
     return storage
 
 

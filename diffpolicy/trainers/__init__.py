@@ -12,7 +12,7 @@ from diffpolicy.trainers.algorithms import (
     gaussian_ppo_module,
     gaussian_ppo_parts,
 )
-from diffpolicy.trainers.base import Evaluation, RLModule, RunCallback
+from diffpolicy.trainers.base import EVALUATION_SEED, Evaluation, RLModule, RunCallback
 from diffpolicy.trainers.cli import run_script
 from diffpolicy.trainers.config import DiffPPOConfig, GaussianPPOConfig, PPOConfig, RunConfig
 from diffpolicy.trainers.dime import dime_module, dime_parts
@@ -23,6 +23,7 @@ from diffpolicy.trainers.off_policy_config import DIMEConfig, OffPolicyConfig
 from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
 
 __all__ = [
+    "EVALUATION_SEED",
     "DIMEConfig",
     "DiffPPOConfig",
     "Evaluation",

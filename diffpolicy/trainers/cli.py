@@ -32,7 +32,7 @@ def parse_config(config_class: type[ConfigT], given: dict[str, Any]) -> ConfigT:
             # Devices are chosen anew as a whole.
             del options["gpus"], options["cpu_ranks"]
     else:
-        options = dict(config_class.defaults(given.get("preset")))
+        options = dict(config_class.presets.get(given.get("preset", ""), {}))
     known = {field.name for field in dataclasses.fields(config_class)}
     options = {name: value for name, value in options.items() if name in known}
     return config_class(**{**options, **given})

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from diffpolicy.trainers.options import above, at_least, between, check_options, finite, option
 
@@ -82,9 +82,21 @@ class RunConfig:
             )
 
     @classmethod
-    def defaults(cls, preset: str | None) -> Mapping[str, Any]:
-        """The defaults that ``--preset`` replaces; none for a name that does not exist."""
-        return cls.presets.get(preset or "", {})
+    def from_preset(cls, preset: str, **options: Any) -> Self:
+        """The configuration of a preset, with other values for some options.
+
+        Raises:
+            ValueError: for a name that does not exist, or a value out of range.
+        """
+        if preset not in cls.presets:
+            names = ", ".join(cls.presets) or "none"
+            raise ValueError(f"preset must be one of {names}, got {preset!r}.")
+        return cls(**{**cls.presets[preset], "preset": preset, **options})
+
+    @property
+    def refill_frames(self) -> int:
+        """Environment steps (all ranks) that a resumed run makes before it trains."""
+        return 0
 
     @property
     def ranks(self) -> int:

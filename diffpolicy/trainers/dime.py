@@ -118,14 +118,13 @@ def _derive_value_range(loss: DIMELoss, rewards: Tensor, bound: float | None) ->
     margin = _SEEN_MARGIN if bound is None else _BOUND_MARGIN
     if bound is not None:
         rewards = torch.full((1, 1), bound, device=rewards.device)
-    batch = TensorDict({"next": {"reward": rewards}}, [len(rewards)])
-    try:
-        loss.derive_value_range(batch, margin=margin)
-    except ValueError as error:
+    if not bool(rewards.any()):
         raise ValueError(
-            "none of the random steps was rewarded, so that the range of values is unknown; give "
-            "it with --value-range MIN MAX, or make more random steps with --learning-starts."
-        ) from error
+            "none of the random steps was rewarded, so that the range of values is unknown; start "
+            "a new run with --value-range MIN MAX, or with more random steps (--learning-starts)."
+        )
+    batch = TensorDict({"next": {"reward": rewards}}, [len(rewards)])
+    loss.derive_value_range(batch, margin=margin)
 
 
 def _nothing() -> None:

@@ -75,11 +75,7 @@ def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
         module = make_module(config, device)
     if config.resume is not None and state is not None:
         files.check_metadata(config.resume, state, module.metadata())
-        if state["frames"] >= config.total_frames:
-            raise ValueError(
-                f"--total-frames must be greater than {state['frames']}, which the checkpoint "
-                f"{config.resume} has already, got {config.total_frames}."
-            )
+        _check_frames_left(config, state["frames"])
     return Run(config, module, output, 0 if state is None else state["frames"])
 
 
@@ -118,6 +114,16 @@ def train(run: Run) -> bool:
             bar.close()
             module.close()
     return not stop.requested() or _env_steps(run.output) >= config.total_frames
+
+
+def _check_frames_left(config: RunConfig, done: int) -> None:
+    refill = config.refill_frames if done else 0
+    if done + refill >= config.total_frames:
+        more = f" and {refill} to fill the replay buffer again" if refill else ""
+        raise ValueError(
+            f"--total-frames must be greater than {done + refill}, {done} that the checkpoint "
+            f"{config.resume} has already{more}, got {config.total_frames}."
+        )
 
 
 def is_first_process() -> bool:

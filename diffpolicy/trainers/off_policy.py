@@ -190,10 +190,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
         ]
         for *_, optimizer in moving:
             optimizer.zero_grad()
-        losses = [v for k, v in out.items() if k.startswith("loss_")]
-        if self.trainer.world_size > 1 and not policy_moves:
-            losses.append(self._zero())
-        self.manual_backward(torch.stack(losses).sum())
+        self.manual_backward(self._total_loss(out, policy_moves))
         self._record({k: v.detach() for k, v in out.items() if v.numel() == 1})
         for name, options, optimizer in moving:
             self._record(self._treat_gradients(name, options))
@@ -228,10 +225,14 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
     def _part(self, options: Optimizer) -> nn.Module:
         return self.loss.get_submodule(options.part)
 
-    def _zero(self) -> Tensor:
-        """Zero, with a gradient in all that waits: ranks exchange one of every parameter."""
-        waiting = [self._part(o) for o in self.parts.optimizers.values() if o.delayed]
-        return 0.0 * torch.stack([p.sum() for part in waiting for p in part.parameters()]).sum()
+    def _total_loss(self, out: Mapping[str, Tensor], policy_moves: bool) -> Tensor:
+        losses = [value for key, value in out.items() if key.startswith("loss_")]
+        waiting = [o for o in self.parts.optimizers.values() if o.delayed and not policy_moves]
+        if self.trainer.world_size > 1 and waiting:
+            # Ranks exchange a gradient of every parameter, hence zeros of what waits.
+            sums = [p.sum() for o in waiting for p in self._part(o).parameters()]
+            losses.append(0.0 * torch.stack(sums).sum())
+        return torch.stack(losses).sum()
 
     def _optimizers(self) -> list[LightningOptimizer]:
         optimizers = self.optimizers()
@@ -239,16 +240,14 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
         return optimizers
 
     def _treat_gradients(self, name: str, options: Optimizer) -> dict[str, Tensor]:
-        """Clip the gradients of a part, and return their norm before and number of NaNs."""
+        """Clip the gradients of a part; return their norm before it and their number of NaNs."""
         grads = [p.grad for p in self._part(options).parameters() if p.grad is not None]
         if options.grad_limit is None:
             return {f"grad_norm_{name}": torch.nn.utils.get_total_norm(grads)}
         nans = torch.stack([grad.isnan().sum() for grad in grads]).sum()
+        norm = torch.nn.utils.get_total_norm([grad.nan_to_num(nan=0.0) for grad in grads])
         treat_gradients(grads, options.grad_limit)
-        return {
-            f"grad_norm_{name}": torch.nn.utils.get_total_norm(grads),
-            f"grad_nans_{name}": nans.float(),
-        }
+        return {f"grad_norm_{name}": norm, f"grad_nans_{name}": nans.float()}
 
     def _record(self, scalars: Mapping[str, Tensor]) -> None:
         """Add to the sums of this iteration, on the device: nothing waits for it."""
@@ -284,7 +283,8 @@ def _check_prioritized_replay() -> None:
     try:
         make_replay_buffer(1, batch_size=1, seed=0, prioritized=True)
     except ValueError as error:
-        raise ValueError(str(error).replace("prioritized=True", "--prioritized-replay")) from error
+        text = str(error).replace("prioritized=True", "--prioritized-replay")
+        raise ValueError(text.replace("use prioritized=False", "leave it out")) from error
 
 
 def _of_all_ranks(values: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ class OffPolicyConfig(RunConfig):
     num_envs: int = option(4, "environments of each rank", valid=at_least(1))
     learning_starts: int = option(
         5_000,
-        "environment steps of each rank that act at random, before the first update",
+        "environment steps of each rank before the first update, which act at random; a resumed "
+        "run fills its replay buffer again with as many steps of the trained policy",
         valid=at_least(1),
     )
     iteration_frames: int = option(
@@ -52,16 +53,18 @@ class OffPolicyConfig(RunConfig):
         "memory", "where each rank's replay buffer is", choices=("memory", "disk")
     )
     prioritized_replay: bool = option(False, "sample transitions by their TD error")
-    gamma: float = option(0.99, "discount of an environment step", valid=between(0, 1))
+    gamma: float = option(0.99, "discount of an environment step", valid=between(0, 1), fixed=True)
     lr_actor: float = option(1e-3, "learning rate of the policy", valid=above(0))
     lr_critic: float = option(1e-3, "learning rate of the critics", valid=above(0))
-    reward_scale: float = option(1.0, "factor on the rewards that are trained on", valid=above(0))
+    reward_scale: float = option(
+        1.0, "factor on the rewards that are trained on", valid=above(0), fixed=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("learning_starts", "iteration_frames"):
             self._check_multiple(name)
-        random_frames = self.learning_starts * self.ranks
+        random_frames = self.refill_frames
         if self.total_frames <= random_frames:
             raise ValueError(
                 f"--total-frames must be greater than {random_frames}, the random steps of "
@@ -81,6 +84,11 @@ class OffPolicyConfig(RunConfig):
                 "--iteration-frames."
             )
 
+    @property
+    def refill_frames(self) -> int:
+        """Steps that fill the replay buffers of all ranks again."""
+        return self.learning_starts * self.ranks
+
     def _check_multiple(self, name: str) -> None:
         value, envs = getattr(self, name), self.num_envs
         if value % envs:
@@ -92,7 +100,10 @@ class OffPolicyConfig(RunConfig):
 
 @dataclass(frozen=True)
 class DIMEConfig(OffPolicyConfig):
-    """DIME: the entropy bound of a denoising chain in soft actor-critic."""
+    """DIME: the entropy bound of a denoising chain in soft actor-critic.
+
+    The constructor takes every option as it is; :meth:`from_preset` begins with those of a preset.
+    """
 
     method: ClassVar[str] = "dime"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"cpu": {}, "paper": _PAPER}
@@ -154,7 +165,11 @@ class DIMEConfig(OffPolicyConfig):
     delay_critic: bool = option(
         False, "take next values from target networks; needs --critic-normalization layer or none"
     )
-    tau: float = option(0.005, "how far target networks move at every update", valid=between(0, 1))
+    tau: float = option(
+        0.005,
+        "how far the target networks of --delay-critic move at every update",
+        valid=between(0, 1),
+    )
     critic_reduction: Literal["mean", "min"] = option(
         "mean", "mean or minimum over the critics; min needs scalar ones", choices=("mean", "min")
     )
@@ -163,15 +178,19 @@ class DIMEConfig(OffPolicyConfig):
         0.005, "weight of the entropy of categorical critics", valid=at_least(0)
     )
     temperature: float = option(
-        1.0, "weight of the entropy bound, at the start if it is learned", valid=above(0)
+        1.0,
+        "weight of the entropy bound, at the start if it is learned",
+        valid=above(0),
+        fixed=True,
     )
     learn_temperature: bool = option(True, "learn the temperature", fixed=True)
     target_entropy: float = option(
         -4.0,
-        "target of the entropy bound without the prior's term, for each action dimension",
+        "target of a learned temperature: the entropy bound without the prior's term, for each "
+        "action dimension",
         valid=finite(),
     )
-    lr_temperature: float = option(1e-3, "learning rate of the temperature", valid=above(0))
+    lr_temperature: float = option(1e-3, "learning rate of a learned temperature", valid=above(0))
     adam_beta1: float = option(
         0.5, "first Adam coefficient of policy and critics", valid=between(0, 0.999)
     )
@@ -195,6 +214,10 @@ class DIMEConfig(OffPolicyConfig):
                 raise ValueError(
                     "--value-range is for --critic-type categorical; leave one of them out."
                 )
+        if self.gamma == 1 and self.value_range is None and not scalar:
+            raise ValueError(
+                "--gamma 1 leaves the range of values open; give it with --value-range MIN MAX."
+            )
         if self.critic_reduction == "min" and not scalar:
             raise ValueError("--critic-reduction min needs --critic-type scalar.")
         if self.delay_critic and self.critic_normalization == "batch":

@@ -11,7 +11,13 @@ import torch
 from torchrl.envs import ExplorationType
 
 from collectors import evaluate, make_env
-from diffpolicy.trainers import DiffPPOConfig, DIMEConfig, diffppo_module, dime_module
+from diffpolicy.trainers import (
+    EVALUATION_SEED,
+    DiffPPOConfig,
+    DIMEConfig,
+    diffppo_module,
+    dime_module,
+)
 
 METHODS: dict[str, tuple[Any, Any]] = {
     "diffppo": (DiffPPOConfig, diffppo_module),
@@ -24,7 +30,7 @@ MODES = {
 }
 
 
-def mean_returns(checkpoint: str, episodes: int) -> dict[str, float]:
+def mean_returns(checkpoint: str, episodes: int, seed: int) -> dict[str, float]:
     """Mean return of each way of acting, on the same evaluation environments."""
     state = torch.load(checkpoint, weights_only=True)
     saved = state["diffpolicy"]
@@ -37,7 +43,7 @@ def mean_returns(checkpoint: str, episodes: int) -> dict[str, float]:
     for mode, (exploration_type, step) in MODES.items():
         module.actor.deterministic_step = step
         returns, _ = evaluate(
-            module.actor, env, episodes, seed=1, exploration_type=exploration_type
+            module.actor, env, episodes, seed=seed, exploration_type=exploration_type
         )
         means[mode] = sum(returns) / episodes
     env.close()
@@ -49,11 +55,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compare ways of acting of trained policies.")
     parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument(
+        "--seed", type=int, default=EVALUATION_SEED, help="default: that of training runs"
+    )
     args = parser.parse_args(argv)
     print("| checkpoint | " + " | ".join(MODES) + " |")
     print("| --- " * (len(MODES) + 1) + "|")
     for checkpoint in args.checkpoints:
-        means = mean_returns(checkpoint, args.episodes)
+        means = mean_returns(checkpoint, args.episodes, args.seed)
         print(f"| {checkpoint} | " + " | ".join(f"{means[mode]:.0f}" for mode in MODES) + " |")
 
 

@@ -94,6 +94,7 @@ def test_a_resumed_run_goes_on(main: Main, tmp_path: Path) -> None:
         (["--value-range", "0", "inf"], "--value-range must be a smaller and a greater number"),
         (["--value-range", "0", "1", "--critic-type", "scalar"], "--critic-type categorical"),
         (["--critic-reduction", "min"], "--critic-reduction min needs --critic-type scalar"),
+        (["--gamma", "1"], "--gamma 1 leaves the range of values open"),
         (["--delay-critic"], "--delay-critic does not go with --critic-normalization batch"),
         (["--preset", "tiny"], "--preset must be one of cpu, paper, got 'tiny'"),
         (["--actor-hidden-sizes", "0"], "--actor-hidden-sizes must be at least 1, got 0"),

@@ -1,6 +1,7 @@
 """The off-policy Lightning module with DIME: cadence, replay, ranks, resume, failures."""
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,9 +140,47 @@ def test_learning_rates_of_a_resumed_run_are_its_own(dime: DIME) -> None:
     found = [optimizer.param_groups[0] for optimizer in module.optimizers()]
     assert [group["lr"] for group in found] == [1e-3, 0.5, 0.25]
     assert [group["betas"][0] for group in found] == [0.75, 0.75, 0.9]
-    # The atoms are part of the critics, so their range stays.
-    with pytest.raises(ValueError, match=r"--value-range .*cannot change to"):
-        prepare(dataclasses.replace(changed, value_range=(-1.0, 1.0)), dime_module)
+    assert module.frames == 70
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"value_range": (-1.0, 1.0)}, {"gamma": 0.5}, {"reward_scale": 2.0}, {"temperature": 0.1}],
+)
+def test_what_the_trained_networks_hold_cannot_change(dime: DIME, change: dict[str, Any]) -> None:
+    first = dime()
+    trained(first)
+    last = f"{first.output}/checkpoints/last.ckpt"
+    flag = "--" + next(iter(change)).replace("_", "-")
+    with pytest.raises(ValueError, match=f"{flag} .*cannot change to"):
+        prepare(dataclasses.replace(first, resume=last, total_frames=70, **change), dime_module)
+
+
+def test_a_resumed_run_needs_steps_for_its_replay_buffer(dime: DIME) -> None:
+    first = dime()
+    trained(first)
+    last = f"{first.output}/checkpoints/last.ckpt"
+    with pytest.raises(ValueError, match=r"greater than 60, 40 that .* and 20 to fill the replay"):
+        prepare(dataclasses.replace(first, resume=last, total_frames=60), dime_module)
+
+
+def test_presets_are_a_start_for_other_options() -> None:
+    paper = DIMEConfig.from_preset("paper", batch_size=64)
+    assert (paper.preset, paper.denoising_steps, paper.batch_size) == ("paper", 16, 64)
+    assert paper.critic_hidden_sizes == (2048, 2048)
+    with pytest.raises(ValueError, match="preset must be one of cpu, paper, got 'gpu'"):
+        DIMEConfig.from_preset("gpu")
+
+
+def test_replay_files_of_all_ranks_are_removed(
+    dime: DIME, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    run = prepare(dime(replay_storage="disk", cpu_ranks=2, total_frames=80), dime_module)
+    assert train(run)
+    assert list(folder.glob("replay-buffer-*")) == []
 
 
 @pytest.mark.parametrize(("ratio", "updates"), [(2.0, 40), (1.0, 20), (0.5, 10), (0.1, 2)])
@@ -362,25 +401,32 @@ def test_the_value_range_is_given_or_derived_from_the_random_steps(
     assert float(atoms[0]) == -float(atoms[-1])
 
 
+class TargetProbe(OffPolicyModule):
+    """Notes after each update how far the targets have moved from where they were."""
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        loss = self.loss
+        before = flat(loss.target_critic_network_params.values(True, True))
+        super().training_step(batch, batch_idx)
+        target, current = (
+            flat(params.values(True, True))
+            for params in (loss.target_critic_network_params, loss.critic_network_params)
+        )
+        torch.testing.assert_close(target, 0.75 * before + 0.25 * current, rtol=1e-5, atol=1e-7)
+        assert not torch.equal(target, before)
+
+
 def test_target_networks_follow_at_every_update(dime: DIME) -> None:
     config = dime(
         critic_type="scalar",
         critic_normalization="layer",
         critic_reduction="min",
         delay_critic=True,
-        tau=1.0,
-        total_frames=30,
+        tau=0.25,
     )
-    run = prepare(config, dime_module)
-    loss = run.module.loss
-    before = flat(loss.target_critic_network_params.values(True, True))
+    run = prepare(config, lambda c, device: TargetProbe(c, dime_parts, device))
     assert train(run)
-    target, current = (
-        flat(params.values(True, True))
-        for params in (loss.target_critic_network_params, loss.critic_network_params)
-    )
-    assert torch.equal(target, current)
-    assert not torch.equal(target, before)
+    assert run.module.gradient_steps == 20
 
 
 def test_a_fixed_temperature_is_not_trained(dime: DIME, read_run: ReadRun) -> None:
@@ -421,7 +467,9 @@ def test_prioritised_replay_runs_or_says_why_not(dime: DIME) -> None:
     try:
         make_replay_buffer(1, batch_size=1, seed=0, prioritized=True)
     except ValueError:
-        with pytest.raises(ValueError, match=r"--prioritized-replay needs .*does not load"):
+        with pytest.raises(
+            ValueError, match=r"--prioritized-replay needs .*does not load.* leave it out"
+        ):
             prepare(dime(prioritized_replay=True), dime_module)
     else:
         assert train(prepare(dime(prioritized_replay=True), dime_module))
