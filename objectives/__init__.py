@@ -1,15 +1,22 @@
 """Losses for diffusion policies as TorchRL loss modules."""
 
-from objectives.advantages import DenoisingGAE
+from objectives.advantages import DenoisingGAE, DenoisingTDLambda
 from objectives.diff_ppo import DiffPPOLoss
+from objectives.diff_sac import DiffSACLoss
+from objectives.diff_wpo import DiffWPOLoss
 from objectives.dime import DIMELoss
+from objectives.multiplier import LearnedMultiplier
 from objectives.temperature import FixedTemperature, LearnedTemperature, Temperature
 
 __all__ = [
     "DIMELoss",
     "DenoisingGAE",
+    "DenoisingTDLambda",
     "DiffPPOLoss",
+    "DiffSACLoss",
+    "DiffWPOLoss",
     "FixedTemperature",
+    "LearnedMultiplier",
     "LearnedTemperature",
     "Temperature",
 ]

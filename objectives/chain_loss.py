@@ -7,10 +7,12 @@ import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchrl.objectives.utils import ValueEstimators
 from torchrl.objectives.value import ValueEstimatorBase
 
 from diffpolicy.actors import ActorKeys, ChainActor
+from diffpolicy.networks import BatchRenorm, RunningNorm
 from objectives.base import NetworkLoss
 from objectives.checks import check_choice
 
@@ -26,10 +28,11 @@ class ChainLoss(NetworkLoss):
     Args:
         actor_network: an actor that has the members of ``_actor_protocol``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        delay_actor: whether there is a target actor.
 
     Raises:
         TypeError: if the actor lacks members of the protocol.
-        ValueError: for an unknown reduction.
+        ValueError: for an unknown reduction, or a target actor with running statistics.
     """
 
     #: What the loss needs from an actor, :class:`ChainActor` or :class:`PathActor`.
@@ -39,7 +42,9 @@ class ChainLoss(NetworkLoss):
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams
 
-    def __init__(self, actor_network: nn.Module, *, reduction: str = "mean") -> None:
+    def __init__(
+        self, actor_network: nn.Module, *, reduction: str = "mean", delay_actor: bool = False
+    ) -> None:
         self._in_keys: list[NestedKey] | None = None
         self._out_keys: list[NestedKey] | None = None
         super().__init__()
@@ -51,7 +56,10 @@ class ChainLoss(NetworkLoss):
             )
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         self.reduction = reduction
-        self.convert_to_functional(actor_network, "actor_network")
+        if delay_actor:
+            check_no_statistics("delay_actor", actor_network)
+        self.delay_actor = delay_actor
+        self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
 
     @property
     def chain_keys(self) -> ActorKeys:
@@ -143,3 +151,14 @@ class ChainLoss(NetworkLoss):
 def find_submodule(network: nn.Module, kind: type[ModuleT]) -> ModuleT | None:
     """The first submodule of a class, None if there is none."""
     return next((module for module in network.modules() if isinstance(module, kind)), None)
+
+
+def check_no_statistics(argument: str, network: nn.Module) -> None:
+    """Raise a ValueError if a network that gets a target copy keeps running statistics."""
+    tracking = (BatchRenorm, RunningNorm, _BatchNorm)
+    if any(isinstance(module, tracking) for module in network.modules()):
+        raise ValueError(
+            f"{argument}=True does not go with running statistics (batch normalisation, "
+            "RunningNorm), which target updates leave behind; use layer normalisation, or "
+            f"{argument}=False."
+        )

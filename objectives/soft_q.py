@@ -1,62 +1,33 @@
 """The critics of soft actor-critic methods with diffusion policies."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams, unravel_key
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.objectives.utils import ValueEstimators
-from torchrl.objectives.value import TD0Estimator
 
 from diffpolicy.actors import PathActor, PathSample
-from diffpolicy.actors.keys import required
-from diffpolicy.networks import BatchRenorm, CategoricalSupport, RunningNorm
+from diffpolicy.networks import CategoricalSupport
 from objectives import distributional as dist
 from objectives import functional as fn
-from objectives.chain_loss import ChainLoss, find_submodule
-from objectives.checks import check_choice
-from objectives.temperature import Temperature, as_temperature
+from objectives.chain_loss import find_submodule
+from objectives.q_loss import CriticReduction, QLoss
+from objectives.temperature import Temperature
 from objectives.value_range import ValueRange
 
 
-class _Values(NamedTuple):
-    """What ``E`` critics say: values ``[*B, E, 1]``, and logits ``[*B, E, K]`` if categorical."""
-
-    value: Tensor
-    logits: Tensor | None
-
-
-class SoftQLoss(ChainLoss):
+class SoftQLoss(QLoss):
     """Base of off-policy losses: critics trained towards soft Q targets.
 
     Subclasses add the losses of actor and temperature. Arguments and keys are those of
     :class:`~objectives.DIMELoss`.
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        """Configurable keys; observation and action keys are the actor's."""
-
-        state_action_value: NestedKey = "state_action_value"
-        state_action_value_logits: NestedKey = "state_action_value_logits"
-        reward: NestedKey = "reward"
-        terminated: NestedKey = "terminated"
-        priority: NestedKey = "td_error"
-        priority_weight: NestedKey = "priority_weight"
-
-    default_keys = _AcceptedKeys
-    tensor_keys: _AcceptedKeys
-    default_value_estimator = ValueEstimators.TD0
     _actor_protocol = PathActor
     _schedulable_buffers: ClassVar[frozenset[str]] = frozenset({"critic_entropy_coeff"})
 
-    critic_network: TensorDictModule
-    critic_network_params: TensorDictParams
-    target_critic_network_params: TensorDictParams
     critic_entropy_coeff: Tensor
 
     def __init__(
@@ -67,7 +38,7 @@ class SoftQLoss(ChainLoss):
         temperature: float | Temperature,
         value_range: tuple[float, float] | Literal["auto"] | None = None,
         delay_critic: bool = False,
-        critic_reduction: Literal["mean", "min"] = "mean",
+        critic_reduction: CriticReduction = "mean",
         loss_critic_type: fn.ValueLoss = "l2",
         critic_entropy_coeff: float = 0.005,
         num_next_actions: int = 1,
@@ -75,28 +46,27 @@ class SoftQLoss(ChainLoss):
         separate_losses: bool = False,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(actor_network, reduction=reduction)
-        check_choice("loss_critic_type", loss_critic_type, ("l1", "l2", "smooth_l1"))
-        check_choice("critic_reduction", critic_reduction, ("mean", "min"))
+        support = find_submodule(critic_network, CategoricalSupport)
+        if support is not None and critic_reduction == "min":
+            raise ValueError(
+                "critic_reduction='min' needs scalar critics; for categorical ones use 'mean'."
+            )
+        super().__init__(
+            actor_network,
+            critic_network,
+            temperature=temperature,
+            categorical=support is not None,
+            delay_critic=delay_critic,
+            critic_reduction=critic_reduction,
+            loss_critic_type=loss_critic_type,
+            separate_losses=separate_losses,
+            reduction=reduction,
+        )
         if num_next_actions < 1:
             raise ValueError(f"num_next_actions must be at least 1, got {num_next_actions}.")
-        support = find_submodule(critic_network, CategoricalSupport)
-        _check_critic(critic_network, support, critic_reduction, delay_critic)
-        shared = list(actor_network.parameters()) if separate_losses else None
-        self.convert_to_functional(
-            critic_network,
-            "critic_network",
-            create_target_params=delay_critic,
-            compare_against=shared,
-        )
-        self.temperature = as_temperature(temperature)
         self.value_range = ValueRange(support, value_range)
-        self.delay_critic = delay_critic
-        self.critic_reduction = critic_reduction
-        self.loss_critic_type = loss_critic_type
         self.num_next_actions = num_next_actions
         self.checkpoint_chain = checkpoint_chain
-        self.separate_losses = separate_losses
         self.register_coeff_buffer("critic_entropy_coeff", float(critic_entropy_coeff))
         self.make_value_estimator()
 
@@ -118,12 +88,6 @@ class SoftQLoss(ChainLoss):
         """Diagnostics of :meth:`critic_loss`."""
         categorical = [] if self.value_support is None else ["clip_fraction", "critic_entropy"]
         return ["q_value", "target_value", "td_error", *categorical]
-
-    def _make_default_estimator(self, **hyperparams: Any) -> TD0Estimator:
-        # Only its discount is used. Returns of several steps come from TorchRL's
-        # MultiStepTransform, whose steps_to_next_obs sets the power of gamma.
-        defaults = {"gamma": 0.99, "device": self._default_device}
-        return TD0Estimator(value_network=None, **{**defaults, **hyperparams})
 
     def derive_value_range(self, tensordict: TensorDictBase, *, margin: float = 2.0) -> float:
         """Let the atoms span ``+-margin max|r| / (1 - gamma)`` and return this bound.
@@ -147,7 +111,10 @@ class SoftQLoss(ChainLoss):
         following = tensordict["next"].expand(self.num_next_actions, *tensordict.batch_size)
         with torch.no_grad():
             path = self._sample_path(following)
-        current, coming = self._current_and_next(tensordict, following, path.action)
+        current, coming = self._current_and_next(
+            self._critic_inputs(tensordict, tensordict[self.chain_keys.action]),
+            self._critic_inputs(following, path.action),
+        )
         atoms = None if self.value_support is None else self.value_support.atoms
         if atoms is None or current.logits is None or coming.logits is None:
             distance, target, diagnostics = self._scalar_distance(
@@ -158,15 +125,9 @@ class SoftQLoss(ChainLoss):
                 tensordict, current.logits, coming.logits, path, atoms
             )
         with torch.no_grad():
-            error = (current.value - target.unsqueeze(-2)).abs().amax(-2)
-            diagnostics |= {
-                "q_value": current.value.detach().mean(-2),
-                "target_value": target,
-                "td_error": error,
-            }
+            diagnostics |= self._value_diagnostics(current.value, target)
+            self._write_priority(tensordict, diagnostics["td_error"])
             diagnostics = {k: self._reduce(v, tensordict, "mean") for k, v in diagnostics.items()}
-        if not tensordict.is_locked:
-            tensordict.set(self.tensor_keys.priority, error.squeeze(-1))
         if "clip_fraction" in diagnostics:
             self.value_range.watch(diagnostics["clip_fraction"])
         return self._reduce(distance, tensordict), diagnostics
@@ -184,57 +145,18 @@ class SoftQLoss(ChainLoss):
         keys = [key for key in self.critic_network.in_keys if key != action_key]
         return tensordict.select(*keys).set(action_key, action)
 
-    def _evaluate(self, params: TensorDictBase, inputs: TensorDictBase) -> _Values:
-        keys, batch = self.tensor_keys, inputs.batch_size
-        with params.to_module(self.critic_network, preserve_module_state=False):
-            out = self.critic_network(inputs)
-        value = out[keys.state_action_value].reshape(*batch, -1, 1)
-        if self.value_support is None:
-            return _Values(value, None)
-        logits = out[keys.state_action_value_logits]
-        return _Values(value, logits.reshape(*batch, -1, logits.shape[-1]))
-
-    def _current_and_next(
-        self, tensordict: TensorDictBase, following: TensorDictBase, next_action: Tensor
-    ) -> tuple[_Values, _Values]:
-        """Values of ``(s, a)``, and of ``M`` next pairs without gradient ``[M, *B, E, 1]``."""
-        current = self._critic_inputs(tensordict, tensordict[self.chain_keys.action])
-        coming = self._critic_inputs(following, next_action)
-        if self.delay_critic:
-            with torch.no_grad():
-                next_values = self._evaluate(self.target_critic_network_params, coming)
-            return self._evaluate(self.critic_network_params, current), next_values
-        joint = TensorDict(batch_size=[1 + coming.shape[0], *tensordict.batch_size])
-        for key in self.critic_network.in_keys:
-            joint.set(key, torch.cat((current[key].unsqueeze(0), coming[key])))
-        value, logits = self._evaluate(self.critic_network_params, joint)
-        if logits is None:
-            return _Values(value[0], None), _Values(value[1:].detach(), None)
-        return _Values(value[0], logits[0]), _Values(value[1:].detach(), logits[1:].detach())
-
-    def _over_critics(self, value: Tensor) -> Tensor:
-        """Mean or minimum ``[*B, 1]`` over the critics of ``[*B, E, 1]``."""
-        return value.amin(-2) if self.critic_reduction == "min" else value.mean(-2)
-
-    def _next_entry(self, tensordict: TensorDictBase, name: str) -> Tensor:
-        hint = "; collect transitions with `next`, or rename keys with loss.set_keys()"
-        return required(tensordict["next"], getattr(self.tensor_keys, name), hint)
-
     def _soft_target(
         self, tensordict: TensorDictBase, next_value: Tensor, path: PathSample
     ) -> Tensor:
         reward = self._next_entry(tensordict, "reward")
         terminated = self._next_entry(tensordict, "terminated")
-        estimator = self.value_estimator
-        steps = tensordict.get(estimator.tensor_keys.steps_to_next_obs, None)
-        discount = estimator.gamma if steps is None else estimator.gamma ** steps.view_as(reward)
         cost = path.running_cost + path.terminal_cost
         return dist.soft_target(
             next_value,
             reward.expand_as(cost),
             terminated.expand_as(cost),
             cost,
-            discount=discount,
+            discount=self._discount(tensordict, reward),
             temperature=self.temperature(),
         )
 
@@ -273,22 +195,3 @@ class SoftQLoss(ChainLoss):
         targets = target.unsqueeze(-2).expand_as(value)
         distance = fn.value_distance(value, targets, self.loss_critic_type).sum(-2)
         return distance, target, {}
-
-
-def _check_critic(
-    critic: nn.Module,
-    support: CategoricalSupport | None,
-    critic_reduction: str,
-    delay_critic: bool,
-) -> None:
-    if support is not None and critic_reduction == "min":
-        raise ValueError(
-            "critic_reduction='min' needs scalar critics; for categorical ones use 'mean'."
-        )
-    tracking = (BatchRenorm, RunningNorm, _BatchNorm)
-    if delay_critic and any(isinstance(module, tracking) for module in critic.modules()):
-        raise ValueError(
-            "delay_critic=True does not go with running statistics (batch normalisation, "
-            "RunningNorm), which target updates leave behind; use layer normalisation, or "
-            "delay_critic=False."
-        )

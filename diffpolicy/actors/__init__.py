@@ -6,8 +6,9 @@ from diffpolicy.actors.build import (
     build_gaussian_ppo_networks,
     build_ppo_networks,
 )
+from diffpolicy.actors.build_denoising_q import build_diffsac_networks, build_diffwpo_networks
 from diffpolicy.actors.build_q import build_dime_networks, build_gaussian_sac_networks
-from diffpolicy.actors.chains import chain_rows
+from diffpolicy.actors.chains import chain_rows, rows_at
 from diffpolicy.actors.configs import (
     DIME_CPU,
     DIME_PAPER,
@@ -17,8 +18,10 @@ from diffpolicy.actors.configs import (
     NetworkConfig,
     ProcessConfig,
 )
+from diffpolicy.actors.gaussian import GaussianChainActor, build_gaussian_wpo_networks
 from diffpolicy.actors.keys import ActorKeys
 from diffpolicy.actors.protocol import ChainActor, PathActor, PathSample
+from diffpolicy.actors.random_chains import RandomChains
 from diffpolicy.actors.sizes import ActorCritic
 from diffpolicy.actors.squashing import ActionSquash
 from diffpolicy.actors.step_actor import DenoisingStepActor
@@ -35,14 +38,20 @@ __all__ = [
     "DIMEPreset",
     "DenoisingActor",
     "DenoisingStepActor",
+    "GaussianChainActor",
     "NetworkConfig",
     "PathActor",
     "PathSample",
     "ProcessConfig",
+    "RandomChains",
     "build_denoising_actor",
+    "build_diffsac_networks",
+    "build_diffwpo_networks",
     "build_dime_networks",
     "build_gaussian_ppo_networks",
     "build_gaussian_sac_networks",
+    "build_gaussian_wpo_networks",
     "build_ppo_networks",
     "chain_rows",
+    "rows_at",
 ]

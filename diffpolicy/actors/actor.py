@@ -198,6 +198,10 @@ class DenoisingActor(TensorDictModuleBase):
         """Draw ``x_0`` of shape ``[*batch_size, A]``."""
         return self.process.sample_prior(batch_size)
 
+    def squash_log_det(self, latent: Tensor) -> Tensor:
+        """``log |d tanh(x_N)|`` of last latents ``[*B, A]``, in [-1, 1] units, ``[*B, 1]``."""
+        return tanh_log_det(latent)
+
     def entropy_bound(self, chain: Chain) -> Tensor:
         """``-(sum_n LR_n + log prior(x_0) - log|d tanh|)`` (arXiv 2502.02316), ``[*B, 1]``."""
         prior = prior_log_prob(chain.latents[..., 0, :], self.process.prior_std)

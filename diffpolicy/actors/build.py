@@ -178,7 +178,7 @@ def build_gaussian_ppo_networks(
     policy = mlp(sizes.observation_dim, network.actor_hidden, sizes.action_dim, nn.Tanh)
     value = mlp(sizes.observation_dim, network.critic_hidden, 1, nn.Tanh)
     for net, gain in ((policy, 0.01), (value, 1.0)):
-        _orthogonal_init(net, gain)
+        orthogonal_init(net, gain)
     body: list[nn.Module] = [] if sizes.normalizer is None else [sizes.normalizer]
     module = TensorDictModule(
         Concatenated(
@@ -208,7 +208,8 @@ def _value_keys(network: NetworkConfig) -> list[NestedKey]:
     return value if network.value_support is None else [*value, "state_value_logits"]
 
 
-def _orthogonal_init(net: nn.Sequential, last_gain: float) -> None:
+def orthogonal_init(net: nn.Sequential, last_gain: float) -> None:
+    """Orthogonal weights for tanh networks, the last layer with its own gain, and zero biases."""
     layers = [layer for layer in net if isinstance(layer, nn.Linear)]
     for layer in layers:
         gain = last_gain if layer is layers[-1] else nn.init.calculate_gain("tanh")

@@ -61,7 +61,7 @@ def build_dime_networks(
     network = network or DIME_CPU.network
     critic = critic or DIME_CPU.critic
     keys = keys or ActorKeys()
-    _check_no_value_function(network)
+    check_no_value_function(network)
     sizes = read_sizes(env, observation_keys, network, action_key=keys.action)
     actor = make_denoising_actor(sizes, denoising_steps, process, network, keys)
     values: list[NestedKey] = ["state_action_value"]
@@ -100,7 +100,7 @@ def build_gaussian_sac_networks(
     """
     network = network or NetworkConfig(actor_hidden=(256, 256), normalize_observations=False)
     critic = critic or CriticConfig(normalization=None, atoms=None)
-    _check_no_value_function(network)
+    check_no_value_function(network)
     _check_sac(network, critic)
     sizes = read_sizes(env, observation_keys, network)
     spec, count = sizes.action_spec.to(device), len(sizes.observation_keys)
@@ -141,6 +141,11 @@ class _Single(nn.Module):
 
 
 def _q_ensemble(sizes: Sizes, critic: CriticConfig) -> QEnsemble:
+    if critic.hl_gauss:
+        raise ValueError(
+            "hl_gauss=True is for the critics of the denoising MDP (build_diffsac_networks, "
+            "build_diffwpo_networks); leave it out."
+        )
     bounds = sizes.action_spec.cpu().space
     return QEnsemble(
         sizes.observation_dim,
@@ -156,7 +161,8 @@ def _q_ensemble(sizes: Sizes, critic: CriticConfig) -> QEnsemble:
     )
 
 
-def _check_no_value_function(network: NetworkConfig) -> None:
+def check_no_value_function(network: NetworkConfig) -> None:
+    """Raise ValueError for options of value functions."""
     default = NetworkConfig()
     for name in ("critic_hidden", "value_support"):
         if getattr(network, name) != getattr(default, name):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import Tensor
 
 from diffpolicy.actors.keys import ActorKeys, required
 
@@ -45,11 +46,7 @@ def chain_rows(
         )
     latents = tensordict.get(keys.latents)
     steps = latents.shape[-2] - 1
-    if denoising_steps not in (None, steps):
-        raise ValueError(
-            f"the chains in {keys.latents!r} have {steps} denoising steps where {denoising_steps} "
-            "are expected; collect with the actor as it was when the loss was built."
-        )
+    _check_steps(steps, denoising_steps, keys)
     rows = TensorDict(batch_size=[*batch, steps], device=tensordict.device)
     present = [key for key in carry_keys if tensordict.get(key, None) is not None]
     for key in (*observation_keys, *present):
@@ -65,3 +62,65 @@ def chain_rows(
         if value is not None:
             rows.set(key, value)
     return rows
+
+
+def rows_at(
+    tensordict: TensorDictBase,
+    step: Tensor,
+    *,
+    observation_keys: Sequence[NestedKey] = ("observation",),
+    keys: ActorKeys | None = None,
+    denoising_steps: int | None = None,
+    carry_keys: Sequence[NestedKey] = (),
+) -> TensorDictBase:
+    """Denoising-MDP rows of chosen steps, for transitions that keep at least the latents.
+
+    Args:
+        tensordict: batch ``[*B]`` with the observation, ``latents`` and further entries.
+        step: the ``M`` chosen steps of every chain, integers ``[M, *B]``.
+        observation_keys: entries ``[*B, ...]`` that every row of a chain repeats.
+        keys: names of the chain entries.
+        denoising_steps: number of steps that the chains must have; None accepts any.
+        carry_keys: further entries ``[*B, ...]`` that every row repeats.
+
+    Returns:
+        TensorDict of batch ``[M, *B]`` with the observation, ``latent`` and ``next_latent``
+        ``[M, *B, A]``, ``step`` ``[M, *B, 1]``, and those entries with one value per step that are
+        there.
+
+    Raises:
+        KeyError: if the latents, an observation key or an entry to carry is missing.
+        ValueError: if the chains have another number of steps than ``denoising_steps``.
+    """
+    keys = keys or ActorKeys()
+    latents = required(
+        tensordict, keys.latents, "; collect with an actor built with return_chain=True"
+    )
+    _check_steps(latents.shape[-2] - 1, denoising_steps, keys)
+    rows = TensorDict(batch_size=step.shape, device=tensordict.device)
+    for key in (*observation_keys, *carry_keys):
+        value = required(tensordict, key)
+        rows.set(key, value.expand(step.shape[0], *value.shape))
+    rows.set(keys.latent, _at(latents, step))
+    rows.set(keys.next_latent, _at(latents, step + 1))
+    rows.set(keys.step, step.unsqueeze(-1))
+    for key in keys.per_step:
+        value = tensordict.get(key, None)
+        if value is not None:
+            rows.set(key, _at(value, step))
+    return rows
+
+
+def _at(value: Tensor, step: Tensor) -> Tensor:
+    """Entries ``[M, *B, F]`` of ``value`` ``[*B, N, F]`` at the steps ``[M, *B]``."""
+    features = value.shape[-1]
+    index = step[..., None, None].expand(*step.shape, 1, features)
+    return value.expand(step.shape[0], *value.shape).gather(-2, index).squeeze(-2)
+
+
+def _check_steps(steps: int, expected: int | None, keys: ActorKeys) -> None:
+    if expected not in (None, steps):
+        raise ValueError(
+            f"the chains in {keys.latents!r} have {steps} denoising steps where {expected} "
+            "are expected; collect with the actor as it was when the loss was built."
+        )

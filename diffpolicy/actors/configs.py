@@ -84,8 +84,10 @@ class CriticConfig:
         hidden: widths of each member.
         ensemble_size: number of members.
         normalization: ``"batch"`` (batch renormalisation), ``"layer"`` or None.
-        atoms: number of atoms of a categorical head; None is a scalar head.
-        value_range: lowest and highest atom.
+        atoms: number of atoms (or bins) of a categorical head; None is a scalar head.
+        value_range: lowest and highest atom, or the ends of the bins.
+        hl_gauss: train a categorical head on smoothed scalar targets (:class:`HLGauss`), as the
+            critics of the denoising MDP do; DIME's are distributional.
         warmup_steps: training forwards of plain batch normalisation before its correction.
     """
 
@@ -94,11 +96,15 @@ class CriticConfig:
     normalization: Normalization | None = "batch"
     atoms: int | None = 101
     value_range: tuple[float, float] = (-200.0, 200.0)
+    hl_gauss: bool = False
     warmup_steps: int = 100_000
 
-    def support(self) -> CategoricalSupport | None:
-        """The atoms of the categorical head, or None for a scalar head."""
-        return None if self.atoms is None else CategoricalSupport(*self.value_range, self.atoms)
+    def support(self) -> CategoricalSupport | HLGauss | None:
+        """The categorical head, or None for a scalar head."""
+        if self.atoms is None:
+            return None
+        head = HLGauss if self.hl_gauss else CategoricalSupport
+        return head(*self.value_range, self.atoms)
 
 
 @dataclass(frozen=True)

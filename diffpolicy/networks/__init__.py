@@ -3,6 +3,7 @@
 from diffpolicy.networks.batch_renorm import BatchRenorm
 from diffpolicy.networks.categorical import CategoricalSupport
 from diffpolicy.networks.critics import DenoisingValueNetwork, HLGauss, QNetwork
+from diffpolicy.networks.denoising_q import DenoisingQEnsemble
 from diffpolicy.networks.embeddings import StepEmbedding
 from diffpolicy.networks.mlp import lecun_normal_, mlp
 from diffpolicy.networks.normalization import RunningNorm
@@ -12,6 +13,7 @@ from diffpolicy.networks.score import ScoreNetwork
 __all__ = [
     "BatchRenorm",
     "CategoricalSupport",
+    "DenoisingQEnsemble",
     "DenoisingValueNetwork",
     "HLGauss",
     "QEnsemble",

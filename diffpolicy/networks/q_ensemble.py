@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffpolicy.networks.batch_renorm import BatchRenorm
 from diffpolicy.networks.categorical import CategoricalSupport
+from diffpolicy.networks.critics import HLGauss
 from diffpolicy.networks.mlp import lecun_normal_
 from diffpolicy.networks.normalization import RunningNorm
 
@@ -86,7 +87,7 @@ class QEnsemble(nn.Module):
         ensemble_size: number of members ``E``.
         hidden_sizes: widths of the hidden layers of each member.
         normalization: ``"batch"``, ``"layer"`` or None.
-        support: atoms of a categorical head; None makes a scalar head.
+        support: atoms of a categorical head, or an HL-Gauss head; None makes a scalar head.
         action_low: lower bounds of the action ``[A]``; with ``action_high`` the action enters the
             network mapped to [-1, 1]. None leaves it as it is.
         action_high: upper bounds of the action ``[A]``.
@@ -113,7 +114,7 @@ class QEnsemble(nn.Module):
         ensemble_size: int = 2,
         hidden_sizes: Sequence[int] = (256, 256),
         normalization: Normalization | None = None,
-        support: CategoricalSupport | None = None,
+        support: CategoricalSupport | HLGauss | None = None,
         action_low: Tensor | None = None,
         action_high: Tensor | None = None,
         normalizer: RunningNorm | None = None,

@@ -14,23 +14,43 @@ from diffpolicy.trainers.algorithms import (
 )
 from diffpolicy.trainers.base import EVALUATION_SEED, Evaluation, RLModule, RunCallback
 from diffpolicy.trainers.cli import run_script
-from diffpolicy.trainers.config import DiffPPOConfig, GaussianPPOConfig, PPOConfig, RunConfig
+from diffpolicy.trainers.config import OnPolicyConfig, PPOConfig, RunConfig
+from diffpolicy.trainers.diff_sac import diffsac_module, diffsac_parts
+from diffpolicy.trainers.diff_sac_config import DiffSACConfig
 from diffpolicy.trainers.dime import dime_module, dime_parts
+from diffpolicy.trainers.dime_config import DIMEConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.launch import Run, prepare, train
 from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
-from diffpolicy.trainers.off_policy_config import DIMEConfig, OffPolicyConfig
+from diffpolicy.trainers.off_policy_config import OffPolicyConfig, SACConfig
 from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
+from diffpolicy.trainers.on_policy_config import (
+    DiffPPOConfig,
+    DiffWPOConfig,
+    GaussianPPOConfig,
+    GaussianWPOConfig,
+)
+from diffpolicy.trainers.sac import sac_module, sac_parts
+from diffpolicy.trainers.wpo import (
+    diffwpo_module,
+    diffwpo_parts,
+    gaussian_wpo_module,
+    gaussian_wpo_parts,
+)
 
 __all__ = [
     "EVALUATION_SEED",
     "DIMEConfig",
     "DiffPPOConfig",
+    "DiffSACConfig",
+    "DiffWPOConfig",
     "Evaluation",
     "GaussianPPOConfig",
+    "GaussianWPOConfig",
     "OffPolicyConfig",
     "OffPolicyModule",
     "OffPolicyParts",
+    "OnPolicyConfig",
     "OnPolicyModule",
     "OnPolicyParts",
     "Optimizer",
@@ -39,14 +59,23 @@ __all__ = [
     "Run",
     "RunCallback",
     "RunConfig",
+    "SACConfig",
     "TrainingError",
     "diffppo_module",
     "diffppo_parts",
+    "diffsac_module",
+    "diffsac_parts",
+    "diffwpo_module",
+    "diffwpo_parts",
     "dime_module",
     "dime_parts",
     "gaussian_ppo_module",
     "gaussian_ppo_parts",
+    "gaussian_wpo_module",
+    "gaussian_wpo_parts",
     "prepare",
     "run_script",
+    "sac_module",
+    "sac_parts",
     "train",
 ]

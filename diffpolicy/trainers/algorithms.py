@@ -1,4 +1,4 @@
-"""The on-policy methods: their networks, loss and preparation of rollouts."""
+"""DiffPPO and Gaussian PPO: their networks, loss and preparation of rollouts."""
 
 from dataclasses import replace
 
@@ -14,9 +14,10 @@ from diffpolicy.actors import (
     build_ppo_networks,
 )
 from diffpolicy.sde import DenoisingProcess
-from diffpolicy.trainers.config import DiffPPOConfig, GaussianPPOConfig, PPOConfig
+from diffpolicy.trainers.config import PPOConfig
 from diffpolicy.trainers.environments import observation_keys
 from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
+from diffpolicy.trainers.on_policy_config import ChainOptions, DiffPPOConfig, GaussianPPOConfig
 from objectives import DiffPPOLoss, LearnedTemperature
 
 
@@ -26,15 +27,7 @@ def diffppo_parts(env: EnvBase, config: DiffPPOConfig, device: torch.device) -> 
         env,
         observation_keys=observation_keys(env, config),
         denoising_steps=config.denoising_steps,
-        process=ProcessConfig(
-            prior_std=config.prior_std,
-            schedule=config.step_schedule,
-            step_size=config.step_size,
-            learn_step_size=config.learn_step_size,
-            step_size_per_step=config.step_size_per_step,
-            friction=config.friction,
-            learn_friction=config.learn_friction,
-        ),
+        process=process_config(config),
         network=replace(_network_config(config), value_support=_value_support(config)),
         device=device,
     )
@@ -103,6 +96,19 @@ def diffppo_module(config: DiffPPOConfig, device: torch.device) -> OnPolicyModul
 def gaussian_ppo_module(config: GaussianPPOConfig, device: torch.device) -> OnPolicyModule:
     """The Lightning module of Gaussian PPO."""
     return OnPolicyModule(config, gaussian_ppo_parts, device)
+
+
+def process_config(options: ChainOptions) -> ProcessConfig:
+    """The denoising process that the options describe."""
+    return ProcessConfig(
+        prior_std=options.prior_std,
+        schedule=options.step_schedule,
+        step_size=options.step_size,
+        learn_step_size=options.learn_step_size,
+        step_size_per_step=options.step_size_per_step,
+        friction=options.friction,
+        learn_friction=options.learn_friction,
+    )
 
 
 def process_diagnostics(process: DenoisingProcess) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from diffpolicy.trainers.options import above, at_least, between, check_options, finite, option
+from diffpolicy.trainers.options import above, at_least, between, check_options, flag_name, option
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,11 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class PPOConfig(RunConfig):
-    """Proximal policy optimisation."""
+class OnPolicyConfig(RunConfig):
+    """On-policy training."""
+
+    #: The options whose product is the number of training rows of a rollout.
+    row_options: ClassVar[tuple[str, ...]] = ("num_envs", "rollout_steps")
 
     rollout_steps: int = option(
         128, "steps of each environment in one iteration", valid=at_least(1)
@@ -122,18 +125,10 @@ class PPOConfig(RunConfig):
         "linear", "learning rate over the run", choices=("linear", "constant")
     )
     gamma: float = option(0.99, "discount of an environment step", valid=between(0, 1))
-    lmbda: float = option(0.95, "lambda of generalised advantages", valid=between(0, 1))
-    clip_epsilon: float = option(0.2, "clip range of the probability ratio", valid=above(0))
-    clip_value: float | None = option(
-        None, "clip range of the value around its old value (default: no clipping)", valid=above(0)
+    lmbda: float = option(
+        0.95, "lambda of generalised advantages or lambda-returns", valid=between(0, 1)
     )
-    critic_coeff: float = option(0.5, "weight of the critic loss", valid=at_least(0))
-    loss_critic_type: Literal["smooth_l1", "l2", "l1"] = option(
-        "smooth_l1",
-        "distance between values and their targets",
-        choices=("smooth_l1", "l2", "l1"),
-    )
-    max_grad_norm: float = option(0.5, "limit of the global gradient norm", valid=above(0))
+    max_grad_norm: float = option(0.5, "limit of the gradient norm", valid=above(0))
     target_kl: float | None = option(
         None, "end an iteration's updates once the policy has moved this far", valid=above(0)
     )
@@ -148,9 +143,12 @@ class PPOConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.minibatch_rows > self.rollout_rows:
+            words = " times ".join(
+                f"{flag_name(name)} {getattr(self, name)}" for name in self.row_options
+            )
             raise ValueError(
                 f"--minibatch-size must be at most {self.rollout_rows}, the rows of a rollout "
-                f"({self._rows_in_words()}), got {self.minibatch_size}."
+                f"({words}), got {self.minibatch_size}."
             )
 
     @property
@@ -159,113 +157,27 @@ class PPOConfig(RunConfig):
         return self.num_envs * self.rollout_steps
 
     @property
-    def rows_per_frame(self) -> int:
-        """Training rows that one environment step gives."""
-        return 1
-
-    @property
     def rollout_rows(self) -> int:
         """Training rows of one rank in one iteration."""
-        return self.rollout_frames * self.rows_per_frame
+        return math.prod(getattr(self, name) for name in self.row_options)
 
     @property
     def minibatch_rows(self) -> int:
         """Rows of a minibatch on each rank."""
         return self.minibatch_size or max(1, self.rollout_rows // 8)
 
-    def _rows_in_words(self) -> str:
-        return f"--num-envs {self.num_envs} times --rollout-steps {self.rollout_steps}"
-
 
 @dataclass(frozen=True)
-class GaussianPPOConfig(PPOConfig):
-    """The Gaussian baseline: TorchRL's clipped PPO."""
+class PPOConfig(OnPolicyConfig):
+    """Proximal policy optimisation."""
 
-    method: ClassVar[str] = "gaussian_ppo"
-
-    entropy_coeff: float = option(0.0, "weight of the entropy bonus", valid=at_least(0))
-
-
-@dataclass(frozen=True)
-class DiffPPOConfig(PPOConfig):
-    """DiffPPO: PPO on the steps of a denoising chain."""
-
-    method: ClassVar[str] = "diffppo"
-
-    denoising_steps: int = option(4, "steps of the denoising chain", valid=at_least(1), fixed=True)
-    temperature: float = option(
-        0.0, "weight of the entropy bound; 0 is plain reward maximisation", valid=at_least(0)
+    clip_epsilon: float = option(0.2, "clip range of the probability ratio", valid=above(0))
+    clip_value: float | None = option(
+        None, "clip range of the value around its old value (default: no clipping)", valid=above(0)
     )
-    target_entropy: float | None = option(
-        None,
-        "learn the temperature, which starts at --temperature, such that the entropy bound comes "
-        "to this (default: the temperature is fixed)",
-        valid=finite(),
-        fixed=True,
+    critic_coeff: float = option(0.5, "weight of the critic loss", valid=at_least(0))
+    loss_critic_type: Literal["smooth_l1", "l2", "l1"] = option(
+        "smooth_l1",
+        "distance between values and their targets",
+        choices=("smooth_l1", "l2", "l1"),
     )
-    value_support: tuple[float, float, float] | None = option(
-        None,
-        "range and number of bins of an HL-Gauss critic, which does without --loss-critic-type "
-        "(default: a scalar critic)",
-        metavar=("MIN", "MAX", "BINS"),
-        fixed=True,
-    )
-    advantage_normalization: Literal["center", "standardize"] = option(
-        "standardize",
-        "what is done to the advantages of a minibatch",
-        choices=("center", "standardize"),
-    )
-    discount_mode: str = option(
-        "env",
-        "whether discounts act per environment step or per denoising step",
-        choices=("env", "denoising_step"),
-    )
-    prior_std: float = option(
-        0.4, "standard deviation of the chain's prior", valid=above(0), fixed=True
-    )
-    step_schedule: str = option(
-        "linear", "step sizes along the chain", choices=("constant", "linear", "cosine"), fixed=True
-    )
-    step_size: float = option(0.08, "initial step size of the chain", valid=above(0), fixed=True)
-    step_size_per_step: bool = option(
-        False, "learn a step size for each denoising step instead of one factor", fixed=True
-    )
-    learn_step_size: bool = option(True, "train the step size", fixed=True)
-    friction: float = option(1.0, "initial friction of the chain", valid=above(0), fixed=True)
-    learn_friction: bool = option(True, "train the friction", fixed=True)
-    process_lr_multiplier: float = option(
-        3.0,
-        "factor on the learning rate of step size and friction; 0 keeps them",
-        valid=at_least(0),
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.target_entropy is not None and self.temperature == 0:
-            raise ValueError(
-                f"--temperature must be greater than 0 to be learned (--target-entropy "
-                f"{self.target_entropy}), got {self.temperature}."
-            )
-        if self.value_support is not None:
-            self._check_value_support(*self.value_support)
-
-    def _check_value_support(self, low: float, high: float, bins: float) -> None:
-        sound = math.isfinite(low) and math.isfinite(high) and low < high
-        if not (sound and bins >= 2 and float(bins).is_integer()):
-            raise ValueError(
-                "--value-support must be a smaller and a greater number and a whole number of bins "
-                f"from 2 on, got {low} {high} {bins}."
-            )
-        if self.clip_value is not None:
-            raise ValueError(
-                f"--clip-value {self.clip_value} cannot be combined with --value-support; leave "
-                "one of them out."
-            )
-
-    @property
-    def rows_per_frame(self) -> int:
-        """One row for each denoising step."""
-        return self.denoising_steps
-
-    def _rows_in_words(self) -> str:
-        return f"{super()._rows_in_words()} times --denoising-steps {self.denoising_steps}"

@@ -1,5 +1,6 @@
 """DIME: its networks, loss and optimisers."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -8,17 +9,25 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
-from diffpolicy.actors import DIME_CPU, DIME_PAPER, ActorCritic, DIMEPreset, build_dime_networks
+from diffpolicy.actors import (
+    DIME_CPU,
+    DIME_PAPER,
+    ActorCritic,
+    DenoisingActor,
+    DIMEPreset,
+    build_dime_networks,
+)
 from diffpolicy.trainers.algorithms import process_diagnostics
+from diffpolicy.trainers.dime_config import DIMEConfig
 from diffpolicy.trainers.environments import observation_keys, reward_bound
 from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
-from diffpolicy.trainers.off_policy_config import DIMEConfig
-from objectives import DIMELoss, LearnedTemperature
+from diffpolicy.trainers.off_policy_config import ChainConfig
+from objectives import DiffSACLoss, DIMELoss, LearnedTemperature
 
 _PRESETS = {"cpu": DIME_CPU, "paper": DIME_PAPER}
 # The range spans this many times what rewards of the size that was seen add up to. Rewards that
 # random actions have seen grow with training; a task's own bound stays.
-_SEEN_MARGIN, _BOUND_MARGIN = 4.0, 2.0
+_SEEN_MARGIN, BOUND_MARGIN = 4.0, 2.0
 
 
 def dime_parts(env: EnvBase, config: DIMEConfig, device: torch.device) -> OffPolicyParts:
@@ -40,16 +49,10 @@ def dime_parts(env: EnvBase, config: DIMEConfig, device: torch.device) -> OffPol
     if config.learn_temperature:
         optimizers["alpha"] = Optimizer("temperature", config.lr_temperature, delayed=True)
 
-    critic_loss = torch.compile(loss.critic_loss) if config.compile else loss.critic_loss
-    if config.compile:
-        loss.compile()
+    calculate = delayed_update(loss, compiled=config.compile)
 
     def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
-        if policy_moves:
-            out = dict(loss(batch).items())
-        else:
-            value, diagnostics = critic_loss(batch)
-            out = {"loss_critic": value, **diagnostics}
+        out = calculate(batch, policy_moves)
         if config.compile and "clip_fraction" in out:
             # Compiled code cannot warn.
             loss.value_range.watch(out["clip_fraction"])
@@ -75,6 +78,31 @@ def dime_module(config: DIMEConfig, device: torch.device) -> OffPolicyModule:
     return OffPolicyModule(config, dime_parts, device)
 
 
+def delayed_update(
+    loss: DIMELoss | DiffSACLoss, *, compiled: bool
+) -> Callable[[TensorDictBase, bool], dict[str, Tensor]]:
+    """What :class:`OffPolicyParts` calls: all losses, or the critic's alone."""
+    critic_loss = torch.compile(loss.critic_loss) if compiled else loss.critic_loss
+    if compiled:
+        loss.compile()
+
+    def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
+        if policy_moves:
+            return dict(loss(batch).items())
+        value, diagnostics = critic_loss(batch)
+        return {"loss_critic": value, **diagnostics}
+
+    return update
+
+
+def chain_temperature(actor: DenoisingActor, config: ChainConfig) -> float | LearnedTemperature:
+    """The temperature that the options describe."""
+    if not config.learn_temperature:
+        return config.temperature
+    target = config.target_entropy * actor.process.action_dim
+    return LearnedTemperature(config.temperature, target)
+
+
 def _sizes(config: DIMEConfig) -> DIMEPreset:
     """The networks of the preset, with what the flags change."""
     preset = _PRESETS[config.preset]
@@ -97,12 +125,10 @@ def _sizes(config: DIMEConfig) -> DIMEPreset:
 
 
 def _loss(networks: ActorCritic, config: DIMEConfig) -> DIMELoss:
-    target = config.target_entropy * networks.actor.process.action_dim
-    learned = LearnedTemperature(config.temperature, target)
     loss = DIMELoss(
         networks.actor,
         networks.critic,
-        temperature=learned if config.learn_temperature else config.temperature,
+        temperature=chain_temperature(networks.actor, config),
         delay_critic=config.delay_critic,
         critic_reduction=config.critic_reduction,
         critic_entropy_coeff=config.critic_entropy_coeff,
@@ -115,7 +141,7 @@ def _loss(networks: ActorCritic, config: DIMEConfig) -> DIMELoss:
 
 def _derive_value_range(loss: DIMELoss, rewards: Tensor, bound: float | None) -> None:
     """Let the critics' atoms span the returns that the task's rewards can add up to."""
-    margin = _SEEN_MARGIN if bound is None else _BOUND_MARGIN
+    margin = _SEEN_MARGIN if bound is None else BOUND_MARGIN
     if bound is not None:
         rewards = torch.full((1, 1), bound, device=rewards.device)
     if not bool(rewards.any()):

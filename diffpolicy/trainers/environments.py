@@ -6,7 +6,7 @@ from torchrl.envs import EnvBase
 
 from collectors import make_env
 from collectors.envs import EPISODE_REWARD_KEY, STEP_COUNT_KEY
-from diffpolicy.trainers.config import PPOConfig, RunConfig
+from diffpolicy.trainers.config import OnPolicyConfig, RunConfig
 from diffpolicy.trainers.off_policy_config import OffPolicyConfig
 
 # What make_env adds to the observations of an environment.
@@ -25,7 +25,7 @@ def spec_env(config: RunConfig) -> EnvBase:
         raise ValueError(str(error).replace("name=", "--env ", 1)) from error
 
 
-def training_env(config: PPOConfig | OffPolicyConfig, device: torch.device) -> EnvBase:
+def training_env(config: OnPolicyConfig | OffPolicyConfig, device: torch.device) -> EnvBase:
     """The environments that one rank trains on."""
     return make_env(
         config.env,

@@ -23,6 +23,7 @@ from diffpolicy.trainers.collecting import (
 from diffpolicy.trainers.environments import training_env
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.off_policy_config import OffPolicyConfig
+from diffpolicy.trainers.warm_up import WarmUpPolicy
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Optimizer:
     """Adam for a part of the loss.
 
     Attributes:
-        part: name of the loss's submodule whose parameters it moves.
+        part: name of the loss's submodule, or of one of its own parameters, that it moves.
         lr: learning rate.
         betas: Adam's coefficients.
         delayed: whether it moves only when the policy does.
@@ -56,6 +57,8 @@ class OffPolicyParts:
             ``td_error`` goes into the batch.
         keys: entries of a transition that ``update`` reads, and so the replay buffer keeps.
         optimizers: one for each part of the loss, by the name under which it is logged.
+        warm_up: acts in the random steps, for methods that need more of them than the action;
+            None leaves them to the collector.
         begin: called before the first update with the rewards ``[R, 1]`` of the random steps of
             all ranks.
         after_update: called after each update, for example to move target networks.
@@ -66,6 +69,7 @@ class OffPolicyParts:
     update: Callable[[TensorDictBase, bool], Mapping[str, Tensor]]
     keys: list[Any]
     optimizers: Mapping[str, Optimizer]
+    warm_up: TensorDictModuleBase | None = None
     begin: Callable[[Tensor], None] = lambda rewards: None
     after_update: Callable[[], None] = lambda: None
     diagnostics: Callable[[], dict[str, float]] = field(default=dict)
@@ -93,6 +97,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
             _check_prioritized_replay()
         super().__init__(config, build, device)
         self._stream: OffPolicyStream | None = None
+        self._end_warm_up: Callable[[], None] = lambda: None
         self._totals: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -109,12 +114,16 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
         self, policy: TensorDictModuleBase, seed: Callable[[int], int]
     ) -> BaseCollector:
         """One step of every environment at a time, a replay buffer, and its batches."""
-        config = self.config
+        config, warm_up = self.config, self.parts.warm_up
+        random_frames = 0 if self.frames else config.learning_starts
+        if warm_up is not None and random_frames:
+            policy, random_frames = WarmUpPolicy(warm_up, policy), 0
+            self._end_warm_up = policy.finish
         collector = make_collector(
             partial(training_env, config, self.device),
             policy,
             frames_per_batch=config.num_envs,
-            random_frames=0 if self.frames else config.learning_starts,
+            random_frames=random_frames,
             seed=seed(1),
             device=self.device,
         )
@@ -138,10 +147,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam for each part of the loss."""
         options = self.parts.optimizers.values()
-        return [
-            torch.optim.Adam(list(self._part(o).parameters()), lr=o.lr, betas=o.betas)
-            for o in options
-        ]
+        return [torch.optim.Adam(self._parameters_of(o), lr=o.lr, betas=o.betas) for o in options]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         """The batch itself, which is there already: priorities are written into it."""
@@ -161,6 +167,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
         first = self.frames == 0
         with non_finite_ends_training():
             rows = self.stream.warm_up(self.config.learning_starts)
+        self._end_warm_up()
         self.frames += len(rows) * self.trainer.world_size
         if first:
             try:
@@ -222,15 +229,16 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
     # ---------------------------------------------------------------------------------------
     # Helpers
 
-    def _part(self, options: Optimizer) -> nn.Module:
-        return self.loss.get_submodule(options.part)
+    def _parameters_of(self, options: Optimizer) -> list[nn.Parameter]:
+        part = getattr(self.loss, options.part)
+        return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
 
     def _total_loss(self, out: Mapping[str, Tensor], policy_moves: bool) -> Tensor:
         losses = [value for key, value in out.items() if key.startswith("loss_")]
         waiting = [o for o in self.parts.optimizers.values() if o.delayed and not policy_moves]
         if self.trainer.world_size > 1 and waiting:
             # Ranks exchange a gradient of every parameter, hence zeros of what waits.
-            sums = [p.sum() for o in waiting for p in self._part(o).parameters()]
+            sums = [p.sum() for o in waiting for p in self._parameters_of(o)]
             losses.append(0.0 * torch.stack(sums).sum())
         return torch.stack(losses).sum()
 
@@ -241,7 +249,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
 
     def _treat_gradients(self, name: str, options: Optimizer) -> dict[str, Tensor]:
         """Clip the gradients of a part; return their norm before it and their number of NaNs."""
-        grads = [p.grad for p in self._part(options).parameters() if p.grad is not None]
+        grads = [p.grad for p in self._parameters_of(options) if p.grad is not None]
         if options.grad_limit is None:
             return {f"grad_norm_{name}": torch.nn.utils.get_total_norm(grads)}
         nans = torch.stack([grad.isnan().sum() for grad in grads]).sum()

@@ -1,26 +1,18 @@
 """Configurations of off-policy methods; as in config.py, every field is a command line flag."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
-from diffpolicy.actors import DIME_CPU, DIME_PAPER
+from diffpolicy.actors import DIME_CPU
 from diffpolicy.trainers.config import RunConfig
-from diffpolicy.trainers.options import above, at_least, between, finite, flag_name, option
+from diffpolicy.trainers.options import above, at_least, between, finite, option
 
-# The published configuration of DIME, where it differs from the small one.
-_PAPER: dict[str, Any] = {
-    "num_envs": 1,
-    "updates_per_step": 2.0,
-    "batch_size": 256,
-    "lr_actor": 3e-4,
-    "lr_critic": 3e-4,
-    "denoising_steps": DIME_PAPER.denoising_steps,
-    "actor_hidden_sizes": DIME_PAPER.network.actor_hidden,
-    "critic_hidden_sizes": DIME_PAPER.critic.hidden,
-}
+
+def changed(owner: Any, name: str, default: Any) -> Any:
+    """The option ``name`` of another configuration class, with a default of its own."""
+    return field(default=default, metadata=owner.__dataclass_fields__[name].metadata)
 
 
 @dataclass(frozen=True)
@@ -99,31 +91,67 @@ class OffPolicyConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class DIMEConfig(OffPolicyConfig):
-    """DIME: the entropy bound of a denoising chain in soft actor-critic.
+class SoftActorCriticConfig(OffPolicyConfig):
+    """Soft actor-critic."""
 
-    The constructor takes every option as it is; :meth:`from_preset` begins with those of a preset.
-    """
-
-    method: ClassVar[str] = "dime"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"cpu": {}, "paper": _PAPER}
-
-    preset: str = option(
-        "cpu",
-        "defaults of all other flags: small networks and batches, or the published configuration ("
-        + ", ".join(f"{flag_name(name)} {value}" for name, value in _PAPER.items())
-        + ")",
-        choices=("cpu", "paper"),
+    env: str = changed(OffPolicyConfig, "env", "Pendulum-v1")
+    critic_hidden_sizes: tuple[int, ...] = option(
+        DIME_CPU.critic.hidden,
+        "width of a hidden layer of each critic; repeat the flag for each layer",
+        valid=at_least(1),
         fixed=True,
     )
-    env: str = option(
-        "Pendulum-v1",
-        "Gymnasium id of the environment, or dmc:domain-task of the DeepMind Control Suite",
+    learn_temperature: bool = option(True, "learn the temperature", fixed=True)
+    lr_temperature: float = option(1e-3, "learning rate of a learned temperature", valid=above(0))
+
+
+@dataclass(frozen=True)
+class SACConfig(SoftActorCriticConfig):
+    """SAC: the Gaussian baseline, TorchRL's loss with the published settings."""
+
+    method: ClassVar[str] = "sac"
+
+    policy_delay: int = changed(OffPolicyConfig, "policy_delay", 1)
+    batch_size: int = changed(OffPolicyConfig, "batch_size", 256)
+    lr_actor: float = changed(OffPolicyConfig, "lr_actor", 3e-4)
+    lr_critic: float = changed(OffPolicyConfig, "lr_critic", 3e-4)
+    lr_temperature: float = changed(SoftActorCriticConfig, "lr_temperature", 3e-4)
+    actor_hidden_sizes: tuple[int, ...] = option(
+        (256, 256),
+        "width of a hidden layer of the policy's network; repeat the flag for each layer",
+        valid=at_least(1),
         fixed=True,
     )
-    eval_policy: str = option(
-        "stochastic", "how evaluations act", choices=("deterministic", "stochastic")
+    critic_normalization: Literal["layer", "none"] = option(
+        "none",
+        "normalisation inside the critics: layer normalisation or none",
+        choices=("layer", "none"),
+        fixed=True,
     )
+    num_qvalue_nets: int = option(
+        2, "critics, whose smallest value is a target", valid=at_least(1), fixed=True
+    )
+    tau: float = option(
+        0.005, "how far the target networks move at every update", valid=between(0, 1)
+    )
+    temperature: float = option(
+        1.0,
+        "weight of the policy's entropy, at the start if it is learned",
+        valid=above(0),
+        fixed=True,
+    )
+    target_entropy: float = option(
+        -1.0,
+        "target of a learned temperature: the policy's entropy, for each action dimension",
+        valid=finite(),
+    )
+
+
+@dataclass(frozen=True)
+class ChainConfig(SoftActorCriticConfig):
+    """Soft actor-critic with a denoising chain."""
+
+    eval_policy: str = changed(OffPolicyConfig, "eval_policy", "stochastic")
     denoising_steps: int = option(
         DIME_CPU.denoising_steps, "steps of the denoising chain", valid=at_least(1), fixed=True
     )
@@ -140,26 +168,10 @@ class DIMEConfig(OffPolicyConfig):
         valid=at_least(1),
         fixed=True,
     )
-    critic_hidden_sizes: tuple[int, ...] = option(
-        DIME_CPU.critic.hidden,
-        "width of a hidden layer of each critic; repeat the flag for each layer",
-        valid=at_least(1),
-        fixed=True,
-    )
-    critic_type: Literal["categorical", "scalar"] = option(
-        "categorical", "what the critics predict", choices=("categorical", "scalar"), fixed=True
-    )
     critic_normalization: Literal["batch", "layer", "none"] = option(
         "batch",
         "normalisation inside the critics: batch renormalisation, layer normalisation or none",
         choices=("batch", "layer", "none"),
-        fixed=True,
-    )
-    value_range: tuple[float, float] | None = option(
-        None,
-        "range of categorical critics (default: derived from the rewards of the random steps, or "
-        "from the task where its rewards are known to be bounded)",
-        metavar=("MIN", "MAX"),
         fixed=True,
     )
     delay_critic: bool = option(
@@ -170,58 +182,36 @@ class DIMEConfig(OffPolicyConfig):
         "how far the target networks of --delay-critic move at every update",
         valid=between(0, 1),
     )
-    critic_reduction: Literal["mean", "min"] = option(
-        "mean", "mean or minimum over the critics; min needs scalar ones", choices=("mean", "min")
-    )
-    num_next_actions: int = option(1, "next actions that a target averages over", valid=at_least(1))
-    critic_entropy_coeff: float = option(
-        0.005, "weight of the entropy of categorical critics", valid=at_least(0)
-    )
     temperature: float = option(
         1.0,
         "weight of the entropy bound, at the start if it is learned",
         valid=above(0),
         fixed=True,
     )
-    learn_temperature: bool = option(True, "learn the temperature", fixed=True)
     target_entropy: float = option(
         -4.0,
         "target of a learned temperature: the entropy bound without the prior's term, for each "
         "action dimension",
         valid=finite(),
     )
-    lr_temperature: float = option(1e-3, "learning rate of a learned temperature", valid=above(0))
-    adam_beta1: float = option(
-        0.5, "first Adam coefficient of policy and critics", valid=between(0, 0.999)
-    )
-    actor_grad_limit: float = option(
-        1.0, "limit of every entry of the policy's gradient; NaN becomes 0", valid=above(0)
-    )
-    checkpoint_chain: bool = option(
-        False, "save memory by computing activations of the chain a second time"
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        scalar = self.critic_type == "scalar"
-        if self.value_range is not None:
-            low, high = self.value_range
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise ValueError(
-                    f"--value-range must be a smaller and a greater number, got {low:g} {high:g}."
-                )
-            if scalar:
-                raise ValueError(
-                    "--value-range is for --critic-type categorical; leave one of them out."
-                )
-        if self.gamma == 1 and self.value_range is None and not scalar:
-            raise ValueError(
-                "--gamma 1 leaves the range of values open; give it with --value-range MIN MAX."
-            )
-        if self.critic_reduction == "min" and not scalar:
-            raise ValueError("--critic-reduction min needs --critic-type scalar.")
         if self.delay_critic and self.critic_normalization == "batch":
             raise ValueError(
                 "--delay-critic does not go with --critic-normalization batch, whose running "
                 "statistics target networks leave behind; use layer or none."
             )
+
+
+def check_value_range(given: tuple[float, float] | None, head: str, *, has_range: bool) -> None:
+    """Raise ValueError unless ``--value-range`` is sound and the critic's ``head`` has one."""
+    if given is None:
+        return
+    low, high = given
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(
+            f"--value-range must be a smaller and a greater number, got {low:g} {high:g}."
+        )
+    if not has_range:
+        raise ValueError(f"--value-range is for {head}; leave one of them out.")

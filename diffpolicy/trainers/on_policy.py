@@ -15,7 +15,7 @@ from torchrl.objectives import LossModule
 from collectors import OnPolicyStream, episode_stats, make_collector
 from diffpolicy.networks import RunningNorm
 from diffpolicy.trainers.collecting import BuildParts, CollectingModule
-from diffpolicy.trainers.config import PPOConfig
+from diffpolicy.trainers.config import OnPolicyConfig
 from diffpolicy.trainers.environments import training_env
 
 
@@ -28,6 +28,8 @@ class OnPolicyParts:
             scalars are logged. The policy's movement is read from ``kl``, else ``kl_approx``.
         prepare: turns a rollout ``[E, T]`` into flat training rows (advantages included).
         normalizer: observation statistics, updated once per iteration.
+        grad_norms: parts of the loss whose gradient norm is limited, each on its own, by the name
+            under which the norm is logged; an empty part is the whole loss.
         lr_multipliers: factor on the learning rate of the parameters whose dotted name has this
             part, for example ``{"process": 3.0}``.
         diagnostics: further numbers to log, read after each iteration.
@@ -36,6 +38,7 @@ class OnPolicyParts:
     loss: LossModule
     prepare: Callable[[TensorDictBase], TensorDictBase]
     normalizer: RunningNorm | None = None
+    grad_norms: Mapping[str, str] = field(default_factory=lambda: {"grad_norm": ""})
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
     diagnostics: Callable[[], dict[str, float]] = dict
 
@@ -51,14 +54,15 @@ class OnPolicyModule(CollectingModule[OnPolicyParts]):
     Arguments and errors are those of :class:`CollectingModule`.
     """
 
-    config: PPOConfig
+    config: OnPolicyConfig
 
     def __init__(
-        self, config: PPOConfig, build: BuildParts[OnPolicyParts], device: torch.device
+        self, config: OnPolicyConfig, build: BuildParts[OnPolicyParts], device: torch.device
     ) -> None:
         super().__init__(config, build, device)
         self._stream: OnPolicyStream | None = None
         self._records: list[dict[str, float]] = []
+        self._updates = 0
         self._lr = config.lr
         self._multipliers: list[float] = []
         if config.compile:
@@ -125,6 +129,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts]):
         """Set the learning rates of this iteration."""
         self.tick()
         self._records.clear()
+        self._updates = 0
         falling = self.config.lr_schedule == "linear"
         self._lr = self.config.lr * (1.0 - self.progress if falling else 1.0)
         groups = self.optimizer.param_groups
@@ -148,11 +153,10 @@ class OnPolicyModule(CollectingModule[OnPolicyParts]):
             return
         self.optimizer.zero_grad()
         self.manual_backward(sum(v for k, v in out.items() if k.startswith("loss_")))
-        norm = torch.nn.utils.clip_grad_norm_(self.loss.parameters(), config.max_grad_norm)
-        record["grad_norm"] = float(norm)
-        self.check_finite({"the gradient norm": record["grad_norm"]})
+        record.update(self._clip_gradients())
         self.optimizer.step()
         self.gradient_steps += 1
+        self._updates += 1
 
     def on_train_epoch_end(self) -> None:
         """Count, update statistics, evaluate when due, tell the callbacks."""
@@ -171,6 +175,16 @@ class OnPolicyModule(CollectingModule[OnPolicyParts]):
     # ---------------------------------------------------------------------------------------
     # Helpers
 
+    def _clip_gradients(self) -> dict[str, float]:
+        """Limit the norms of gradients and return what they were."""
+        norms = {}
+        for name, part in self.parts.grad_norms.items():
+            parameters = self.loss.get_submodule(part).parameters()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+            norms[name] = float(norm)
+        self.check_finite(norms)
+        return norms
+
     def _lr_group(self, parameter: str) -> str:
         """The key of ``lr_multipliers`` that holds for a parameter; empty if none does."""
         parts = parameter.split(".")
@@ -179,7 +193,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts]):
     def _metrics(self, rollout: TensorDictBase, frames: int, seconds: float) -> dict[str, float]:
         metrics = {
             **self.progress_metrics(frames, seconds, episode_stats(rollout)),
-            "updates": sum("grad_norm" in record for record in self._records),
+            "updates": self._updates,
             "lr": self._lr,
         }
         for name in dict.fromkeys(name for record in self._records for name in record):

@@ -5,24 +5,16 @@ python examples/benchmarks/acting_modes.py runs/benchmarks/HalfCheetah-v5/*/chec
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from run import METHODS  # type: ignore[import-not-found]
 from torchrl.envs import ExplorationType
 
 from collectors import evaluate, make_env
-from diffpolicy.trainers import (
-    EVALUATION_SEED,
-    DiffPPOConfig,
-    DIMEConfig,
-    diffppo_module,
-    dime_module,
-)
+from diffpolicy.trainers import EVALUATION_SEED
 
-METHODS: dict[str, tuple[Any, Any]] = {
-    "diffppo": (DiffPPOConfig, diffppo_module),
-    "dime": (DIMEConfig, dime_module),
-}
+# By the name that a checkpoint has, which is not always that of --method.
+TRAINED = {config.method: (config, make_module) for config, make_module in METHODS.values()}
 MODES = {
     "sample": (ExplorationType.RANDOM, "mean"),
     "mean": (ExplorationType.DETERMINISTIC, "mean"),
@@ -31,17 +23,23 @@ MODES = {
 
 
 def mean_returns(checkpoint: str, episodes: int, seed: int) -> dict[str, float]:
-    """Mean return of each way of acting, on the same evaluation environments."""
+    """Mean return of each way of acting, on the same evaluation environments.
+
+    A Gaussian policy has no flow: its mean is the only deterministic action.
+    """
     state = torch.load(checkpoint, weights_only=True)
     saved = state["diffpolicy"]
-    config_class, make_module = METHODS[saved["metadata"]["method"]]
+    config_class, make_module = TRAINED[saved["metadata"]["method"]]
     config = config_class(**{**saved["config"], "compile": False})
     module = make_module(config, torch.device("cpu"))
     module.load_state_dict(state["state_dict"])
-    env = make_env(config.env, num_envs=episodes)
+    env = make_env(config.env, num_envs=episodes, max_episode_steps=config.max_episode_steps)
     means = {}
     for mode, (exploration_type, step) in MODES.items():
-        module.actor.deterministic_step = step
+        if hasattr(module.actor, "deterministic_step"):
+            module.actor.deterministic_step = step
+        elif mode == "flow":
+            continue
         returns, _ = evaluate(
             module.actor, env, episodes, seed=seed, exploration_type=exploration_type
         )
@@ -63,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| --- " * (len(MODES) + 1) + "|")
     for checkpoint in args.checkpoints:
         means = mean_returns(checkpoint, args.episodes, args.seed)
-        print(f"| {checkpoint} | " + " | ".join(f"{means[mode]:.0f}" for mode in MODES) + " |")
+        cells = [f"{means[mode]:.0f}" if mode in means else "" for mode in MODES]
+        print(f"| {checkpoint} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -2,21 +2,22 @@
 
     python examples/benchmarks/report.py --env HalfCheetah-v5
 
-Draws the mean over seeds with a 95 % bootstrap confidence band to results/<env>.png and prints the
-mean, the interquartile mean and the range over seeds at the last evaluation. Every seed counts and
+Draws the mean over seeds with its 95 % confidence band to results/<env>.png and prints the mean,
+the interquartile mean with its 95 % confidence interval, and the range over seeds at the last
+evaluation. Intervals are rliable's stratified bootstrap (arXiv 2108.13264). Every seed counts and
 no checkpoint is picked.
 """
 
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from scipy import stats
+from rliable import library, metrics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -24,10 +25,15 @@ from matplotlib import pyplot as plt
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
     "diffppo": "DiffPPO",
+    "diffsac": "DiffSAC",
+    "diffwpo": "DiffWPO",
     "dime": "DIME",
     "ppo": "Gaussian PPO",
     "ppo-lr-3e-4": "Gaussian PPO, lr 3e-4",
+    "sac": "Gaussian SAC",
+    "wpo": "Gaussian WPO",
 }
+REPETITIONS = 2000
 
 
 class Curve(NamedTuple):
@@ -65,14 +71,30 @@ def load_curves(folder: Path) -> dict[str, Curve]:
     return curves
 
 
-def confidence_band(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % bootstrap interval ``[E]``, ``[E]`` of the mean of ``[seeds, E]``."""
-    if len(returns) == 1:
-        return returns[0], returns[0]
-    interval = stats.bootstrap(
-        (returns,), np.mean, axis=0, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return interval.low, interval.high
+def confidence(
+    returns: np.ndarray, aggregate: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of an aggregate over seeds.
+
+    Args:
+        returns: ``[seeds, E]``.
+        aggregate: maps ``[seeds, 1, E]`` (rliable's runs and tasks) to ``[E]``.
+
+    Returns:
+        Its ends ``[E]`` and ``[E]``.
+    """
+    # rliable draws from the global generator, whatever random_state it is given.
+    np.random.seed(0)  # noqa: NPY002
+    _, intervals = library.get_interval_estimates(
+        {"": returns[:, None]}, aggregate, reps=REPETITIONS
+    )
+    low, high = intervals[""]
+    return low, high
+
+
+def interquartile_mean(returns: np.ndarray) -> np.ndarray:
+    """The interquartile mean ``[1]`` of everything in ``returns``."""
+    return np.array([metrics.aggregate_iqm(returns)])
 
 
 def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
@@ -81,7 +103,8 @@ def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
     for method, (steps, returns, _) in sorted(curves.items()):
         label = f"{NAMES.get(method, method)} ({len(returns)} seeds)"
         (line,) = axes.plot(steps, returns.mean(0), label=label)
-        axes.fill_between(steps, *confidence_band(returns), color=line.get_color(), alpha=0.2)
+        band = confidence(returns, metrics.aggregate_mean)
+        axes.fill_between(steps, *band, color=line.get_color(), alpha=0.2)
     axes.set(xlabel="environment steps", ylabel="evaluation return", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -92,16 +115,20 @@ def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
 def table(curves: dict[str, Curve]) -> str:
     """A Markdown table of the last evaluation."""
     lines = [
-        "| method | env steps | gradient steps | mean | IQM | min | max | per seed |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| method | env steps | gradient steps | mean | IQM | 95 % of IQM | min | max | per seed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for method, (steps, returns, updates) in sorted(curves.items()):
-        last = returns[:, -1]
-        numbers = (last.mean(), stats.trim_mean(last, 0.25), last.min(), last.max())
-        cells = " | ".join(f"{number:.0f}" for number in numbers)
-        seeds = ", ".join(f"{value:.0f}" for value in last)
-        counts = f"{steps[-1]} | {updates}"
-        lines.append(f"| {NAMES.get(method, method)} | {counts} | {cells} | {seeds} |")
+        last = returns[:, -1:]
+        (iqm,), ((low,), (high,)) = interquartile_mean(last), confidence(last, interquartile_mean)
+        cells = [
+            NAMES.get(method, method),
+            f"{steps[-1]} | {updates}",
+            f"{last.mean():.0f} | {iqm:.0f} | {low:.0f} to {high:.0f}",
+            f"{last.min():.0f} | {last.max():.0f}",
+            ", ".join(f"{value:.0f}" for value in last.flat),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -7,61 +7,87 @@ Flags that are not listed by --help go to the training script unchanged, for exa
 """
 
 import argparse
+import json
 import multiprocessing
-import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from diffpolicy.trainers import (
     DiffPPOConfig,
+    DiffSACConfig,
+    DiffWPOConfig,
     DIMEConfig,
     GaussianPPOConfig,
+    GaussianWPOConfig,
+    SACConfig,
     diffppo_module,
+    diffsac_module,
+    diffwpo_module,
     dime_module,
     gaussian_ppo_module,
+    gaussian_wpo_module,
     run_script,
+    sac_module,
 )
 
-METHODS: dict[str, Callable[[Sequence[str]], int]] = {
-    "diffppo": partial(run_script, DiffPPOConfig, diffppo_module),
-    "dime": partial(run_script, DIMEConfig, dime_module),
-    "ppo": partial(run_script, GaussianPPOConfig, gaussian_ppo_module),
+# The configuration class of each method and what builds its Lightning module.
+METHODS: dict[str, tuple[Any, Any]] = {
+    "diffppo": (DiffPPOConfig, diffppo_module),
+    "diffsac": (DiffSACConfig, diffsac_module),
+    "diffwpo": (DiffWPOConfig, diffwpo_module),
+    "dime": (DIMEConfig, dime_module),
+    "ppo": (GaussianPPOConfig, gaussian_ppo_module),
+    "sac": (SACConfig, sac_module),
+    "wpo": (GaussianWPOConfig, gaussian_wpo_module),
 }
 RESULTS = Path(__file__).parent / "results"
+RUNS = Path("runs/benchmarks")
 
 
 def run_seed(seed: int, args: argparse.Namespace, flags: list[str]) -> int:
-    """Train one seed and copy its results file; returns the exit code."""
+    """Train one seed and keep its results file; returns the exit code."""
     name = f"{args.label or args.method}-seed{seed}"
     env = args.env.replace(":", "-")
     output = args.runs / env / name
     argv = ["--env", args.env, "--seed", str(seed), "--output", str(output), *flags]
-    code = METHODS[args.method](argv)
+    code = run_script(*METHODS[args.method], argv)
     if code == 0:
-        folder = args.results / env
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(output / "results.json", folder / f"{name}.json")
+        keep(output / "results.json", args.results / env, name)
     return code
+
+
+def keep(results: Path, folder: Path, name: str) -> None:
+    """Copy a results file to ``folder``, free of the place where this machine keeps its runs."""
+    content = json.loads(results.read_text())
+    content["config"]["output"] = str(RUNS / folder.name / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--method", choices=sorted(METHODS), required=True)
+    found.add_argument("--env", default="HalfCheetah-v5", help="Gymnasium id or dmc:domain-task")
+    found.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    found.add_argument("--label", help="name of the results (default: the method)")
+    found.add_argument("--workers", type=int, default=1, help="runs at the same time")
+    found.add_argument("--runs", type=Path, default=RUNS, help="output folders")
+    found.add_argument("--results", type=Path, default=RESULTS, help="where results.json is kept")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all seeds and return the first exit code that is not 0, else 0."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--method", choices=sorted(METHODS), required=True)
-    parser.add_argument("--env", default="HalfCheetah-v5", help="Gymnasium id or dmc:domain-task")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--label", help="name of the results (default: the method)")
-    parser.add_argument("--workers", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"), help="output folders")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where results.json is kept")
-    args, flags = parser.parse_known_args(argv)
+    command_line = parser()
+    args, flags = command_line.parse_known_args(argv)
     if args.workers < 1:
-        parser.error(f"--workers must be at least 1, got {args.workers}.")
+        command_line.error(f"--workers must be at least 1, got {args.workers}.")
     task = partial(run_seed, args=args, flags=flags)
     # A new process for every run: none inherits another's random state or compiled code.
     context = multiprocessing.get_context("spawn")

@@ -12,6 +12,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 ROWS, ROLLOUT = (24,), (4, 5)
 
+# Losses that draw kernel noise draw the same for equal rows.
+pytestmark = pytest.mark.usefixtures("frozen_noise")
+
 
 def loss_keys(out: TensorDictBase) -> list[str]:
     return [key for key in out.keys() if key.startswith("loss_")]  # noqa: SIM118 -- not a dict

@@ -15,6 +15,9 @@ from torchrl.objectives import LossModule
 
 ROWS, ROLLOUT = (24,), (4, 5)
 
+# Losses that draw kernel noise draw the same for equal rows.
+pytestmark = pytest.mark.usefixtures("frozen_noise")
+
 
 def networks(loss: LossModule) -> dict[str, nn.Module]:
     return {name: value for name, value in vars(loss).items() if isinstance(value, nn.Module)}

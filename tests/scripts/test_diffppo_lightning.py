@@ -1,7 +1,5 @@
 """The training script, run as a user would run it."""
 
-import csv
-import importlib.util
 import json
 import os
 import shutil
@@ -48,17 +46,13 @@ RESULT_KEYS = {
 }
 
 Main = Callable[[list[str]], int]
+ReadRows = Callable[[Path], list[dict[str, str]]]
+ErrorLine = Callable[[Main, list[str]], str]
 
 
 @pytest.fixture(scope="module")
-def main() -> Main:
-    spec = importlib.util.spec_from_file_location("diffppo_lightning", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    entry: Main = module.main
-    return entry
+def main(load_main: Callable[[str], Main]) -> Main:
+    return load_main("diffppo_lightning")
 
 
 @pytest.fixture(scope="module")
@@ -74,25 +68,9 @@ def copied_run(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-def read_rows(output: Path) -> list[dict[str, str]]:
-    with (output / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def read_results(output: Path) -> dict[str, Any]:
     results: dict[str, Any] = json.loads((output / "results.json").read_text())
     return results
-
-
-def error_line(main: Main, argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a refused command line prints."""
-    with pytest.raises(SystemExit) as raised:
-        main(argv)
-    assert raised.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1, captured.err
-    return captured.err
 
 
 # ---------------------------------------------------------------------------------------------
@@ -140,7 +118,7 @@ def test_the_configuration_is_saved(finished_run: Path) -> None:
     assert config == {"method": "diffppo", **read_results(finished_run)["config"]}
 
 
-def test_metrics_have_one_row_for_each_iteration(finished_run: Path) -> None:
+def test_metrics_have_one_row_for_each_iteration(finished_run: Path, read_rows: ReadRows) -> None:
     rows = read_rows(finished_run)
     assert [int(row["frames"]) for row in rows] == [128 * i for i in range(1, 9)]
     assert [int(row["gradient_steps"]) for row in rows] == [4 * i for i in range(1, 9)]
@@ -175,7 +153,9 @@ def test_metrics_have_one_row_for_each_iteration(finished_run: Path) -> None:
         assert float(row["episode_return"]) == pytest.approx(float(row["episode_length"]) - 1)
 
 
-def test_tensorboard_has_the_metrics_against_frames(finished_run: Path) -> None:
+def test_tensorboard_has_the_metrics_against_frames(
+    finished_run: Path, read_rows: ReadRows
+) -> None:
     events = EventAccumulator(str(finished_run / "tensorboard"))
     events.Reload()
     losses = events.Scalars("loss_critic")
@@ -201,7 +181,9 @@ def test_checkpoints_hold_plain_tensors_only(finished_run: Path) -> None:
 # Resuming
 
 
-def test_resume_continues_counters_rows_and_evaluations(main: Main, copied_run: Path) -> None:
+def test_resume_continues_counters_rows_and_evaluations(
+    main: Main, copied_run: Path, read_rows: ReadRows
+) -> None:
     earlier = read_results(copied_run)
     rows = read_rows(copied_run)
     last = copied_run / "checkpoints" / "last.ckpt"
@@ -218,7 +200,7 @@ def test_resume_continues_counters_rows_and_evaluations(main: Main, copied_run: 
 
 
 def test_resume_from_an_earlier_checkpoint_drops_the_rows_it_repeats(
-    main: Main, copied_run: Path
+    main: Main, copied_run: Path, read_rows: ReadRows
 ) -> None:
     rows = read_rows(copied_run)
     middle = copied_run / "checkpoints" / "frames_0000000512.ckpt"
@@ -248,7 +230,7 @@ def test_resume_starts_from_the_saved_networks_and_optimiser(main: Main, copied_
 
 
 def test_resuming_twice_gives_the_same_run_on_new_episodes(
-    main: Main, finished_run: Path, tmp_path: Path
+    main: Main, finished_run: Path, tmp_path: Path, read_rows: ReadRows
 ) -> None:
     last = finished_run / "checkpoints" / "last.ckpt"
     outputs = [tmp_path / "a", tmp_path / "b"]
@@ -267,7 +249,7 @@ def test_resuming_twice_gives_the_same_run_on_new_episodes(
 # Several ranks
 
 
-def test_two_cpu_ranks_share_the_work(main: Main, tmp_path: Path) -> None:
+def test_two_cpu_ranks_share_the_work(main: Main, tmp_path: Path, read_rows: ReadRows) -> None:
     output = tmp_path / "run"
     argv = [*SMALL, "--cpu-ranks", "2", "--total-frames", "500", "--output", str(output)]
     assert main(argv) == 0
@@ -282,10 +264,10 @@ def test_two_cpu_ranks_share_the_work(main: Main, tmp_path: Path) -> None:
 
 
 def test_more_gpus_than_there_are_is_refused_and_names_the_rehearsal(
-    main: Main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    main: Main, monkeypatch: pytest.MonkeyPatch, error_line: ErrorLine
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    error = error_line(main, ["--gpus", "4"], capsys)
+    error = error_line(main, ["--gpus", "4"])
     assert "--gpus 4 needs 4 CUDA devices and this machine has 1" in error
     assert "--cpu-ranks 4" in error
 
@@ -349,10 +331,7 @@ def test_a_second_ctrl_c_ends_at_once_and_keeps_the_checkpoint(
 
 
 def test_a_nan_loss_ends_with_an_error_that_names_it(
-    main: Main,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     critic_loss = DiffPPOLoss.critic_loss
 
@@ -398,19 +377,17 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
     words: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    error_line: ErrorLine,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    error = error_line(main, argv, capsys)
+    error = error_line(main, argv)
     assert all(word in error for word in words), error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_is_not_overwritten(
-    main: Main, finished_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_not_overwritten(main: Main, finished_run: Path, error_line: ErrorLine) -> None:
     before = (finished_run / "results.json").read_bytes()
-    error = error_line(main, [*SMALL, "--output", str(finished_run)], capsys)
+    error = error_line(main, [*SMALL, "--output", str(finished_run)])
     assert "--output" in error
     assert "--resume" in error
     assert (finished_run / "results.json").read_bytes() == before
@@ -426,27 +403,23 @@ def test_a_run_is_not_overwritten(
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
-    main: Main,
-    finished_run: Path,
-    flags: list[str],
-    words: list[str],
-    capsys: pytest.CaptureFixture[str],
+    main: Main, finished_run: Path, flags: list[str], words: list[str], error_line: ErrorLine
 ) -> None:
     last = finished_run / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
-    error = error_line(main, ["--total-frames", "5000", "--resume", str(last), *flags], capsys)
+    error = error_line(main, ["--total-frames", "5000", "--resume", str(last), *flags])
     assert all(word in error for word in words), error
     assert last.read_bytes() == before
 
 
 def test_a_checkpoint_of_another_method_is_refused(
-    main: Main, copied_run: Path, capsys: pytest.CaptureFixture[str]
+    main: Main, copied_run: Path, error_line: ErrorLine
 ) -> None:
     last = copied_run / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
     checkpoint["diffpolicy"]["metadata"]["method"] = "gaussian_ppo"
     torch.save(checkpoint, last)
-    error = error_line(main, ["--resume", str(last), "--total-frames", "5000"], capsys)
+    error = error_line(main, ["--resume", str(last), "--total-frames", "5000"])
     assert "gaussian_ppo" in error
     assert "diffppo" in error
 
@@ -499,7 +472,9 @@ if __name__ == "__main__":
 """
 
 
-def test_ranks_that_run_the_script_anew_work_in_one_folder(tmp_path: Path) -> None:
+def test_ranks_that_run_the_script_anew_work_in_one_folder(
+    tmp_path: Path, read_rows: ReadRows
+) -> None:
     script = tmp_path / "train.py"
     script.write_text(LAUNCHED_SCRIPT)
     done = run_script(script, [*SMALL, "--cpu-ranks", "2", "--total-frames", "256"], tmp_path)
@@ -514,7 +489,9 @@ def test_ranks_that_run_the_script_anew_work_in_one_folder(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_compiled_run_can_be_continued_without_compiling(main: Main, tmp_path: Path) -> None:
+def test_a_compiled_run_can_be_continued_without_compiling(
+    main: Main, tmp_path: Path, read_rows: ReadRows
+) -> None:
     output = tmp_path / "run"
     assert main([*SMALL, "--total-frames", "256", "--compile", "--output", str(output)]) == 0
     last = output / "checkpoints" / "last.ckpt"

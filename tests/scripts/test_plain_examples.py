@@ -1,9 +1,12 @@
-"""The examples without Lightning, run in this process."""
+"""The examples without Lightning and those of the benchmarks, run in this process."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -36,3 +39,122 @@ def test_custom_actors_learn_inverted_pendulum() -> None:
 def test_an_unsuitable_actor_is_told_what_it_must_offer() -> None:
     with pytest.raises(TypeError, match="must offer the members of diffpolicy"):
         DiffPPOLoss(nn.Linear(1, 1), nn.Linear(1, 1))
+
+
+SMALL_RUN = {
+    "--env": "Pendulum-v1",
+    "--num-envs": 2,
+    "--max-episode-steps": 10,
+    "--eval-episodes": 1,
+    "--eval-every": 10,
+}
+OFF_POLICY = {
+    "--learning-starts": 10,
+    "--iteration-frames": 10,
+    "--total-frames": 20,
+    "--batch-size": 8,
+    "--actor-hidden-sizes": 8,
+    "--critic-hidden-sizes": 8,
+}
+ON_POLICY = {"--rollout-steps": 10, "--total-frames": 20, "--epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("sac", OFF_POLICY),
+        ("dime", {**OFF_POLICY, "--denoising-steps": 2, "--value-range": "-9 9"}),
+        ("diffsac", {**OFF_POLICY, "--denoising-steps": 2}),
+        ("ppo", ON_POLICY),
+        ("wpo", ON_POLICY),
+        ("diffppo", ON_POLICY),
+        ("diffwpo", ON_POLICY),
+    ],
+)
+def test_every_method_of_the_benchmarks_leaves_results_and_acts(
+    method: str,
+    options: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = load("benchmarks/run.py")
+    words = [str(word) for option in {**SMALL_RUN, **options}.items() for word in option]
+    flags = " ".join(words).split()[2:]
+    places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    args, rest = run.parser().parse_known_args(
+        ["--method", method, "--env", "Pendulum-v1", *places, *flags]
+    )
+    assert rest == flags
+    assert run.run_seed(3, args, rest) == 0
+    content = json.loads((tmp_path / f"results/Pendulum-v1/{method}-seed3.json").read_text())
+    assert content["method"] == run.METHODS[method][0].method
+    assert (content["seed"], content["env_steps"]) == (3, 20)
+    # Nothing of this machine is kept.
+    assert content["config"]["output"] == f"runs/benchmarks/Pendulum-v1/{method}-seed3"
+    assert str(tmp_path) not in json.dumps(content)
+
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    capsys.readouterr()
+    checkpoint = str(tmp_path / f"runs/Pendulum-v1/{method}-seed3/checkpoints/last.ckpt")
+    load("benchmarks/acting_modes.py").main([checkpoint, "--episodes", "1"])
+    cells = capsys.readouterr().out.splitlines()[-1].strip("|").split("|")
+    returns = [float(cell) for cell in cells[1:] if cell.strip()]
+    # A Gaussian has no probability flow.
+    assert len(returns) == (2 if method in ("sac", "ppo", "wpo") else 3)
+    # 10 steps of -17 at worst.
+    assert all(-170 < value < 0 for value in returns)
+
+
+def write_results(folder: Path, method: str, finals: list[float]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, final in enumerate(finals):
+        evaluations = [
+            {"env_steps": 0, "return_mean": 0.0},
+            {"env_steps": 100, "return_mean": final},
+        ]
+        content = {"evaluations": evaluations, "gradient_steps": 50}
+        (folder / f"{method}-seed{seed}.json").write_text(json.dumps(content))
+
+
+def test_the_report_has_mean_and_interquartile_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = load("benchmarks/report.py")
+    write_results(tmp_path / "dmc-cheetah-run", "sac", [1, 2, 3, 4, 100])
+    write_results(tmp_path / "dmc-cheetah-run", "diffsac", [5, 6, 7])
+    argv = ["--env", "dmc:cheetah-run", "--results", str(tmp_path)]
+    report.main(argv)
+    table = capsys.readouterr().out
+    assert (tmp_path / "dmc-cheetah-run.png").stat().st_size > 10_000
+    rows = {line.split("|")[1].strip(): line for line in table.splitlines()}
+    # The interquartile mean of five leaves out the smallest and the largest.
+    assert "| 100 | 50 | 22 | 3 |" in rows["Gaussian SAC"]
+    assert "| 1 | 100 | 1, 2, 3, 4, 100 |" in rows["Gaussian SAC"]
+    assert "| 6 | 6 |" in rows["DiffSAC"]
+    report.main(argv)
+    assert capsys.readouterr().out == table
+
+
+def test_the_confidence_interval_covers_the_mean_as_often_as_it_says() -> None:
+    report = load("benchmarks/report.py")
+    returns = np.random.default_rng(0).normal(size=(20, 200))
+    low, high = report.confidence(returns, lambda x: x.mean((0, 1)))
+    # The bootstrap of 20 values is a little too narrow: about 93 %.
+    assert 0.88 < np.mean((low < 0) & (high > 0)) < 0.98
+    assert low.shape == high.shape == (200,)
+
+
+def test_a_report_needs_results_at_the_same_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = load("benchmarks/report.py")
+    with pytest.raises(SystemExit):
+        report.main(["--env", "Nothing-v0", "--results", str(tmp_path)])
+    assert "run examples/benchmarks/run.py first" in capsys.readouterr().err
+    write_results(tmp_path / "Some-v0", "sac", [1, 2])
+    path = tmp_path / "Some-v0" / "sac-seed1.json"
+    path.write_text(path.read_text().replace("100", "200"))
+    with pytest.raises(SystemExit):
+        report.main(["--env", "Some-v0", "--results", str(tmp_path)])
+    assert "were evaluated at different steps" in capsys.readouterr().err

@@ -14,13 +14,17 @@ from torchrl.envs import EnvBase
 from collectors import make_env
 from diffpolicy.trainers import (
     DiffPPOConfig,
+    DiffWPOConfig,
     GaussianPPOConfig,
+    GaussianWPOConfig,
     OnPolicyModule,
     OnPolicyParts,
     TrainingError,
     diffppo_module,
     diffppo_parts,
+    diffwpo_parts,
     gaussian_ppo_module,
+    gaussian_wpo_parts,
     prepare,
     train,
 )
@@ -83,6 +87,32 @@ def test_two_ranks_train_the_same_networks_on_different_data(
     assert [int(row["frames"]) for row in rows] == [256, 512]
     # The parent process has the trained networks, too.
     assert torch.equal(flat_parameters(run.module), first["parameters"])
+
+
+@pytest.mark.parametrize(
+    ("config_class", "parts"),
+    [(DiffWPOConfig, diffwpo_parts), (GaussianWPOConfig, gaussian_wpo_parts)],
+)
+def test_wpo_trains_the_same_networks_on_two_ranks(
+    small_config: SmallConfig, config_class: type[Any], parts: Any
+) -> None:
+    names = ("num_envs", "rollout_steps", "epochs", "minibatch_size", "eval_episodes", "output")
+    shape = {name: getattr(small_config(), name) for name in names}
+    config = config_class(**shape, cpu_ranks=2, total_frames=500, hidden_size=16, logger=("csv",))
+    run = prepare(config, lambda c, device: ProbedModule(c, parts, device))
+    before = dict(run.module.loss.named_parameters())
+    before = {name: parameter.detach().clone() for name, parameter in before.items()}
+    assert train(run)
+    first, second = (torch.load(run.output / f"rank{rank}.pt") for rank in range(2))
+    assert torch.equal(first["parameters"], second["parameters"])
+    assert not torch.equal(first["observations"], second["observations"])
+    # Gradients of every part were exchanged: all of them have moved, on both ranks alike.
+    still = [
+        name
+        for name, parameter in run.module.loss.named_parameters()
+        if torch.equal(parameter, before[name]) and parameter.requires_grad
+    ]
+    assert still == []
 
 
 def test_a_kl_limit_ends_the_updates_of_an_iteration(

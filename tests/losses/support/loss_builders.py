@@ -1,6 +1,7 @@
 """Small networks and rollouts for the tests of the losses."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -8,8 +9,10 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from diffpolicy.actors import ActionSquash, ActorKeys, DenoisingActor
+from diffpolicy.actors.keys import required
 from diffpolicy.networks import (
     CategoricalSupport,
+    DenoisingQEnsemble,
     DenoisingValueNetwork,
     HLGauss,
     QEnsemble,
@@ -18,6 +21,7 @@ from diffpolicy.networks import (
     StepEmbedding,
 )
 from diffpolicy.sde import DenoisingProcess, Gaussian, gaussian_log_prob
+from objectives import DiffSACLoss, DiffWPOLoss
 
 OBSERVATION, ACTION, STEPS = 3, 2, 3
 
@@ -53,31 +57,13 @@ def make_networks(
         normalizer = RunningNorm(OBSERVATION)
         normalizer.update(2 * torch.randn(20, OBSERVATION) + 1)
     embedding = StepEmbedding(steps, 4, 4, 3)
-    score = ScoreNetwork(
-        ACTION,
-        OBSERVATION,
-        steps,
-        hidden_sizes=(8,),
-        normalizer=normalizer,
-        embedding=embedding,
-        init_std=0.3,
-    )
-    process = DenoisingProcess(
-        ACTION,
-        steps,
-        step_size_per_step=True,
-        step_size=0.2,
-        learn_step_size=learn_process,
-        learn_friction=learn_process,
-    )
-    bound = torch.ones(ACTION)
-    actor = DenoisingActor(
-        process,
-        score,
-        ActionSquash(-bound, bound),
-        in_keys=[observation_key],
+    actor = make_chain_actor(
+        steps=steps,
         keys=keys,
-        return_chain=True,
+        observation_key=observation_key,
+        embedding=embedding,
+        normalizer=normalizer,
+        learn_process=learn_process,
     )
     network = DenoisingValueNetwork(
         OBSERVATION,
@@ -97,6 +83,127 @@ def make_networks(
         for parameter in (*actor.parameters(), *critic.parameters()):
             parameter.add_(0.1 * torch.randn_like(parameter))
     return actor, critic, normalizer
+
+
+def make_chain_actor(
+    *,
+    actor_class: type[DenoisingActor] = DenoisingActor,
+    steps: int,
+    keys: ActorKeys,
+    observation_key: NestedKey,
+    embedding: StepEmbedding,
+    normalizer: RunningNorm | None = None,
+    learn_process: bool = True,
+) -> DenoisingActor:
+    """An actor on the denoising MDP that writes its chains, one step size per step."""
+    score = ScoreNetwork(
+        ACTION,
+        OBSERVATION,
+        steps,
+        hidden_sizes=(8,),
+        normalizer=normalizer,
+        embedding=embedding,
+        init_std=0.3,
+    )
+    process = DenoisingProcess(
+        ACTION,
+        steps,
+        step_size_per_step=True,
+        step_size=0.2,
+        learn_step_size=learn_process,
+        learn_friction=learn_process,
+    )
+    bound = torch.ones(ACTION)
+    return actor_class(
+        process,
+        score,
+        ActionSquash(-bound, bound),
+        in_keys=[observation_key],
+        keys=keys,
+        return_chain=True,
+    )
+
+
+def rowwise_noise(like: Tensor) -> Tensor:
+    """Stands in for ``torch.randn_like``: a function of each row of ``like`` ``[*B, A]`` alone."""
+    phase = 11.0 * torch.arange(like.shape[-1], dtype=like.dtype)
+    return 1.4 * torch.sin(37 * like.detach() + phase)
+
+
+class FixedPriorActor(DenoisingActor):
+    """Starts every chain of a loss at the same ``x_0``."""
+
+    def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
+        start = torch.linspace(-0.8, 0.5, ACTION).to(self.process.prior_std)
+        return (start * self.process.prior_std).expand(*batch_size, ACTION)
+
+
+def make_denoising_q_networks(
+    *,
+    actor_class: type[DenoisingActor] = FixedPriorActor,
+    keys: ActorKeys | None = None,
+    observation_key: NestedKey = "observation",
+    value_keys: Sequence[NestedKey] = ("state_action_value", "state_action_value_logits"),
+    support: HLGauss | None = None,
+    normalization: Literal["layer"] | None = None,
+    ensemble_size: int = 2,
+    share_embedding: bool = False,
+    steps: int = STEPS,
+) -> tuple[DenoisingActor, TensorDictModule]:
+    """A denoising actor and an ensemble ``Q_j(s, x_{n+1}, n)`` with generic weights, no zeros."""
+    keys = keys or ActorKeys()
+    embedding = StepEmbedding(steps, 4, 4, 3)
+    actor = make_chain_actor(
+        actor_class=actor_class,
+        steps=steps,
+        keys=keys,
+        observation_key=observation_key,
+        embedding=embedding,
+    )
+    network = DenoisingQEnsemble(
+        OBSERVATION,
+        ACTION,
+        steps,
+        ensemble_size=ensemble_size,
+        hidden_sizes=(8, 8),
+        normalization=normalization,
+        support=support,
+        embedding=embedding if share_embedding else StepEmbedding(steps, 4, 4, 3),
+        latent_scale=1.5,
+    )
+    critic = TensorDictModule(
+        network,
+        in_keys=[observation_key, keys.next_latent, keys.step],
+        out_keys=list(value_keys[: 1 if support is None else 2]),
+    )
+    with torch.no_grad():
+        for parameter in (*actor.parameters(), *critic.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return actor, critic
+
+
+class RowwiseSteps:
+    """Mixed into a loss: the steps that it takes from a chain depend on the observation alone."""
+
+    def _sampled_rows(self, transitions: TensorDictBase) -> TensorDictBase:
+        for name in ("reward", "terminated"):
+            self._next_entry(transitions, name)
+        observation = required(transitions, self.actor_network.in_keys[0])
+        phase = 11.0 * torch.arange(self.denoising_steps, dtype=observation.dtype)
+        order = torch.sin(37 * observation.sum(-1, keepdim=True) + phase).argsort(-1)
+        step = order.movedim(-1, 0)[: self.sampled_steps]
+        rows = self._rows_at(transitions, step)
+        if self.fresh_chains:
+            rows.set("fresh", self._rows_at(self._with_fresh_chains(transitions), step))
+        return rows
+
+
+class RowwiseDiffSACLoss(RowwiseSteps, DiffSACLoss):
+    """DiffSAC that takes the same steps of equal rows."""
+
+
+class RowwiseDiffWPOLoss(RowwiseSteps, DiffWPOLoss):
+    """DiffWPO that takes the same steps of equal rows."""
 
 
 class RepeatableActor(DenoisingActor):

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from loss_builders import (
     NESTED_KEYS,
     NESTED_OBSERVATION,
+    STEPS,
+    RowwiseDiffSACLoss,
+    RowwiseDiffWPOLoss,
+    make_denoising_q_networks,
     make_networks,
     make_off_policy_networks,
     make_rollout,
@@ -17,7 +21,8 @@ from torchrl.objectives import LossModule, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
 
 from diffpolicy.networks import CategoricalSupport, HLGauss
-from objectives import DiffPPOLoss, DIMELoss, LearnedTemperature
+from objectives import DiffPPOLoss, DiffSACLoss, DiffWPOLoss, DIMELoss, LearnedTemperature
+from objectives.denoising_q import DenoisingQLoss
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class LossCase:
         row_fields: fields of ``tensor_keys`` that are read from the rows.
         rollout_fields: fields of ``tensor_keys`` that are read from ``next`` of the rollout.
         estimators: value estimators that the loss supports.
+        priorities: whether a call on rows writes priorities, as for rows from replay.
         samples: whether a call on rows draws random numbers.
         rollout_samples: whether a call on a rollout does.
     """
@@ -72,6 +78,7 @@ class LossCase:
     row_fields: tuple[str, ...] = ()
     rollout_fields: tuple[str, ...] = ()
     estimators: tuple[ValueEstimators, ...] = ()
+    priorities: bool = False
     samples: bool = False
     rollout_samples: bool = True
 
@@ -235,6 +242,104 @@ def _dime_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
         row_fields=("priority_weight",),
         rollout_fields=("reward", "terminated"),
         estimators=(ValueEstimators.TD0,),
+        priorities=True,
+        rollout_samples=False,
+    )
+
+
+def _denoising_q(
+    loss_class: type[DenoisingQLoss],
+    support: tuple[float, float, int] | None = None,
+    normalization: Literal["layer"] | None = None,
+    temperature: float | Callable[[], LearnedTemperature] = 0.3,
+    **arguments: Any,
+) -> Callable[[Options], LossModule]:
+    def factory(options: Options) -> LossModule:
+        defaults = loss_class.default_keys()
+        names = ("state_action_value", "state_action_value_logits")
+        actor, critic = make_denoising_q_networks(
+            keys=NESTED_KEYS if options.nested else None,
+            observation_key=NESTED_OBSERVATION if options.nested else "observation",
+            value_keys=[options.loss_keys.get(name, getattr(defaults, name)) for name in names],
+            support=None if support is None else HLGauss(*support),
+            normalization=normalization,
+            share_embedding=options.share,
+        )
+        loss = loss_class(
+            actor,
+            critic,
+            temperature=temperature() if callable(temperature) else temperature,
+            separate_losses=options.separate_losses,
+            reduction=options.reduction,
+            **arguments,
+        )
+        loss.set_keys(**options.loss_keys)
+        if loss.delay_critic or loss.delay_actor:
+            SoftUpdate(loss, tau=0.1)
+        return loss
+
+    return factory
+
+
+def _diff_sac_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
+    reach = {"loss_critic": _CRITIC, "loss_actor": _ACTOR}
+    reach |= {"loss_alpha": ("temperature.",)} if alpha else {}
+    return LossCase(
+        name=f"DiffSAC-{name}",
+        loss_class=DiffSACLoss,
+        factory=_denoising_q(RowwiseDiffSACLoss, **arguments),
+        rows=_weighted_transitions,
+        rollout=_transitions,
+        reach=reach,
+        row_fields=("priority_weight",),
+        rollout_fields=("reward", "terminated"),
+        estimators=(ValueEstimators.TD0,),
+        priorities=True,
+        rollout_samples=False,
+    )
+
+
+def _diff_wpo_rollout(loss: LossModule, batch_size: tuple[int, ...]) -> TensorDictBase:
+    rollout = _diff_ppo_rollout(loss, batch_size)
+    # As after some updates: kernels that moved away from the behaviour's.
+    key = loss.chain_keys.kernel_mean
+    generator = torch.Generator().manual_seed(5)
+    mean = rollout.get(key)
+    return rollout.set(key, mean + 0.1 * torch.randn(mean.shape, generator=generator))
+
+
+def _diff_wpo_rows(loss: LossModule, batch_size: tuple[int, ...]) -> TensorDictBase:
+    rows = loss.chain_rows(loss.value_estimator(_diff_wpo_rollout(loss, batch_size)))
+    rows = rows.reshape(-1)[: torch.Size(batch_size).numel()].clone().reshape(batch_size)
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.rand(batch_size, generator=generator) + 0.5
+    return rows.set(loss.tensor_keys.priority_weight, weight)
+
+
+def _diff_wpo_transitions(loss: LossModule, batch_size: tuple[int, ...]) -> TensorDictBase:
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.rand(batch_size, generator=generator) + 0.5
+    transitions = _diff_wpo_rollout(loss, batch_size)
+    transitions.names = None
+    return transitions.set(loss.tensor_keys.priority_weight, weight)
+
+
+def _diff_wpo_case(
+    name: str, *, alpha: bool = False, replay: bool = False, **arguments: Any
+) -> LossCase:
+    reach = {"loss_critic": _CRITIC, "loss_actor": _ACTOR, "loss_multiplier": ("multiplier.",)}
+    reach |= {"loss_alpha": ("temperature.",)} if alpha else {}
+    return LossCase(
+        name=f"DiffWPO-{name}",
+        loss_class=DiffWPOLoss,
+        factory=_denoising_q(RowwiseDiffWPOLoss, **arguments),
+        rows=_diff_wpo_transitions if replay else _diff_wpo_rows,
+        rollout=_diff_wpo_rollout,
+        reach=reach,
+        row_fields=("priority_weight",) if replay else ("value_target", "priority_weight"),
+        rollout_fields=("reward", "terminated"),
+        estimators=(ValueEstimators.TDLambda,),
+        priorities=replay,
         rollout_samples=False,
     )
 
@@ -268,4 +373,35 @@ CASES: tuple[LossCase, ...] = (
     ),
     _dime_case("layer-norm", normalization="layer", support=(-4.0, 4.0, 21), num_next_actions=2),
     _dime_case("scalar", delay_critic=True, critic_reduction="min", loss_critic_type="smooth_l1"),
+    _diff_sac_case(
+        "learned-temperature",
+        alpha=True,
+        temperature=lambda: LearnedTemperature(0.2, target_entropy=-8.0),
+    ),
+    _diff_sac_case(
+        "every-step",
+        sampled_steps=STEPS,
+        delay_critic=False,
+        critic_reduction="mean",
+        loss_critic_type="smooth_l1",
+        discount_mode="denoising_step",
+        normalization="layer",
+    ),
+    _diff_sac_case("hl-gauss", support=(-4.0, 4.0, 11), sampled_steps=2, target_steps=2),
+    _diff_wpo_case(
+        "rollout",
+        alpha=True,
+        temperature=lambda: LearnedTemperature(0.2, target_entropy=-8.0),
+        kl_bound=0.5,
+    ),
+    _diff_wpo_case("hl-gauss", support=(-4.0, 4.0, 11), precondition=True, kl_bound=0.5),
+    _diff_wpo_case(
+        "replay",
+        replay=True,
+        delay_actor=True,
+        delay_critic=True,
+        critic_reduction="min",
+        sampled_steps=2,
+    ),
+    _diff_wpo_case("kl-samples", kl_samples=4, kl_bound=0.5, loss_critic_type="smooth_l1"),
 )

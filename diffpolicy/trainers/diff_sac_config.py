@@ -1,0 +1,69 @@
+"""The configuration of DiffSAC."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from diffpolicy.trainers.off_policy_config import ChainConfig, changed, check_value_range
+from diffpolicy.trainers.on_policy_config import ChainOptions
+from diffpolicy.trainers.options import at_least, option
+
+
+@dataclass(frozen=True)
+class DiffSACConfig(ChainConfig):
+    """DiffSAC: soft actor-critic on the steps of a denoising chain."""
+
+    method: ClassVar[str] = "diffsac"
+
+    denoising_steps: int = changed(ChainConfig, "denoising_steps", 4)
+    temperature: float = changed(ChainConfig, "temperature", 0.1)
+    learn_step_size: bool = changed(ChainOptions, "learn_step_size", True)
+    step_size_per_step: bool = changed(ChainOptions, "step_size_per_step", False)
+    friction: float = changed(ChainOptions, "friction", 1.0)
+    learn_friction: bool = changed(ChainOptions, "learn_friction", True)
+    discount_mode: Literal["env", "denoising_step"] = changed(ChainOptions, "discount_mode", "env")
+    squashed_entropy: bool = option(
+        True,
+        "measure the entropy of the action; otherwise that of the latent before squashing, as "
+        "published",
+        fixed=True,
+    )
+    fresh_chains: bool = option(
+        True,
+        "train on chains of the current policy; of those that acted only the last steps remain",
+    )
+    center_entropy: bool = option(
+        True, "count entropies in values from the target of a learned temperature on"
+    )
+    sampled_steps: int = option(
+        1, "denoising steps of each transition that an update trains on", valid=at_least(1)
+    )
+    target_steps: int | None = option(
+        None,
+        "denoising steps that a target simulates before it bootstraps (default: whole chains)",
+        valid=at_least(1),
+    )
+    critic_head: Literal["scalar", "hl_gauss"] = option(
+        "scalar", "what the critics predict", choices=("scalar", "hl_gauss"), fixed=True
+    )
+    value_range: tuple[float, float] | None = option(
+        None,
+        "range of the bins of --critic-head hl_gauss (default: that of the task where its rewards "
+        "are known to be bounded)",
+        metavar=("MIN", "MAX"),
+        fixed=True,
+    )
+    bins: int = option(101, "bins of --critic-head hl_gauss", valid=at_least(2), fixed=True)
+    critic_reduction: Literal["mean", "min"] = option(
+        "mean", "mean or minimum over the critics", choices=("mean", "min")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("sampled_steps", "target_steps"):
+            if (getattr(self, name) or 1) > self.denoising_steps:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at most --denoising-steps "
+                    f"{self.denoising_steps}, got {getattr(self, name)}."
+                )
+        hl_gauss = self.critic_head == "hl_gauss"
+        check_value_range(self.value_range, "--critic-head hl_gauss", has_range=hl_gauss)

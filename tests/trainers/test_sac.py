@@ -1,0 +1,389 @@
+"""SAC and DiffSAC in the off-policy Lightning module."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from collectors import make_env
+from diffpolicy.actors import RandomChains, build_diffsac_networks
+from diffpolicy.trainers import (
+    DiffSACConfig,
+    OffPolicyModule,
+    SACConfig,
+    diffsac_module,
+    diffsac_parts,
+    prepare,
+    sac_module,
+    sac_parts,
+    train,
+)
+from objectives import LearnedTemperature
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {
+    "num_envs": 2,
+    "learning_starts": 20,
+    "iteration_frames": 10,
+    "total_frames": 40,
+    "batch_size": 16,
+    "actor_hidden_sizes": (8,),
+    "critic_hidden_sizes": (8,),
+    "max_episode_steps": 10,
+    "eval_episodes": 2,
+    "eval_every": 10_000,
+    "replay_size": 1000,
+    "logger": ("csv",),
+}
+
+
+class Method(NamedTuple):
+    """A method, and what its loss calls its critics and its temperature."""
+
+    config_class: type[Any]
+    parts: Callable[..., Any]
+    module: Callable[..., OffPolicyModule]
+    critic: str
+    temperature: str
+    options: dict[str, Any]
+
+
+METHODS = {
+    "sac": Method(SACConfig, sac_parts, sac_module, "qvalue_network", "log_alpha", {}),
+    "diffsac": Method(
+        DiffSACConfig,
+        diffsac_parts,
+        diffsac_module,
+        "critic_network",
+        "temperature",
+        {"denoising_steps": 3},
+    ),
+}
+
+Build = Callable[..., Any]
+ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    return METHODS[request.param]
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    """Configurations of small runs of a method: 20 random steps, then iterations of 10."""
+
+    def make(method: Method, **options: Any) -> Any:
+        output = str(tmp_path / "run")
+        return method.config_class(**{**SMALL, **method.options, "output": output, **options})
+
+    return make
+
+
+def flat(part: Any) -> Tensor:
+    values = [part] if isinstance(part, Tensor) else part.values(True, True)
+    return torch.cat([value.detach().flatten().double() for value in values])
+
+
+class Probe(OffPolicyModule):
+    """Notes what each update has moved, and the batches."""
+
+    def __init__(self, config: Any, method: Method) -> None:
+        super().__init__(config, method.parts, CPU)
+        self.method = method
+        self.moved: list[set[str]] = []
+        self.targets: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.batches: list[TensorDictBase] = []
+
+    def parts_now(self) -> dict[str, Tensor]:
+        loss, method = self.loss, self.method
+        temperature = getattr(loss, method.temperature)
+        return {
+            "actor": flat(loss.actor_network_params),
+            "critic": flat(getattr(loss, f"{method.critic}_params")),
+            "target": flat(getattr(loss, f"target_{method.critic}_params")),
+            "alpha": flat(getattr(temperature, "log_alpha", temperature)),
+        }
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        before = self.parts_now()
+        super().training_step(batch, batch_idx)
+        after = self.parts_now()
+        self.moved.append({name for name in before if not torch.equal(before[name], after[name])})
+        self.targets.append((before["target"], after["critic"], after["target"]))
+        self.batches.append(batch)
+
+    def on_train_end(self) -> None:
+        content = {
+            "state": torch.cat(list(self.parts_now().values())),
+            "rewards": self.stream.buffer[:]["next", "reward"].clone(),
+            "counts": (self.frames, self.gradient_steps),
+        }
+        torch.save(content, f"{self.config.output}/rank{self.global_rank}.pt")
+
+
+def trained(config: Any, method: Method) -> Probe:
+    run = prepare(config, lambda c, device: Probe(c, method))
+    assert train(run)
+    assert isinstance(run.module, Probe)
+    return run.module
+
+
+def test_policy_and_temperature_wait_and_targets_follow(method: Method, build: Build) -> None:
+    module = trained(build(method, policy_delay=3, updates_per_step=0.6, tau=0.25), method)
+    moving, waiting = {"actor", "critic", "target", "alpha"}, {"critic", "target"}
+    assert module.moved == [waiting, waiting, moving] * 4
+    for before, critic, after in module.targets:
+        torch.testing.assert_close(after, 0.75 * before + 0.25 * critic, rtol=1e-5, atol=1e-7)
+
+
+def test_metrics_of_an_iteration(method: Method, build: Build, read_run: ReadRun) -> None:
+    config = build(method)
+    trained(config, method)
+    results, rows = read_run(Path(config.output))
+    assert results["method"] == method.config_class.method
+    assert (results["env_steps"], results["gradient_steps"]) == (40, 20)
+    expected = {
+        *("frames", "gradient_steps", "episode_return", "replay_ratio", "replay_size"),
+        *("loss_critic", "loss_actor", "loss_alpha", "alpha", "td_error"),
+        *("grad_norm_critic", "grad_norm_actor", "grad_norm_alpha", "eval_return_mean"),
+    }
+    if config.method == "diffsac":
+        expected |= {"q_value", "target_value", "entropy_bound", "step_size_mean", "friction"}
+    else:
+        expected |= {"entropy"}
+    assert expected <= rows[0].keys()
+    assert [int(row["frames"]) for row in rows] == [30, 40]
+    assert all(rows[1].values())
+    assert float(rows[1]["alpha"]) < 1
+
+
+def test_updates_without_the_policy_compute_the_critics_loss_alone(
+    method: Method, build: Build, read_run: ReadRun
+) -> None:
+    config = build(method, policy_delay=1000)
+    module = trained(config, method)
+    _, rows = read_run(Path(config.output))
+    absent = {"loss_actor", "loss_alpha", "alpha", "grad_norm_actor"}
+    assert not absent & rows[0].keys()
+    batch = module.stream.buffer.sample()
+    losses = []
+    for policy_moves in (False, True):
+        torch.manual_seed(0)
+        losses.append(module.parts.update(batch, policy_moves)["loss_critic"])
+    assert torch.equal(*losses)
+
+
+def test_batches_hold_what_the_loss_reads_and_its_priorities(method: Method, build: Build) -> None:
+    module = trained(build(method, policy_delay=2), method)
+    expected = {"index", "td_error", *module.loss.in_keys}
+    for batch in module.batches:
+        assert set(batch.keys(True, True)) == expected
+        assert batch["td_error"].shape == (16,)
+        assert float(batch["td_error"].min()) >= 0
+
+
+def test_a_resumed_run_goes_on(method: Method, build: Build, read_run: ReadRun) -> None:
+    first = build(method, policy_delay=3, lr_temperature=0.1)
+    before = trained(first, method)
+    last = f"{first.output}/checkpoints/last.ckpt"
+    # Filling the buffer again takes 20 steps, then comes one iteration.
+    resumed = dataclasses.replace(first, resume=last, total_frames=70)
+    module = trained(resumed, method)
+    # Of 20 updates the 18th was the last of the policy.
+    assert ["actor" in moved for moved in module.moved] == ([True, False, False] * 4)[:10]
+    assert (module.frames, module.gradient_steps) == (70, 30)
+    state = torch.load(last, weights_only=True)["state_dict"]
+    assert set(state) == set(before.state_dict())
+    _, rows = read_run(Path(first.output))
+    alphas = [1.0, *(float(row["alpha"]) for row in rows)]
+    # It starts from the temperature that the first run has learned.
+    assert alphas == sorted(alphas, reverse=True)
+    assert alphas[-1] < 0.6 < alphas[1]
+
+
+@pytest.mark.parametrize(
+    "change", [{"gamma": 0.5}, {"temperature": 0.1}, {"critic_normalization": "none"}]
+)
+def test_what_the_trained_networks_hold_cannot_change(build: Build, change: dict[str, Any]) -> None:
+    method = METHODS["diffsac"]
+    first = build(method)
+    trained(first, method)
+    changed = {"resume": f"{first.output}/checkpoints/last.ckpt", "total_frames": 70, **change}
+    flag = "--" + next(iter(change)).replace("_", "-")
+    with pytest.raises(ValueError, match=f"{flag} .*cannot change to"):
+        prepare(dataclasses.replace(first, **changed), diffsac_module)
+
+
+def test_two_ranks_hold_the_same_networks_and_different_data(method: Method, build: Build) -> None:
+    config = build(method, cpu_ranks=2, total_frames=80, policy_delay=3)
+    run = prepare(config, lambda c, device: Probe(c, method))
+    assert isinstance(run.module, Probe)
+    before = torch.cat(list(run.module.parts_now().values()))
+    assert train(run)
+    first, second = (torch.load(run.output / f"rank{rank}.pt") for rank in range(2))
+    assert torch.equal(first["state"], second["state"])
+    assert not torch.equal(first["state"], before)
+    assert not torch.equal(first["rewards"], second["rewards"])
+    assert first["counts"] == second["counts"] == (80, 20)
+
+
+def test_every_parameter_has_one_optimiser(method: Method, build: Build) -> None:
+    rates = {"lr_critic": 2e-3, "lr_actor": 3e-3, "lr_temperature": 4e-3}
+    module = method.module(build(method, **rates), CPU)
+    optimizers = module.configure_optimizers()
+    moved = [p.data_ptr() for o in optimizers for g in o.param_groups for p in g["params"]]
+    assert sorted(moved) == sorted(p.data_ptr() for p in module.loss.parameters())
+    assert [o.param_groups[0]["lr"] for o in optimizers] == [2e-3, 3e-3, 4e-3]
+
+
+def test_a_fixed_temperature_is_not_trained(
+    method: Method, build: Build, read_run: ReadRun
+) -> None:
+    config = build(method, learn_temperature=False, temperature=0.3)
+    run = prepare(config, method.module)
+    assert train(run)
+    assert len(run.module.configure_optimizers()) == 2
+    _, rows = read_run(run.output)
+    assert "loss_alpha" not in rows[0]
+    assert float(rows[-1]["alpha"]) == pytest.approx(0.3)
+
+
+def test_sac_is_torchrls_with_the_options_of_the_run(build: Build) -> None:
+    sac = METHODS["sac"]
+    options = {"num_qvalue_nets": 3, "target_entropy": -2.0, "temperature": 0.5, "gamma": 0.9}
+    loss = sac_module(build(sac, env="HalfCheetah-v5", **options), CPU).loss
+    assert loss.qvalue_network_params.batch_size == (3,)
+    assert float(loss.target_entropy) == -12
+    assert float(loss.log_alpha.detach().exp()) == pytest.approx(0.5)
+    assert float(loss.value_estimator.gamma) == pytest.approx(0.9)
+    plain = {name for name, _ in loss.named_parameters()}
+    normalised = sac_module(build(sac, critic_normalization="layer"), CPU).loss
+    assert len({name for name, _ in normalised.named_parameters()} - plain) == 2
+
+
+def test_diffsac_takes_the_options_of_the_run(build: Build) -> None:
+    options: dict[str, Any] = {
+        "denoising_steps": 4,
+        "sampled_steps": 2,
+        "target_steps": 3,
+        "target_entropy": -2.0,
+        "critic_reduction": "mean",
+        "discount_mode": "denoising_step",
+        "step_size_per_step": True,
+        "learn_friction": False,
+    }
+    module = diffsac_module(build(METHODS["diffsac"], env="HalfCheetah-v5", **options), CPU)
+    loss, process = module.loss, module.actor.process
+    assert (loss.denoising_steps, loss.sampled_steps, loss.target_steps) == (4, 2, 3)
+    assert (loss.critic_reduction, loss.discount_mode) == ("mean", "denoising_step")
+    assert isinstance(loss.temperature, LearnedTemperature)
+    assert loss.temperature.target_entropy == -12
+    assert process.raw_step_size.shape[0] == 4
+    assert process.raw_step_size.requires_grad
+    assert not process.raw_friction.requires_grad
+
+
+def with_actions(config: DiffSACConfig, device: torch.device) -> OffPolicyModule:
+    """DiffSAC whose replay keeps the actions as well."""
+
+    def parts(*args: Any) -> Any:
+        found = diffsac_parts(*args)
+        return dataclasses.replace(found, keys=[*found.keys, "action"])
+
+    return OffPolicyModule(config, parts, device)
+
+
+def test_all_chains_in_replay_lead_to_the_actions_that_were_taken(build: Build) -> None:
+    config = build(METHODS["diffsac"], learning_starts=2000, total_frames=2040, replay_size=5000)
+    run = prepare(config, with_actions)
+    assert train(run)
+    assert isinstance(run.module, OffPolicyModule)
+    rows = run.module.stream.buffer[:]
+    latents, action = rows["latents"], rows["action"]
+    assert latents.shape == (2040, 4, 1)
+    torch.testing.assert_close(2 * latents[:, -1].tanh(), action)
+    # The random steps are uniform over the actions of Pendulum, [-2, 2] ...
+    random = action[:2000]
+    assert float(random.min()) == pytest.approx(-2, abs=0.02)
+    assert float(random.max()) == pytest.approx(2, abs=0.02)
+    assert float(random.std()) == pytest.approx(4 / 12**0.5, rel=0.05)
+    # ... and those of the untrained policy pile up at the bounds.
+    assert float((action[2000:].abs() > 1.9).float().mean()) > 0.3
+
+
+def test_chains_of_random_steps_follow_the_noising_kernels() -> None:
+    env = make_env("HalfCheetah-v5", num_envs=2)
+    actor = build_diffsac_networks(env, denoising_steps=4).actor
+    torch.manual_seed(0)
+    latents = RandomChains(actor)(TensorDict(batch_size=[20_000]))["latents"]
+    for step in range(4):
+        row = TensorDict(batch_size=[20_000])
+        row.set("next_latent", latents[:, step + 1]).set("step", torch.full((20_000, 1), step))
+        mean, std = actor.noising_kernel(row)
+        noise = ((latents[:, step] - mean) / std).detach()
+        assert float(noise.mean()) == pytest.approx(0, abs=0.01)
+        assert float(noise.std()) == pytest.approx(1, abs=0.01)
+        # Noise tells nothing of where it was added.
+        ends = torch.stack((noise.flatten(), latents[:, step + 1].flatten()))
+        assert float(torch.corrcoef(ends)[0, 1]) == pytest.approx(0, abs=0.01)
+    env.close()
+
+
+def test_an_hl_gauss_critic_takes_a_range_or_knows_it_from_the_task(
+    build: Build, read_run: ReadRun
+) -> None:
+    method = METHODS["diffsac"]
+    config = build(method, critic_head="hl_gauss", value_range=(-7.0, 3.0), bins=20)
+    module = trained(config, method)
+    support = module.loss.value_support
+    assert (float(support.edges[0]), float(support.edges[-1]), support.bins) == (-7, 3, 20)
+    _, rows = read_run(Path(config.output))
+    assert 0 <= float(rows[-1]["value_clip_fraction"]) <= 1
+    task = build(method, critic_head="hl_gauss", env="dmc:pendulum-swingup", gamma=0.9)
+    edges = diffsac_module(task, CPU).loss.value_support.edges
+    assert (float(edges[0]), float(edges[-1])) == pytest.approx((-20, 20))
+
+
+def test_critics_with_batch_statistics_do_without_targets(build: Build) -> None:
+    options = {"critic_normalization": "batch", "delay_critic": False}
+    run = prepare(build(METHODS["diffsac"], **options), diffsac_module)
+    assert train(run)
+    assert run.module.gradient_steps == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sac", {"critic_normalization": "batch"}, "--critic-normalization must be one of layer"),
+        ("sac", {"num_qvalue_nets": 0}, "--num-qvalue-nets must be at least 1, got 0"),
+        ("sac", {"temperature": 0.0}, "--temperature must be greater than 0"),
+        ("diffsac", {"sampled_steps": 4}, "--sampled-steps must be at most --denoising-steps 3"),
+        ("diffsac", {"target_steps": 4}, "--target-steps must be at most --denoising-steps 3"),
+        ("diffsac", {"value_range": (0.0, 1.0)}, "--value-range is for --critic-head hl_gauss"),
+        (
+            "diffsac",
+            {"critic_head": "hl_gauss", "value_range": (1.0, 0.0)},
+            "--value-range must be a smaller and a greater number, got 1 0",
+        ),
+        ("diffsac", {"critic_normalization": "batch"}, "--delay-critic does not go with"),
+        ("diffsac", {"bins": 1}, "--bins must be at least 2, got 1"),
+    ],
+)
+def test_wrong_options_name_their_flag(
+    build: Build, name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(METHODS[name], **options)
+
+
+def test_a_range_that_is_not_known_is_asked_for(build: Build) -> None:
+    config = build(METHODS["diffsac"], critic_head="hl_gauss")
+    with pytest.raises(ValueError, match="--critic-head hl_gauss needs --value-range MIN MAX"):
+        prepare(config, diffsac_module)
+    assert not Path(config.output).exists()
