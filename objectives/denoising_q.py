@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from diffpolicy.actors import ChainActor, rows_at
+from diffpolicy.actors.keys import required
 from diffpolicy.networks import CategoricalSupport, HLGauss
 from diffpolicy.sde import gaussian_log_prob
 from objectives import distributional as dist
@@ -101,6 +102,7 @@ class DenoisingQLoss(QLoss):
         self.discount_mode = discount_mode
         self.squashed_entropy = squashed_entropy
         self.fresh_chains = fresh_chains
+        self.center_entropy = center_entropy
         self._step_entropy = 0.0
         if center_entropy:
             if not isinstance(self.temperature, LearnedTemperature):
@@ -164,7 +166,8 @@ class DenoisingQLoss(QLoss):
         # TorchRL runs losses under deterministic exploration.
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
             chains = actor(transitions.select(*actor.in_keys))
-        return transitions.copy().set(keys.latents, chains[keys.latents])
+        latents = required(chains, keys.latents, "; build the actor with return_chain=True")
+        return transitions.copy().set(keys.latents, latents)
 
     def _policy_rows(self, rows: TensorDictBase) -> TensorDictBase:
         """Rows from whose ``latent`` the policy takes the steps that it is trained on."""
@@ -256,7 +259,7 @@ class DenoisingQLoss(QLoss):
             torch.where(last, reward, 0.0),
             last & self._next_entry(rows, "terminated"),
             cost,
-            discount=torch.where(last, gamma, self._inside(gamma)),
+            discount=torch.where(last, gamma, self._inside(self.value_estimator.gamma)),
             temperature=self.temperature(),
         )
 

@@ -15,7 +15,11 @@ class DiffSACConfig(ChainConfig):
     method: ClassVar[str] = "diffsac"
 
     denoising_steps: int = changed(ChainConfig, "denoising_steps", 4)
+    prior_std: float = changed(ChainConfig, "prior_std", 0.4)
+    step_schedule: str = changed(ChainConfig, "step_schedule", "linear")
+    step_size: float = changed(ChainConfig, "step_size", 0.08)
     temperature: float = changed(ChainConfig, "temperature", 0.1)
+    target_entropy: float = changed(ChainConfig, "target_entropy", -2.0)
     learn_step_size: bool = changed(ChainOptions, "learn_step_size", True)
     step_size_per_step: bool = changed(ChainOptions, "step_size_per_step", False)
     friction: float = changed(ChainOptions, "friction", 1.0)

@@ -53,7 +53,8 @@ from diffpolicy.trainers import EVALUATION_SEED, RLModule
 
 # By the name that a checkpoint has, which is not always that of --method.
 TRAINED = {config.method: (config, make_module) for config, make_module in METHODS.values()}
-# The losses of the denoising MDP measure the entropy before the action is squashed.
+# The losses of the denoising MDP measure the entropy before the action is squashed, unless they
+# are told otherwise.
 LATENT_ENTROPY = ("diffppo", "diffsac", "diffwpo", "gaussian_wpo")
 STARTS, START_STD, STEPS = 8, 0.1, 50
 LATENT_BOUND = 4.0
@@ -187,7 +188,8 @@ def temperature(module: RLModule) -> float:
 
 def optimal(task: ActionModes, run: Measured) -> tuple[FloatArray, FloatArray]:
     """Actions ``[G]`` and the density there of the policy that the run should have learned."""
-    kind: Measure = "latent" if run.config.method in LATENT_ENTROPY else "action"
+    squashed = getattr(run.config, "squashed_entropy", run.config.method not in LATENT_ENTROPY)
+    kind: Measure = "action" if squashed else "latent"
     grid = np.tanh(np.linspace(-LATENT_BOUND, LATENT_BOUND, 4001))
     return grid, optimal_density(task.reward, run.temperature, grid, measure=kind)
 

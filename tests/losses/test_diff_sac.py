@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,13 +23,14 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
-from torchrl.modules import ProbabilisticActor, ValueOperator
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss
 
 from diffpolicy.actors import ActionSquash, DenoisingActor
 from diffpolicy.networks import CategoricalSupport
 from diffpolicy.sde import DenoisingProcess, Gaussian
-from objectives import DiffSACLoss, LearnedTemperature
+from objectives import DiffSACLoss, FixedTemperature, LearnedTemperature
 
 
 def build(**options: Any) -> DiffSACLoss:
@@ -62,16 +64,20 @@ class FixedStart(TableChainActor):
         _, std = super().noising_kernel(rows)
         return Gaussian(self.contraction * rows.get("next_latent"), std)
 
+    def squash_log_det(self, latent: Tensor) -> Tensor:
+        return -2 * latent.cosh().log().sum(-1, keepdim=True)
+
 
 class BlindTwins(nn.Module):
     """Networks ``Q(s, a)`` with the signature of ``Q(s, x_{n+1}, n)``."""
 
-    def __init__(self, nets: list[nn.Module]) -> None:
+    def __init__(self, nets: list[nn.Module], act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(nets)
+        self.nets, self.act = nn.ModuleList(nets), act
 
     def forward(self, observation: Tensor, next_latent: Tensor, step: Tensor) -> Tensor:
-        return torch.stack([net(observation, next_latent) for net in self.nets], -2)
+        action = self.act(next_latent)
+        return torch.stack([net(observation, action) for net in self.nets], -2)
 
 
 class RowwiseNormal(Independent):
@@ -83,6 +89,14 @@ class RowwiseNormal(Independent):
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         normal = self.base_dist
         return normal.loc + normal.scale * rowwise_noise(normal.loc)
+
+
+class RowwiseTanhNormal(TanhNormal):
+    """The same, squashed into (-1, 1)."""
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        super().__init__(loc, scale)
+        self.base_dist = RowwiseNormal(loc, scale)
 
 
 class GaussianPolicy(nn.Module):
@@ -117,16 +131,24 @@ class Reduction:
 
     nu, gamma, alpha, target_entropy = 1.4, 0.8, 0.6, -2.0
 
-    def __init__(self) -> None:
+    def __init__(self, *, squashed: bool = False) -> None:
         torch.manual_seed(0)
+        self.squashed = squashed
+        self.act: Callable[[Tensor], Tensor] = torch.tanh if squashed else nn.Identity()
         self.score = small_net(OBSERVATION, ACTION)
         self.critics = [JointInput(small_net(OBSERVATION + ACTION, 1)) for _ in range(2)]
         self.diffusion = FixedStart(self.score, self.nu, action_dim=ACTION)
         in_keys = ["observation", "next_latent", "step"]
-        critic = TensorDictModule(BlindTwins(self.critics), in_keys, ["state_action_value"])
+        critic = TensorDictModule(
+            BlindTwins(self.critics, self.act), in_keys, ["state_action_value"]
+        )
         temperature = LearnedTemperature(self.alpha, target_entropy=self.target_entropy)
         self.ours = DiffSACLoss(
-            self.diffusion, critic, temperature=temperature, delay_critic=False
+            self.diffusion,
+            critic,
+            temperature=temperature,
+            delay_critic=False,
+            squashed_entropy=squashed,
         ).make_value_estimator(gamma=self.gamma)
         self.batch = make_rollout(self.diffusion, (16,), dtype=torch.float64)
         self.theirs = self.make_sac()
@@ -137,7 +159,7 @@ class Reduction:
                 GaussianPolicy(self.score, self.nu), ["observation"], ["loc", "scale"]
             ),
             in_keys=["loc", "scale"],
-            distribution_class=RowwiseNormal,
+            distribution_class=RowwiseTanhNormal if self.squashed else RowwiseNormal,
             return_log_prob=True,
         )
         sac = SACLoss(
@@ -159,7 +181,7 @@ class Reduction:
     def constant_removed(self) -> TensorDictBase:
         """The batch as SAC sees it: ``gamma T log p(x_0)`` moved into the reward."""
         batch = self.batch.clone()
-        batch["action"] = batch["latents"][..., 1, :]
+        batch["action"] = self.act(batch["latents"][..., 1, :])
         alive = 1 - batch["next", "terminated"].double()
         log_prob = self.noising_log_prob(torch.zeros(ACTION))
         batch["next", "reward"] += self.gamma * alive * self.alpha * log_prob
@@ -167,8 +189,9 @@ class Reduction:
 
 
 @pytest.mark.usefixtures("float64", "frozen_noise")
-def test_reduction_to_gaussian_sac() -> None:
-    both = Reduction()
+@pytest.mark.parametrize("squashed", [False, True])
+def test_reduction_to_gaussian_sac(squashed: bool) -> None:
+    both = Reduction(squashed=squashed)
     assert bool(both.batch["next", "terminated"].any())
     soft = both.constant_removed()
     ours, theirs = both.ours(both.batch), both.theirs(soft)
@@ -212,8 +235,14 @@ def test_one_step_alone_is_not_sac() -> None:
 # -- 10: gradients ----------------------------------------------------------------------------
 
 
-def test_actor_loss_does_not_reach_the_critic_or_the_data() -> None:
-    loss = build(sampled_steps=STEPS, temperature=LearnedTemperature(0.3, target_entropy=-8.0))
+@pytest.mark.parametrize("changed", [False, True])
+def test_actor_loss_does_not_reach_the_critic_or_the_data(changed: bool) -> None:
+    names = ("squashed_entropy", "fresh_chains", "center_entropy")
+    loss = build(
+        sampled_steps=STEPS,
+        temperature=LearnedTemperature(0.3, target_entropy=-8.0),
+        **dict.fromkeys(names, changed),
+    )
     batch = transitions(loss)
     for key in ("latents", "observation"):
         batch[key].requires_grad_()
@@ -221,13 +250,17 @@ def test_actor_loss_does_not_reach_the_critic_or_the_data() -> None:
     assert all(
         name.startswith("actor_network_params") for name in gradients(loss, out["loss_actor"])
     )
+    critics = set(gradients(loss, out["loss_critic"]))
+    assert critics
+    assert all(name.startswith("critic_network_params") for name in critics)
     assert set(gradients(loss, out["loss_alpha"])) == {"temperature.log_alpha"}
     assert not any(v.requires_grad for k, v in out.items() if not k.startswith("loss_"))
 
 
-def test_no_gradient_passes_from_one_step_to_the_next() -> None:
+@pytest.mark.parametrize("fresh", [False, True])
+def test_no_gradient_passes_from_one_step_to_the_next(fresh: bool) -> None:
     """A step's loss moves its own step size and that of its noising kernel, no other."""
-    loss = build(reduction="none")
+    loss = build(reduction="none", fresh_chains=fresh)
     batch = transitions(loss, 40)
     torch.manual_seed(1)
     value, _ = loss.actor_loss(batch)
@@ -303,6 +336,50 @@ def test_with_exact_critics_the_steps_add_up_to_the_gradient_through_the_chain()
     ours, direct = (torch.cat([g.flatten() for g in x.values()]) for x in (ours, direct))
     assert float(torch.cosine_similarity(ours, direct, dim=0)) > 0.99
     assert float(ours.norm() / direct.norm()) == pytest.approx(1, abs=0.05)
+
+
+# -- fresh chains -----------------------------------------------------------------------------
+
+
+def test_fresh_chains_are_sampled_anew_whatever_the_exploration_type() -> None:
+    """Deterministic chains, which TorchRL's losses would get, are of no use."""
+    loss = build(fresh_chains=True, sampled_steps=STEPS, reduction="none")
+    batch = transitions(loss, 1).expand(2000).clone()
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        fresh = loss._sampled_rows(batch)["fresh"]
+    assert not fresh["next_latent"].requires_grad
+    wanted = loss.actor_network.sample_chain(batch["observation"]).latents[:, -1]
+    last = (fresh["step"] == STEPS - 1).squeeze(-1)
+    found = fresh["next_latent"][last]
+    assert len(found) == 2000
+    torch.testing.assert_close(found.mean(0), wanted.mean(0), rtol=0, atol=0.15)
+    torch.testing.assert_close(found.std(0), wanted.std(0), rtol=0.1, atol=0)
+
+
+def test_fresh_chains_follow_the_policy_as_it_is_trained() -> None:
+    loss = build(fresh_chains=True, sampled_steps=STEPS)
+    batch = transitions(loss)
+    with torch.no_grad():
+        loss.actor_network.process.raw_step_size.fill_(-20.0)  # no noise, no drift
+    rows = loss._sampled_rows(batch)
+    fresh = rows["fresh"]
+    torch.testing.assert_close(fresh["next_latent"], fresh["latent"], rtol=0, atol=1e-3)
+    assert not torch.allclose(rows["next_latent"], rows["latent"], rtol=0, atol=1e-1)
+
+
+def test_fresh_chains_need_nothing_but_the_keys_of_the_loss() -> None:
+    loss = build(fresh_chains=True, sampled_steps=STEPS, target_steps=2)
+    batch = transitions(loss)
+    torch.manual_seed(2)
+    expected = loss(batch.select(*loss.in_keys))
+    before = batch.clone()
+    torch.manual_seed(2)
+    out = loss(batch)
+    for key, value in expected.items():
+        torch.testing.assert_close(out[key], value)
+    assert set(batch.keys(True, True)) == {*before.keys(True, True), "td_error"}
+    for key, value in before.items(True, True):
+        assert torch.equal(batch[key], value), key
 
 
 # -- no temperature ---------------------------------------------------------------------------
@@ -448,6 +525,20 @@ def test_networks_that_do_not_fit_raise() -> None:
         DiffSACLoss(actor, critic, temperature=0.1)
 
 
+def test_squashed_entropy_needs_the_actors_squashing() -> None:
+    critic = make_denoising_q_networks()[1]
+    actor = TableChainActor(small_net(OBSERVATION, ACTION), action_dim=ACTION)
+    DiffSACLoss(actor, critic, temperature=0.1, delay_critic=False)
+    with pytest.raises(TypeError, match=r"squash_log_det\(latent\), which TableChainActor lacks"):
+        DiffSACLoss(actor, critic, temperature=0.1, delay_critic=False, squashed_entropy=True)
+
+
+@pytest.mark.parametrize("temperature", [0.3, FixedTemperature(0.3)])
+def test_centred_entropies_need_a_target(temperature: Any) -> None:
+    with pytest.raises(ValueError, match=r"LearnedTemperature.*got FixedTemperature"):
+        build(temperature=temperature, center_entropy=True)
+
+
 def test_replay_without_chains_or_with_other_chains_raises() -> None:
     loss = build()
     batch = transitions(loss)
@@ -473,7 +564,14 @@ def test_latents_are_all_that_replay_must_keep_of_a_chain() -> None:
 @pytest.mark.parametrize("number", [1, 2])
 def test_drawing_steps_and_noise_compiles(number: int) -> None:
     torch._dynamo.reset()
-    loss = build(sampled_steps=number, target_steps=2)
+    # The second case has what the trainer has.
+    names = ("squashed_entropy", "fresh_chains", "center_entropy")
+    loss = build(
+        sampled_steps=number,
+        target_steps=2,
+        temperature=LearnedTemperature(0.3, target_entropy=-8.0),
+        **dict.fromkeys(names, number == 2),
+    )
     batch = transitions(loss, 200)
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
     torch.manual_seed(3)

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 from denoising_oracle import ByHand, critic_distance
-from loss_builders import STEPS, gradients, make_denoising_q_networks, make_rollout
+from loss_builders import (
+    STEPS,
+    FixedPriorActor,
+    RepeatableActor,
+    gradients,
+    make_denoising_q_networks,
+    make_rollout,
+)
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
@@ -19,12 +26,32 @@ GAMMA, ALPHA, TARGET_ENTROPY = 0.9, 0.3, -8.0
 pytestmark = pytest.mark.usefixtures("float64", "frozen_noise")
 
 
+class RepeatableChainActor(FixedPriorActor, RepeatableActor):
+    """Equal observations have equal chains; targets and proposals start as anybody's."""
+
+
+class SquashedByHand(ByHand):
+    """With the entropy of the squashed action."""
+
+    def log_ratio(
+        self, latent: Tensor, next_latent: Tensor, observation: Tensor, step: int
+    ) -> Tensor:
+        plain = super().log_ratio(latent, next_latent, observation, step)
+        if step < self.steps - 1:
+            return plain
+        return plain - (1 - next_latent.tanh().square()).log().sum()
+
+
+def by_hand(loss: DiffSACLoss, reduction: str = "min") -> ByHand:
+    return (SquashedByHand if loss.squashed_entropy else ByHand)(loss, reduction)
+
+
 def build(
     support: HLGauss | None = None, discount_mode: str = "env", **options: Any
 ) -> DiffSACLoss:
     """A loss that takes every step of every chain, so that nothing but noise is drawn."""
     torch.manual_seed(0)
-    actor, critic = make_denoising_q_networks(support=support)
+    actor, critic = make_denoising_q_networks(support=support, actor_class=RepeatableChainActor)
     options = {
         "temperature": LearnedTemperature(ALPHA, target_entropy=TARGET_ENTROPY),
         "sampled_steps": STEPS,
@@ -73,7 +100,7 @@ def critic_terms(loss: DiffSACLoss, batch: TensorDictBase, target: Tensor) -> Te
 
 def policy_terms(loss: DiffSACLoss, batch: TensorDictBase, reduction: str) -> tuple[Tensor, Tensor]:
     """``T LR - Q`` at a fresh pathwise sample, and ``LR``, both ``[*B, N]``."""
-    hand = ByHand(loss, reduction)
+    hand = by_hand(loss, reduction)
     terms, ratios = [], []
     for row in batch:
         for n in range(STEPS):
@@ -95,13 +122,20 @@ def assert_gradients_equal(loss: DiffSACLoss, value: Tensor, expected: Tensor, p
 
 @pytest.mark.parametrize("mode", ["env", "denoising_step"])
 @pytest.mark.parametrize("budget", [1, 2, STEPS])
-@pytest.mark.parametrize("reduction", ["min", "mean"])
-def test_scalar_critic_loss(reduction: str, budget: int, mode: str) -> None:
-    loss = build(critic_reduction=reduction, target_steps=budget, discount_mode=mode)
+@pytest.mark.parametrize(
+    ("reduction", "squashed"), [("min", False), ("mean", False), ("mean", True)]
+)
+def test_scalar_critic_loss(reduction: str, squashed: bool, budget: int, mode: str) -> None:
+    loss = build(
+        critic_reduction=reduction,
+        target_steps=budget,
+        discount_mode=mode,
+        squashed_entropy=squashed,
+    )
     batch = transitions(loss)
     value, diagnostics = loss.critic_loss(batch)
     inside = 1.0 if mode == "env" else GAMMA
-    target = targets(ByHand(loss, reduction), batch, budget=budget, inside=inside)
+    target = targets(by_hand(loss, reduction), batch, budget=budget, inside=inside)
     expected = critic_terms(loss, batch, target).mean()
     torch.testing.assert_close(value, expected)
     assert_gradients_equal(loss, value, expected, "critic_network_params.")
@@ -141,10 +175,12 @@ def test_hl_gauss_critic_loss(reduction: str) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["min", "mean"])
-@pytest.mark.parametrize("categorical", [False, True])
-def test_actor_and_temperature_losses(categorical: bool, reduction: str) -> None:
+@pytest.mark.parametrize(
+    ("categorical", "squashed"), [(False, False), (True, False), (False, True)]
+)
+def test_actor_and_temperature_losses(categorical: bool, squashed: bool, reduction: str) -> None:
     support = HLGauss(-1.5, 1.0, 9) if categorical else None
-    loss = build(support, critic_reduction=reduction)
+    loss = build(support, critic_reduction=reduction, squashed_entropy=squashed)
     batch = transitions(loss)
     value, diagnostics = loss.actor_loss(batch)
     terms, ratios = policy_terms(loss, batch, reduction)
@@ -236,3 +272,96 @@ def test_returns_of_several_steps_are_discounted_by_their_length() -> None:
     batch["steps_to_next_obs"] = length
     value, _ = loss.critic_loss(batch)
     torch.testing.assert_close(value, critic_terms(loss, batch, expected).mean())
+
+
+# -- fresh chains -----------------------------------------------------------------------------
+
+
+def with_fresh_chains(loss: DiffSACLoss, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+    """The policy's chains for the observations, and the same ending where the stored ones end."""
+    chains = loss.actor_network(batch.select("observation"))["latents"].detach()
+    return chains, torch.cat((chains[:, :-1], batch["latents"][:, -1:]), 1)
+
+
+def test_fresh_chains_replace_all_but_the_last_step() -> None:
+    loss = build(fresh_chains=True, squashed_entropy=True)
+    batch = transitions(loss)
+    batch["latents"] = batch["latents"] + 0.5 * torch.randn_like(batch["latents"])
+    chains, mixed = with_fresh_chains(loss, batch)
+    assert bool(((chains - batch["latents"]).abs() > 1e-3).all())
+    value, _ = loss.critic_loss(batch)
+    seen = batch.clone().set("latents", mixed)
+    expected = critic_terms(loss, seen, targets(by_hand(loss), seen)).mean()
+    torch.testing.assert_close(value, expected)
+    assert_gradients_equal(loss, value, expected, "critic_network_params.")
+    value, diagnostics = loss.actor_loss(batch)
+    seen = batch.clone().set("latents", chains)
+    terms, ratios = policy_terms(loss, seen, "min")
+    torch.testing.assert_close(value, terms.mean())
+    assert_gradients_equal(loss, value, terms.mean(), "actor_network_params.")
+    torch.testing.assert_close(
+        diagnostics["entropy_bound"], -STEPS * ratios.mean(-1, keepdim=True).detach()
+    )
+
+
+def test_of_a_stored_chain_nothing_but_the_last_latent_is_looked_at() -> None:
+    loss = build(fresh_chains=True)
+    batch = transitions(loss)
+    expected = loss(batch)
+    batch["latents"][:, :-1] = float("nan")
+    out = loss(batch)
+    for key, value in expected.items():
+        torch.testing.assert_close(out[key], value)
+    for key in ("loss_actor", "loss_critic"):
+        wanted = gradients(loss, expected[key])
+        for name, gradient in gradients(loss, out[key]).items():
+            torch.testing.assert_close(gradient, wanted[name])
+    batch["latents"][:, -1] += 1.0
+    torch.testing.assert_close(loss(batch)["loss_actor"], expected["loss_actor"])
+    assert not torch.allclose(loss(batch)["loss_critic"], expected["loss_critic"], rtol=1e-2)
+
+
+# -- centred entropies ------------------------------------------------------------------------
+
+
+def steps_counted(batch: TensorDictBase, budget: int, inside: float) -> Tensor:
+    """Entropies in the targets, each weighted with its discount, by hand ``[*B, N]``."""
+    counts = torch.zeros(len(batch), STEPS)
+    for i, row in enumerate(batch):
+        for n in range(STEPS - 1):
+            simulated = min(budget, STEPS - 1 - n)
+            counts[i, n] = sum(inside ** (k + 1) for k in range(simulated))
+        if not bool(row["next", "terminated"]):
+            counts[i, STEPS - 1] = GAMMA * sum(inside**k for k in range(budget))
+    return counts
+
+
+@pytest.mark.parametrize("mode", ["env", "denoising_step"])
+@pytest.mark.parametrize("budget", [1, 2, STEPS])
+def test_centred_entropies_move_targets_by_their_number(budget: int, mode: str) -> None:
+    plain, centred = (
+        build(target_steps=budget, discount_mode=mode, center_entropy=center)
+        for center in (False, True)
+    )
+    batch = transitions(plain)
+    counts = steps_counted(batch, budget, 1.0 if mode == "env" else GAMMA)
+    each = ALPHA * TARGET_ENTROPY / STEPS
+    for index in range(len(batch)):
+        row = batch[index : index + 1].clone()
+        before, after = (loss.critic_loss(row)[1]["target_value"] for loss in (plain, centred))
+        torch.testing.assert_close(after - before, -each * counts[index].mean())
+    target = targets(ByHand(plain), batch, budget=budget, inside=1.0 if mode == "env" else GAMMA)
+    expected = critic_terms(plain, batch, target - each * counts).mean()
+    torch.testing.assert_close(centred.critic_loss(batch)[0], expected)
+
+
+def test_centred_entropies_move_nothing_but_targets() -> None:
+    plain, centred = (build(center_entropy=center, target_steps=2) for center in (False, True))
+    batch = transitions(plain)
+    before, after = plain(batch), centred(batch)
+    assert not torch.allclose(after["loss_critic"], before["loss_critic"], rtol=1e-2)
+    for key in ("loss_actor", "loss_alpha", "entropy_bound", "alpha", "q_value"):
+        torch.testing.assert_close(after[key], before[key])
+    wanted = gradients(plain, before["loss_actor"])
+    for name, gradient in gradients(centred, after["loss_actor"]).items():
+        torch.testing.assert_close(gradient, wanted[name])

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
-from collectors import make_env
-from diffpolicy.actors import RandomChains, build_diffsac_networks
+from diffpolicy.networks import BatchRenorm
 from diffpolicy.trainers import (
     DiffSACConfig,
     OffPolicyModule,
@@ -51,10 +50,11 @@ class Method(NamedTuple):
     critic: str
     temperature: str
     options: dict[str, Any]
+    targets: dict[str, Any]
 
 
 METHODS = {
-    "sac": Method(SACConfig, sac_parts, sac_module, "qvalue_network", "log_alpha", {}),
+    "sac": Method(SACConfig, sac_parts, sac_module, "qvalue_network", "log_alpha", {}, {}),
     "diffsac": Method(
         DiffSACConfig,
         diffsac_parts,
@@ -62,6 +62,7 @@ METHODS = {
         "critic_network",
         "temperature",
         {"denoising_steps": 3},
+        {"critic_normalization": "layer", "delay_critic": True},
     ),
 }
 
@@ -106,6 +107,7 @@ class Probe(OffPolicyModule):
         return {
             "actor": flat(loss.actor_network_params),
             "critic": flat(getattr(loss, f"{method.critic}_params")),
+            # Those of DiffSAC's defaults are the critics themselves.
             "target": flat(getattr(loss, f"target_{method.critic}_params")),
             "alpha": flat(getattr(temperature, "log_alpha", temperature)),
         }
@@ -135,7 +137,8 @@ def trained(config: Any, method: Method) -> Probe:
 
 
 def test_policy_and_temperature_wait_and_targets_follow(method: Method, build: Build) -> None:
-    module = trained(build(method, policy_delay=3, updates_per_step=0.6, tau=0.25), method)
+    options = {"policy_delay": 3, "updates_per_step": 0.6, "tau": 0.25, **method.targets}
+    module = trained(build(method, **options), method)
     moving, waiting = {"actor", "critic", "target", "alpha"}, {"critic", "target"}
     assert module.moved == [waiting, waiting, moving] * 4
     for before, critic, after in module.targets:
@@ -189,7 +192,7 @@ def test_batches_hold_what_the_loss_reads_and_its_priorities(method: Method, bui
 
 
 def test_a_resumed_run_goes_on(method: Method, build: Build, read_run: ReadRun) -> None:
-    first = build(method, policy_delay=3, lr_temperature=0.1)
+    first = build(method, policy_delay=3, lr_temperature=0.1, temperature=1.0, target_entropy=-50.0)
     before = trained(first, method)
     last = f"{first.output}/checkpoints/last.ckpt"
     # Filling the buffer again takes 20 steps, then comes one iteration.
@@ -208,7 +211,13 @@ def test_a_resumed_run_goes_on(method: Method, build: Build, read_run: ReadRun) 
 
 
 @pytest.mark.parametrize(
-    "change", [{"gamma": 0.5}, {"temperature": 0.1}, {"critic_normalization": "none"}]
+    "change",
+    [
+        {"gamma": 0.5},
+        {"temperature": 0.2},
+        {"critic_normalization": "none"},
+        {"squashed_entropy": False},
+    ],
 )
 def test_what_the_trained_networks_hold_cannot_change(build: Build, change: dict[str, Any]) -> None:
     method = METHODS["diffsac"]
@@ -273,7 +282,7 @@ def test_diffsac_takes_the_options_of_the_run(build: Build) -> None:
         "sampled_steps": 2,
         "target_steps": 3,
         "target_entropy": -2.0,
-        "critic_reduction": "mean",
+        "critic_reduction": "min",
         "discount_mode": "denoising_step",
         "step_size_per_step": True,
         "learn_friction": False,
@@ -281,12 +290,41 @@ def test_diffsac_takes_the_options_of_the_run(build: Build) -> None:
     module = diffsac_module(build(METHODS["diffsac"], env="HalfCheetah-v5", **options), CPU)
     loss, process = module.loss, module.actor.process
     assert (loss.denoising_steps, loss.sampled_steps, loss.target_steps) == (4, 2, 3)
-    assert (loss.critic_reduction, loss.discount_mode) == ("mean", "denoising_step")
+    assert (loss.critic_reduction, loss.discount_mode) == ("min", "denoising_step")
     assert isinstance(loss.temperature, LearnedTemperature)
     assert loss.temperature.target_entropy == -12
     assert process.raw_step_size.shape[0] == 4
     assert process.raw_step_size.requires_grad
     assert not process.raw_friction.requires_grad
+
+
+NEW_OPTIONS = ("squashed_entropy", "fresh_chains", "center_entropy")
+
+
+def in_use(loss: Any) -> set[str]:
+    used = (loss.squashed_entropy, loss.fresh_chains, loss.center_entropy)
+    return {name for name, value in zip(NEW_OPTIONS, used, strict=True) if value}
+
+
+def test_diffsac_by_default(build: Build) -> None:
+    method = METHODS["diffsac"]
+    config = build(method)
+    assert DiffSACConfig(env=config.env).denoising_steps == 4
+    loss = diffsac_module(config, CPU).loss
+    assert in_use(loss) == set(NEW_OPTIONS)
+    # Targets simulate whole chains, whatever their length.
+    assert (loss.target_steps, loss.denoising_steps, loss.sampled_steps) == (3, 3, 1)
+    assert diffsac_module(build(method, denoising_steps=5), CPU).loss.target_steps == 5
+    assert (loss.critic_reduction, loss.delay_critic) == ("mean", False)
+    assert any(isinstance(module, BatchRenorm) for module in loss.critic_network.modules())
+    assert float(loss.temperature()) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", NEW_OPTIONS)
+def test_each_change_to_diffsac_can_be_undone(build: Build, name: str) -> None:
+    config = build(METHODS["diffsac"], env="HalfCheetah-v5", **{name: False})
+    loss = diffsac_module(config, CPU).loss
+    assert in_use(loss) == set(NEW_OPTIONS) - {name}
 
 
 def with_actions(config: DiffSACConfig, device: torch.device) -> OffPolicyModule:
@@ -317,24 +355,6 @@ def test_all_chains_in_replay_lead_to_the_actions_that_were_taken(build: Build) 
     assert float((action[2000:].abs() > 1.9).float().mean()) > 0.3
 
 
-def test_chains_of_random_steps_follow_the_noising_kernels() -> None:
-    env = make_env("HalfCheetah-v5", num_envs=2)
-    actor = build_diffsac_networks(env, denoising_steps=4).actor
-    torch.manual_seed(0)
-    latents = RandomChains(actor)(TensorDict(batch_size=[20_000]))["latents"]
-    for step in range(4):
-        row = TensorDict(batch_size=[20_000])
-        row.set("next_latent", latents[:, step + 1]).set("step", torch.full((20_000, 1), step))
-        mean, std = actor.noising_kernel(row)
-        noise = ((latents[:, step] - mean) / std).detach()
-        assert float(noise.mean()) == pytest.approx(0, abs=0.01)
-        assert float(noise.std()) == pytest.approx(1, abs=0.01)
-        # Noise tells nothing of where it was added.
-        ends = torch.stack((noise.flatten(), latents[:, step + 1].flatten()))
-        assert float(torch.corrcoef(ends)[0, 1]) == pytest.approx(0, abs=0.01)
-    env.close()
-
-
 def test_an_hl_gauss_critic_takes_a_range_or_knows_it_from_the_task(
     build: Build, read_run: ReadRun
 ) -> None:
@@ -350,9 +370,11 @@ def test_an_hl_gauss_critic_takes_a_range_or_knows_it_from_the_task(
     assert (float(edges[0]), float(edges[-1])) == pytest.approx((-20, 20))
 
 
-def test_critics_with_batch_statistics_do_without_targets(build: Build) -> None:
-    options = {"critic_normalization": "batch", "delay_critic": False}
-    run = prepare(build(METHODS["diffsac"], **options), diffsac_module)
+@pytest.mark.parametrize("normalization", ["batch", "layer", "none"])
+def test_critics_do_without_targets(build: Build, normalization: str) -> None:
+    config = build(METHODS["diffsac"], critic_normalization=normalization)
+    run = prepare(config, diffsac_module)
+    assert not config.delay_critic
     assert train(run)
     assert run.module.gradient_steps == 20
 
@@ -371,7 +393,7 @@ def test_critics_with_batch_statistics_do_without_targets(build: Build) -> None:
             {"critic_head": "hl_gauss", "value_range": (1.0, 0.0)},
             "--value-range must be a smaller and a greater number, got 1 0",
         ),
-        ("diffsac", {"critic_normalization": "batch"}, "--delay-critic does not go with"),
+        ("diffsac", {"delay_critic": True}, "--delay-critic does not go with"),
         ("diffsac", {"bins": 1}, "--bins must be at least 2, got 1"),
     ],
 )

@@ -216,6 +216,10 @@ class RepeatableActor(DenoisingActor):
         return super()._rollout_inputs(observation, noise, deterministic)
 
 
+class RepeatableChainActor(RepeatableActor, FixedPriorActor):
+    """For losses that draw whole chains as well as single steps."""
+
+
 def make_off_policy_networks(
     *,
     actor_class: type[DenoisingActor] = RepeatableActor,

@@ -9,6 +9,8 @@ from loss_builders import (
     NESTED_KEYS,
     NESTED_OBSERVATION,
     STEPS,
+    FixedPriorActor,
+    RepeatableChainActor,
     RowwiseDiffSACLoss,
     RowwiseDiffWPOLoss,
     make_denoising_q_networks,
@@ -20,6 +22,7 @@ from tensordict import NestedKey, TensorDictBase
 from torchrl.objectives import LossModule, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
 
+from diffpolicy.actors import DenoisingActor
 from diffpolicy.networks import CategoricalSupport, HLGauss
 from objectives import DiffPPOLoss, DiffSACLoss, DiffWPOLoss, DIMELoss, LearnedTemperature
 from objectives.denoising_q import DenoisingQLoss
@@ -252,12 +255,14 @@ def _denoising_q(
     support: tuple[float, float, int] | None = None,
     normalization: Literal["layer"] | None = None,
     temperature: float | Callable[[], LearnedTemperature] = 0.3,
+    actor_class: type[DenoisingActor] = FixedPriorActor,
     **arguments: Any,
 ) -> Callable[[Options], LossModule]:
     def factory(options: Options) -> LossModule:
         defaults = loss_class.default_keys()
         names = ("state_action_value", "state_action_value_logits")
         actor, critic = make_denoising_q_networks(
+            actor_class=actor_class,
             keys=NESTED_KEYS if options.nested else None,
             observation_key=NESTED_OBSERVATION if options.nested else "observation",
             value_keys=[options.loss_keys.get(name, getattr(defaults, name)) for name in names],
@@ -386,6 +391,18 @@ CASES: tuple[LossCase, ...] = (
         loss_critic_type="smooth_l1",
         discount_mode="denoising_step",
         normalization="layer",
+    ),
+    _diff_sac_case(
+        "as-trained",
+        alpha=True,
+        actor_class=RepeatableChainActor,
+        temperature=lambda: LearnedTemperature(0.2, target_entropy=-8.0),
+        target_steps=STEPS,
+        squashed_entropy=True,
+        fresh_chains=True,
+        center_entropy=True,
+        delay_critic=False,
+        critic_reduction="mean",
     ),
     _diff_sac_case("hl-gauss", support=(-4.0, 4.0, 11), sampled_steps=2, target_steps=2),
     _diff_wpo_case(
