@@ -94,7 +94,7 @@ class DenoisingEstimator(ValueEstimatorBase):
         """The value target ``[*B, T, N, 1]`` without writing into ``tensordict``."""
         if next_value is not None or kwargs:
             raise TypeError(
-                "DenoisingGAE computes the next value itself; next_value is not accepted."
+                f"{type(self).__name__} computes the next value itself; next_value is not accepted."
             )
         out = self(tensordict.copy(), params=target_params)
         return out.get(self.tensor_keys.value_target)

@@ -156,9 +156,11 @@ def find_submodule(network: nn.Module, kind: type[ModuleT]) -> ModuleT | None:
 def check_no_statistics(argument: str, network: nn.Module) -> None:
     """Raise a ValueError if a network that gets a target copy keeps running statistics."""
     tracking = (BatchRenorm, RunningNorm, _BatchNorm)
-    if any(isinstance(module, tracking) for module in network.modules()):
+    found = next((type(m).__name__ for m in network.modules() if isinstance(m, tracking)), None)
+    if found is not None:
         raise ValueError(
-            f"{argument}=True does not go with running statistics (batch normalisation, "
-            "RunningNorm), which target updates leave behind; use layer normalisation, or "
-            f"{argument}=False."
+            f"{argument}=True does not go with the running statistics of {found}, which target "
+            "updates leave behind: batch normalisation can be replaced by layer normalisation, "
+            "and observation statistics left out with "
+            f"NetworkConfig(normalize_observations=False); or use {argument}=False."
         )

@@ -20,3 +20,10 @@ def check_positive(name: str, value: float) -> None:
     """Raise a ValueError unless ``value`` is greater than zero."""
     if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}.")
+
+
+def check_known(name: str, keys: Sequence[object], known: Sequence[object]) -> None:
+    """Raise a ValueError unless a network's input keys are among the ``known`` ones."""
+    unknown = [key for key in keys if key not in known]
+    if unknown:
+        raise ValueError(f"{name} reads {unknown}, but rows hold {list(known)} only.")

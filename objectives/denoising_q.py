@@ -16,7 +16,7 @@ from diffpolicy.sde import gaussian_log_prob
 from objectives import distributional as dist
 from objectives import functional as fn
 from objectives.chain_loss import find_submodule
-from objectives.checks import check_choice
+from objectives.checks import check_choice, check_known
 from objectives.q_loss import CriticReduction, QLoss, QValues
 from objectives.temperature import LearnedTemperature, Temperature
 
@@ -82,6 +82,9 @@ class DenoisingQLoss(QLoss):
             reduction=reduction,
             delay_actor=delay_actor,
         )
+        chain = self.chain_keys
+        known = [*self.actor_network.in_keys, chain.next_latent, chain.step]
+        check_known("critic_network", self.critic_network.in_keys, known)
         # The actor may act with another number of steps later; the loss keeps the one it trains.
         self.denoising_steps: int = self.actor_network.denoising_steps
         for name, number in (("sampled_steps", sampled_steps), ("target_steps", target_steps)):
@@ -103,14 +106,11 @@ class DenoisingQLoss(QLoss):
         self.squashed_entropy = squashed_entropy
         self.fresh_chains = fresh_chains
         self.center_entropy = center_entropy
-        self._step_entropy = 0.0
-        if center_entropy:
-            if not isinstance(self.temperature, LearnedTemperature):
-                raise ValueError(
-                    "center_entropy=True needs a LearnedTemperature, whose target is subtracted; "
-                    f"got {type(self.temperature).__name__}."
-                )
-            self._step_entropy = self.temperature.target_entropy / self.denoising_steps
+        if center_entropy and not isinstance(self.temperature, LearnedTemperature):
+            raise ValueError(
+                "center_entropy=True needs a LearnedTemperature, whose target is subtracted; "
+                f"got {type(self.temperature).__name__}."
+            )
 
     def _default_in_keys(self) -> list[NestedKey]:
         observation = self.actor_network.in_keys
@@ -147,18 +147,23 @@ class DenoisingQLoss(QLoss):
 
     def _rows_at(self, transitions: TensorDictBase, step: Tensor) -> TensorDictBase:
         length = self.value_estimator.tensor_keys.steps_to_next_obs
-        several = [] if transitions.get(length, None) is None else [length]
+        optional = (length, *self._loss_mask_keys())
+        present = [key for key in optional if transitions.get(key, None) is not None]
         rows = rows_at(
             transitions,
             step,
             observation_keys=self.actor_network.in_keys,
             keys=self.chain_keys,
             denoising_steps=self.denoising_steps,
-            carry_keys=[*self._carried_keys(), *several],
+            carry_keys=[*self._carried_keys(), *present],
         )
-        for key in (self.chain_keys.latent, self.chain_keys.next_latent):
-            rows.set(key, rows[key].detach())
-        return rows
+        return self._detached(rows)
+
+    def _detached(self, rows: TensorDictBase) -> TensorDictBase:
+        """Rows into whose latents no gradient flows; ``rows`` itself stays as it is."""
+        keys = self.chain_keys
+        latents = {key: rows[key].detach() for key in (keys.latent, keys.next_latent)}
+        return rows.copy().update(latents)
 
     def _with_fresh_chains(self, transitions: TensorDictBase) -> TensorDictBase:
         """The transitions with latents of the current policy instead of those that acted."""
@@ -200,6 +205,13 @@ class DenoisingQLoss(QLoss):
 
     def _critic_inputs(self, rows: TensorDictBase) -> TensorDictBase:
         return rows.select(*self.critic_network.in_keys)
+
+    @property
+    def _step_entropy(self) -> float:
+        """The entropy of a step from which targets count."""
+        if self.center_entropy and isinstance(self.temperature, LearnedTemperature):
+            return self.temperature.target_entropy / self.denoising_steps
+        return 0.0
 
     def _is_last(self, step: Tensor) -> Tensor:
         return step == self.denoising_steps - 1

@@ -17,7 +17,8 @@ class DiffSACLoss(DenoisingQLoss):
     Reads transitions ``[*B]`` that keep their chains and returns ``loss_critic``, ``loss_actor``
     and, with a learned temperature, ``loss_alpha``, to be summed. Every call draws
     ``sampled_steps`` steps of each chain. The actor's gradient goes through one denoising step,
-    never through a chain, so that an update costs what SAC's does, however long the chain is::
+    never through a chain: with ``target_steps=1`` and stored chains an update costs what SAC's
+    does, however long the chain is::
 
         L_Q  = sum_j (Q_j(s, x_{n+1}, n) - y)^2
         L_pi = T LR_n(x') - min_j Q_j(s, x', n),   x' = m_n + std_n xi
@@ -25,6 +26,12 @@ class DiffSACLoss(DenoisingQLoss):
 
     No term has a gradient in the parameters of another. To update the policy less often, call
     :meth:`critic_loss` for every update and :meth:`actor_loss` and :meth:`alpha_loss` for some.
+
+    The defaults are the published objective with one-step targets. What learned best in
+    docs/diffsac.md, and what the trainer uses, is ``squashed_entropy=True, fresh_chains=True,
+    center_entropy=True, target_steps=N, delay_critic=False, critic_reduction="mean"`` with
+    batch-renormalised critics, ``CriticConfig(atoms=None)``.
+
     Random actions need chains, too: :class:`~diffpolicy.actors.RandomChains` writes them, where a
     collector's ``init_random_frames`` would leave latents of zero beside other actions.
 
@@ -49,6 +56,7 @@ class DiffSACLoss(DenoisingQLoss):
         center_entropy: count entropies in targets from the target entropy of a learned temperature
             on, as in the Lagrangian of the constrained problem. Values then do not drift by
             ``T H / (1 - gamma)``, which would make whatever the critics have not seen look better.
+            Where episodes terminate, ``-T H_target`` becomes a bonus for every step survived.
         delay_critic: whether next values come from a target network (TorchRL's ``SoftUpdate``).
             Without one, current and next pairs share one forward, as for batch normalisation.
         critic_reduction: ``"min"`` or ``"mean"`` over the critics.

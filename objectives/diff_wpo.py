@@ -36,10 +36,10 @@ class DiffWPOLoss(DenoisingQLoss):
         loss.value_estimator(rollout)                # [E, T], time last, with chains
         rows = loss.chain_rows(rollout).reshape(-1)  # then epochs of minibatches of rows
 
-    From a replay buffer the input is transitions ``[*B]`` that keep their chains and have no
-    ``value_target``: ``sampled_steps`` steps of each get one-step targets, as in
-    :class:`~objectives.DiffSACLoss`. The behaviour policy is then old, so use
-    ``delay_actor=True``, which puts a target actor (TorchRL's ``SoftUpdate``) into its place.
+    From replay the input is transitions ``[*B]`` that keep their chains and have no
+    ``value_target``: ``sampled_steps`` steps of each get one-step targets, as in DiffSACLoss. The
+    behaviour policy is then old: ``delay_actor=True`` puts a target actor (``SoftUpdate``) into its
+    place, for which ``build_diffwpo_networks`` needs ``normalize_observations=False``.
 
     Args:
         actor_network: a :class:`~diffpolicy.actors.ChainActor`.
@@ -214,9 +214,9 @@ class DiffWPOLoss(DenoisingQLoss):
         keys = self.tensor_keys
         if tensordict.get(self.chain_keys.next_latent, None) is not None:
             required(tensordict, keys.value_target, "; call loss.value_estimator(rollout) before")
-            return tensordict, tensordict
+            return self._detached(tensordict), tensordict
         if tensordict.get(keys.value_target, None) is not None:
-            rows = self.chain_rows(tensordict)
+            rows = self._detached(self.chain_rows(tensordict))
             return rows, rows
         return self._sampled_rows(tensordict), tensordict
 

@@ -6,15 +6,12 @@ python examples/benchmarks/acting_modes.py runs/benchmarks/HalfCheetah-v5/*/chec
 import argparse
 from collections.abc import Sequence
 
-import torch
-from run import METHODS  # type: ignore[import-not-found]
+from checkpoints import load  # type: ignore[import-not-found]
 from torchrl.envs import ExplorationType
 
 from collectors import evaluate, make_env
-from diffpolicy.trainers import EVALUATION_SEED
+from diffpolicy.trainers import EVALUATION_SEED, RLModule
 
-# By the name that a checkpoint has, which is not always that of --method.
-TRAINED = {config.method: (config, make_module) for config, make_module in METHODS.values()}
 MODES = {
     "sample": (ExplorationType.RANDOM, "mean"),
     "mean": (ExplorationType.DETERMINISTIC, "mean"),
@@ -22,17 +19,12 @@ MODES = {
 }
 
 
-def mean_returns(checkpoint: str, episodes: int, seed: int) -> dict[str, float]:
+def mean_returns(module: RLModule, episodes: int, seed: int) -> dict[str, float]:
     """Mean return of each way of acting, on the same evaluation environments.
 
     A Gaussian policy has no flow: its mean is the only deterministic action.
     """
-    state = torch.load(checkpoint, weights_only=True)
-    saved = state["diffpolicy"]
-    config_class, make_module = TRAINED[saved["metadata"]["method"]]
-    config = config_class(**{**saved["config"], "compile": False})
-    module = make_module(config, torch.device("cpu"))
-    module.load_state_dict(state["state_dict"])
+    config = module.config
     env = make_env(config.env, num_envs=episodes, max_episode_steps=config.max_episode_steps)
     means = {}
     for mode, (exploration_type, step) in MODES.items():
@@ -57,10 +49,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--seed", type=int, default=EVALUATION_SEED, help="default: that of training runs"
     )
     args = parser.parse_args(argv)
+    try:
+        modules = [load(checkpoint)[1] for checkpoint in args.checkpoints]
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     print("| checkpoint | " + " | ".join(MODES) + " |")
     print("| --- " * (len(MODES) + 1) + "|")
-    for checkpoint in args.checkpoints:
-        means = mean_returns(checkpoint, args.episodes, args.seed)
+    for checkpoint, module in zip(args.checkpoints, modules, strict=True):
+        means = mean_returns(module, args.episodes, args.seed)
         cells = [f"{means[mode]:.0f}" if mode in means else "" for mode in MODES]
         print(f"| {checkpoint} | " + " | ".join(cells) + " |")
 

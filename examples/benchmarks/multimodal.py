@@ -24,6 +24,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from checkpoints import load  # type: ignore[import-not-found]
 from multimodal_plots import (  # type: ignore[import-not-found]
     BINS,
     draw_densities,
@@ -31,7 +32,7 @@ from multimodal_plots import (  # type: ignore[import-not-found]
     save_panels,
 )
 from numpy.typing import NDArray
-from run import METHODS, RESULTS, RUNS  # type: ignore[import-not-found]
+from run import RESULTS, RUNS  # type: ignore[import-not-found]
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import ExplorationType, set_exploration_type
@@ -51,8 +52,6 @@ from collectors.multi_goal import GOAL_RADIUS, GOALS, MultiGoalEnv, multi_goal_s
 from collectors.multimodal import ActionModes, ActionModesEnv, Measure
 from diffpolicy.trainers import EVALUATION_SEED, RLModule
 
-# By the name that a checkpoint has, which is not always that of --method.
-TRAINED = {config.method: (config, make_module) for config, make_module in METHODS.values()}
 # The losses of the denoising MDP measure the entropy before the action is squashed, unless they
 # are told otherwise.
 LATENT_ENTROPY = ("diffppo", "diffsac", "diffwpo", "gaussian_wpo")
@@ -107,21 +106,6 @@ class Measured:
         if not isinstance(task, ActionModes) or self.temperature == 0:
             return None
         return total_variation(self.samples, *optimal(task, self))
-
-
-def load(checkpoint: str) -> tuple[str, RLModule]:
-    """The name of a run and its module with the parameters of a checkpoint."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    saved = state["diffpolicy"]
-    method = saved["metadata"]["method"]
-    if method not in TRAINED:
-        raise ValueError(f"{checkpoint} is of {method}; known methods: {', '.join(TRAINED)}.")
-    config_class, make_module = TRAINED[method]
-    config = config_class(**{**saved["config"], "compile": False})
-    module: RLModule = make_module(config, torch.device("cpu"))
-    module.load_state_dict(state["state_dict"])
-    default = f"{method}-seed{config.seed}"
-    return Path(config.output).name if config.output else default, module
 
 
 def make_task(env: str) -> ActionModes | MultiGoalEnv:

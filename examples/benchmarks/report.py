@@ -2,10 +2,13 @@
 
     python examples/benchmarks/report.py --env HalfCheetah-v5
 
-Draws the mean over seeds with its 95 % confidence band to results/<env>.png and prints the mean,
-the interquartile mean with its 95 % confidence interval, and the range over seeds at the last
-evaluation. Intervals are rliable's stratified bootstrap (arXiv 2108.13264). Every seed counts and
-no checkpoint is picked.
+Draws the mean over seeds with its 95 % confidence band to results/<env>.png and prints how the
+evaluations acted, the mean, the interquartile mean with its 95 % confidence interval, and the range
+over seeds at the last evaluation. Intervals are rliable's stratified bootstrap (arXiv 2108.13264).
+Every seed counts and no checkpoint is picked.
+
+Below four seeds the interquartile mean and its interval are a dash: a quarter of the seeds is then
+less than one, so nothing would be left out at either end and the mean would be printed twice.
 """
 
 import argparse
@@ -33,41 +36,75 @@ NAMES = {
     "sac": "Gaussian SAC",
     "wpo": "Gaussian WPO",
 }
+# What the table says for each --eval-policy.
+ACTING = {"deterministic": "deterministic", "stochastic": "sampled"}
 REPETITIONS = 2000
+TRIMMED_SEEDS = 4  # from here on, the interquartile mean leaves seeds out
 
 
 class Curve(NamedTuple):
-    """Environment steps ``[E]`` and returns ``[seeds, E]`` of a method, and its updates."""
+    """The evaluations of a method.
+
+    Attributes:
+        steps: environment steps ``[E]``.
+        returns: ``[seeds, E]``.
+        gradient_steps: updates until the last evaluation.
+        acting: "sampled" or "deterministic".
+    """
 
     steps: np.ndarray
     returns: np.ndarray
     gradient_steps: int
+    acting: str
+
+
+def load_run(path: Path) -> Curve:
+    """The curve of one seed, with returns ``[1, E]``.
+
+    Raises:
+        ValueError: if the file does not say how its evaluations acted.
+    """
+    results = json.loads(path.read_text())
+    policy = results.get("config", {}).get("eval_policy")
+    if policy not in ACTING:
+        raise ValueError(
+            f"config.eval_policy in {path} must be one of {', '.join(ACTING)}, got {policy!r}."
+        )
+    evaluations = results["evaluations"]
+    return Curve(
+        steps=np.array([evaluation["env_steps"] for evaluation in evaluations]),
+        returns=np.array([[evaluation["return_mean"] for evaluation in evaluations]]),
+        gradient_steps=results["gradient_steps"],
+        acting=ACTING[policy],
+    )
 
 
 def load_curves(folder: Path) -> dict[str, Curve]:
     """The curve of every method in a folder.
 
     Raises:
-        ValueError: if there is no results file, or seeds were evaluated at different steps.
+        ValueError: if there is no results file, one does not say how its evaluations acted, or
+            the seeds of a method were evaluated at different steps or acted differently.
     """
-    runs: dict[str, list[tuple[list[int], list[float], int]]] = defaultdict(list)
+    runs: dict[str, list[Curve]] = defaultdict(list)
     for path in sorted(folder.glob("*-seed*.json")):
-        results = json.loads(path.read_text())
-        steps = [evaluation["env_steps"] for evaluation in results["evaluations"]]
-        returns = [evaluation["return_mean"] for evaluation in results["evaluations"]]
-        method = path.name.rsplit("-seed", 1)[0]
-        runs[method].append((steps, returns, results["gradient_steps"]))
+        runs[path.name.rsplit("-seed", 1)[0]].append(load_run(path))
     if not runs:
         raise ValueError(f"no results in {folder}; run examples/benchmarks/run.py first.")
     curves = {}
     for method, seeds in runs.items():
-        steps, _, updates = seeds[0]
-        if any(other != steps for other, _, _ in seeds):
+        first = seeds[0]
+        if any(not np.array_equal(seed.steps, first.steps) for seed in seeds):
             raise ValueError(
                 f"the seeds of {method} in {folder} were evaluated at different steps."
             )
-        by_seed = np.array([values for _, values, _ in seeds])
-        curves[method] = Curve(np.array(steps), by_seed, updates)
+        if any(seed.acting != first.acting for seed in seeds):
+            raise ValueError(
+                f"the seeds of {method} in {folder} were evaluated partly with sampled and partly "
+                "with deterministic actions; run them with the same --eval-policy, or give one "
+                "part another --label."
+            )
+        curves[method] = first._replace(returns=np.concatenate([seed.returns for seed in seeds]))
     return curves
 
 
@@ -100,7 +137,7 @@ def interquartile_mean(returns: np.ndarray) -> np.ndarray:
 def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
     """Save the curves of all methods as a picture."""
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    for method, (steps, returns, _) in sorted(curves.items()):
+    for method, (steps, returns, _, _) in sorted(curves.items()):
         label = f"{NAMES.get(method, method)} ({len(returns)} seeds)"
         (line,) = axes.plot(steps, returns.mean(0), label=label)
         band = confidence(returns, metrics.aggregate_mean)
@@ -112,19 +149,28 @@ def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
     plt.close(figure)
 
 
+def iqm_cells(last: np.ndarray) -> str:
+    """The cells for the interquartile mean of ``[seeds, 1]`` returns and for its interval."""
+    if len(last) < TRIMMED_SEEDS:
+        return "\N{EN DASH} | \N{EN DASH}"
+    (iqm,), ((low,), (high,)) = interquartile_mean(last), confidence(last, interquartile_mean)
+    return f"{iqm:.0f} | {low:.0f} to {high:.0f}"
+
+
 def table(curves: dict[str, Curve]) -> str:
     """A Markdown table of the last evaluation."""
-    lines = [
-        "| method | env steps | gradient steps | mean | IQM | 95 % of IQM | min | max | per seed |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for method, (steps, returns, updates) in sorted(curves.items()):
+    columns = (
+        "method, acting, env steps, gradient steps, mean, IQM, 95 % of IQM, min, max, per seed"
+    )
+    names = columns.split(", ")
+    lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
+    for method, (steps, returns, updates, acting) in sorted(curves.items()):
         last = returns[:, -1:]
-        (iqm,), ((low,), (high,)) = interquartile_mean(last), confidence(last, interquartile_mean)
         cells = [
             NAMES.get(method, method),
+            acting,
             f"{steps[-1]} | {updates}",
-            f"{last.mean():.0f} | {iqm:.0f} | {low:.0f} to {high:.0f}",
+            f"{last.mean():.0f} | {iqm_cells(last)}",
             f"{last.min():.0f} | {last.max():.0f}",
             ", ".join(f"{value:.0f}" for value in last.flat),
         ]

@@ -1,10 +1,13 @@
 """The measurement of modes: what it counts, its files, and policies whose modes are known."""
 
+import importlib
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,16 +38,21 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def train(script: ModuleType, method: str, env: str, output: Path) -> str:
+def builders(method: str) -> tuple[Any, Any]:
+    """The configuration class of a method of the benchmarks and what builds its module."""
+    return importlib.import_module("run").METHODS[method]
+
+
+def train(method: str, env: str, output: Path) -> str:
     """Train for 16 steps; returns the checkpoint."""
     flags = f"--env {env} --total-frames 16 --eval-episodes 1 {SMALL[method]} --output {output}"
-    assert run_script(*script.METHODS[method], flags.split()) == 0
+    assert run_script(*builders(method), flags.split()) == 0
     return str(output / "checkpoints" / "last.ckpt")
 
 
-def untrained(script: ModuleType, method: str, path: Path, **options: object) -> str:
+def untrained(method: str, path: Path, **options: object) -> str:
     """Save a checkpoint of a module as it is built."""
-    config_class, make_module = script.METHODS[method]
+    config_class, make_module = builders(method)
     config = config_class(env="TurningDoubleWell-v0", output=None, **options)
     module = make_module(config, torch.device("cpu"))
     checkpoint = {"state_dict": module.state_dict()}
@@ -62,7 +70,7 @@ def test_trained_runs_on_a_turning_task(
 ) -> None:
     env = "TurningDoubleWell-v0"
     runs = [("diffppo", "diffppo-seed3"), ("ppo", "ppo-slow-seed0")]
-    checkpoints = [train(script, method, env, tmp_path / name) for method, name in runs]
+    checkpoints = [train(method, env, tmp_path / name) for method, name in runs]
     capsys.readouterr()
     flags = ["--samples", "50", "--episodes", "2", "--results", str(tmp_path / "results")]
     script.main([*checkpoints, *flags])
@@ -86,7 +94,7 @@ def test_trained_runs_on_a_turning_task(
 
 
 def test_a_trained_run_on_multi_goal(script: ModuleType, tmp_path: Path) -> None:
-    checkpoint = train(script, "diffppo", "MultiGoal-v0", tmp_path / "diffppo-seed0")
+    checkpoint = train("diffppo", "MultiGoal-v0", tmp_path / "diffppo-seed0")
     flags = ["--samples", "20", "--episodes", "2", "--results", str(tmp_path)]
     script.main([checkpoint, *flags])
     text = (tmp_path / "MultiGoal-v0" / "modes" / "diffppo-seed0.json").read_text()
@@ -118,7 +126,7 @@ def test_a_trained_run_on_multi_goal(script: ModuleType, tmp_path: Path) -> None
 def test_every_method_is_sampled_at_its_temperature(
     script: ModuleType, tmp_path: Path, method: str, options: dict[str, object], expected: float
 ) -> None:
-    checkpoint = untrained(script, method, tmp_path / "last.ckpt", **options)
+    checkpoint = untrained(method, tmp_path / "last.ckpt", **options)
     measured = script.measure(checkpoint, 20, 1)
     assert measured.temperature == pytest.approx(expected)
     assert measured.samples.shape == (8, 20, 1)
@@ -181,7 +189,7 @@ def test_wrong_flags(
 def test_checkpoints_that_do_not_go_together(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = untrained(script, "ppo", tmp_path / "last.ckpt")
+    checkpoint = untrained("ppo", tmp_path / "last.ckpt")
     flags = ["--samples", "5", "--episodes", "1", "--results", str(tmp_path)]
     with pytest.raises(SystemExit):
         script.main([checkpoint, checkpoint, *flags])
@@ -190,3 +198,55 @@ def test_checkpoints_that_do_not_go_together(
     assert not (tmp_path / "TurningDoubleWell-v0").exists()
     with pytest.raises(ValueError, match=r"the modes of Pendulum-v1 are not known"):
         script.make_task("Pendulum-v1")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text", r"last\.ckpt is not a readable checkpoint"),
+        ({"state_dict": {}}, r"last\.ckpt is not a checkpoint of a diffpolicy run"),
+        (
+            {"diffpolicy": {"metadata": {"method": "newer"}}},
+            r"last\.ckpt is of newer; known methods: diffppo, diffsac, diffwpo, dime, gaussian_ppo",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["acting_modes", "multimodal"])
+def test_files_that_hold_no_known_policy(
+    name: str,
+    content: Any,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    path = tmp_path / "last.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(SystemExit) as raised:
+        importlib.import_module(name).main([str(path)])
+    assert raised.value.code == 2
+    output = capsys.readouterr()
+    assert re.search(message, output.err)
+    assert output.out == ""
+
+
+def test_a_checkpoint_from_a_gpu_is_loaded_on_the_cpu(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = untrained("ppo", tmp_path / "last.ckpt")
+    places = []
+    read = torch.load
+
+    def recorded(*args: Any, **options: Any) -> Any:
+        places.append(options.get("map_location"))
+        return read(*args, **options)
+
+    monkeypatch.setattr(torch, "load", recorded)
+    name, module = script.load(checkpoint)
+    assert name == "gaussian_ppo-seed0"
+    assert places == ["cpu"]
+    assert {weight.device.type for weight in module.parameters()} == {"cpu"}

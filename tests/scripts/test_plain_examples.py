@@ -106,14 +106,20 @@ def test_every_method_of_the_benchmarks_leaves_results_and_acts(
     assert all(-170 < value < 0 for value in returns)
 
 
-def write_results(folder: Path, method: str, finals: list[float]) -> None:
+def write_results(
+    folder: Path, method: str, finals: list[float], eval_policy: str = "deterministic"
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed, final in enumerate(finals):
         evaluations = [
             {"env_steps": 0, "return_mean": 0.0},
             {"env_steps": 100, "return_mean": final},
         ]
-        content = {"evaluations": evaluations, "gradient_steps": 50}
+        content = {
+            "config": {"eval_policy": eval_policy},
+            "evaluations": evaluations,
+            "gradient_steps": 50,
+        }
         (folder / f"{method}-seed{seed}.json").write_text(json.dumps(content))
 
 
@@ -122,16 +128,21 @@ def test_the_report_has_mean_and_interquartile_mean(
 ) -> None:
     report = load("benchmarks/report.py")
     write_results(tmp_path / "dmc-cheetah-run", "sac", [1, 2, 3, 4, 100])
-    write_results(tmp_path / "dmc-cheetah-run", "diffsac", [5, 6, 7])
+    write_results(tmp_path / "dmc-cheetah-run", "diffsac", [5, 6, 7], "stochastic")
+    write_results(tmp_path / "dmc-cheetah-run", "wpo", [5, 6, 7, 10])
     argv = ["--env", "dmc:cheetah-run", "--results", str(tmp_path)]
     report.main(argv)
     table = capsys.readouterr().out
     assert (tmp_path / "dmc-cheetah-run.png").stat().st_size > 10_000
     rows = {line.split("|")[1].strip(): line for line in table.splitlines()}
     # The interquartile mean of five leaves out the smallest and the largest.
-    assert "| 100 | 50 | 22 | 3 |" in rows["Gaussian SAC"]
+    assert "| deterministic | 100 | 50 | 22 | 3 | 1 to 68 |" in rows["Gaussian SAC"]
     assert "| 1 | 100 | 1, 2, 3, 4, 100 |" in rows["Gaussian SAC"]
-    assert "| 6 | 6 |" in rows["DiffSAC"]
+    assert "| deterministic | 100 | 50 | 7 | 6 | 5 to " in rows["Gaussian WPO"]
+    # Of three it would leave out none.
+    expected = "| DiffSAC | sampled | 100 | 50 | 6 | \N{EN DASH} | \N{EN DASH} | 5 | 7 | 5, 6, 7 |"
+    assert rows["DiffSAC"] == expected
+    assert len({line.count("|") for line in rows.values()}) == 1
     report.main(argv)
     assert capsys.readouterr().out == table
 
@@ -158,3 +169,24 @@ def test_a_report_needs_results_at_the_same_steps(
     with pytest.raises(SystemExit):
         report.main(["--env", "Some-v0", "--results", str(tmp_path)])
     assert "were evaluated at different steps" in capsys.readouterr().err
+
+
+def test_a_report_does_not_mix_ways_of_acting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = load("benchmarks/report.py")
+    folder = tmp_path / "Some-v0"
+    write_results(folder, "sac", [1, 2])
+    path = folder / "sac-seed1.json"
+    content = path.read_text()
+    path.write_text(content.replace("deterministic", "stochastic"))
+    with pytest.raises(ValueError, match=r"the seeds of sac in .* partly with sampled"):
+        report.load_curves(folder)
+    path.write_text(content.replace("deterministic", "greedy"))
+    with pytest.raises(ValueError, match=r"config\.eval_policy in .*sac-seed1.* got 'greedy'"):
+        report.load_curves(folder)
+    path.write_text(content.replace("eval_policy", "policy"))
+    with pytest.raises(SystemExit):
+        report.main(["--env", "Some-v0", "--results", str(tmp_path)])
+    assert "must be one of deterministic, stochastic, got None" in capsys.readouterr().err
+    assert not (tmp_path / "Some-v0.png").exists()
