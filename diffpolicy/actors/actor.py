@@ -7,8 +7,8 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
-from torchrl.envs.utils import ExplorationType, exploration_type
 
+from diffpolicy.actors.exploration import is_deterministic
 from diffpolicy.actors.keys import ActorKeys, required
 from diffpolicy.actors.protocol import PathSample
 from diffpolicy.actors.squashing import ActionSquash
@@ -25,13 +25,6 @@ from diffpolicy.sde import (
     tanh_log_det,
 )
 from diffpolicy.sde.rollout import RolloutMode
-
-_DETERMINISTIC = (
-    ExplorationType.DETERMINISTIC,
-    ExplorationType.MODE,
-    ExplorationType.MEAN,
-    ExplorationType.MEDIAN,
-)
 
 
 class DenoisingActor(TensorDictModuleBase):
@@ -123,7 +116,7 @@ class DenoisingActor(TensorDictModuleBase):
         """Write the action (and what was asked for) into ``tensordict`` of any batch shape."""
         observation = self.observation(tensordict)
         noise = None if self.noise_key is None else required(tensordict, self.noise_key)
-        deterministic = exploration_type() in _DETERMINISTIC
+        deterministic = is_deterministic()
         if not (self.return_chain or self.return_entropy_bound):
             latent = self.sample_latent(observation, noise, deterministic=deterministic)
             return tensordict.set(self.keys.action, self.squash(latent))

@@ -8,13 +8,13 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, exploration_type
 
 from diffpolicy.actors.actor import concatenate_observation
 from diffpolicy.actors.build import orthogonal_init
 from diffpolicy.actors.build_denoising_q import make_denoising_critic
 from diffpolicy.actors.build_q import check_no_value_function
 from diffpolicy.actors.configs import CriticConfig, NetworkConfig
+from diffpolicy.actors.exploration import is_deterministic
 from diffpolicy.actors.keys import ActorKeys, required
 from diffpolicy.actors.sizes import ActorCritic, read_sizes
 from diffpolicy.actors.squashing import ActionSquash
@@ -34,8 +34,8 @@ class GaussianChainActor(TensorDictModuleBase):
     ``log q(x_1 | s)``, the entropy bound is the entropy before squashing, and DiffWPO is WPO
     (arXiv 2505.00663). The std does not depend on the observation.
 
-    Like :class:`DenoisingActor` it follows TorchRL's exploration type: all but ``RANDOM`` act by
-    the mean.
+    Like :class:`DenoisingActor` it follows TorchRL's exploration type: ``DETERMINISTIC``, ``MODE``,
+    ``MEAN`` and ``MEDIAN`` act by the mean, everything else samples.
 
     Args:
         mean_network: maps observations ``[*B, S]`` to means ``[*B, A]``.
@@ -98,7 +98,7 @@ class GaussianChainActor(TensorDictModuleBase):
         """Write the action (and the chain) into ``tensordict`` of any batch shape."""
         kernel, keys = self.denoising_kernel(tensordict), self.keys
         next_latent = kernel.mean
-        if exploration_type() in (ExplorationType.RANDOM, None):
+        if not is_deterministic():
             next_latent = next_latent + kernel.std * torch.randn_like(next_latent)
         tensordict.set(keys.action, self.squash(next_latent))
         if self.return_chain:
@@ -142,7 +142,8 @@ def build_gaussian_wpo_networks(
 
     Args:
         env: a TorchRL environment, batched or not; only its specs are read.
-        network: only ``actor_hidden`` and ``normalize_observations`` are used.
+        network: ``actor_hidden`` and ``normalize_observations``, and ``step_embedding`` for the
+            critic; nothing else is used.
         critic: options of the Q ensemble; None has two scalar ones of two layers of 64.
         observation_keys: observation entries to read, concatenated.
         keys: names of the entries that the actor reads and writes.

@@ -13,11 +13,17 @@ from diffpolicy.sde import Gaussian
 
 @runtime_checkable
 class ChainActor(Protocol):
-    """What losses on the denoising MDP (DiffPPO) need: a TensorDict module with these members.
+    """What losses on the denoising MDP need: a TensorDict module with these members.
+
+    These losses are DiffPPO, DiffSAC and DiffWPO (arXiv 2512.02019).
 
     ``in_keys`` are the observation keys. Acting (calling the module on a TensorDict) writes
     ``keys.action`` and the chain entries of :class:`ActorKeys`. The chain entries must agree
     with the kernels: ``log_prob`` is the density of the same kernel that sampled.
+
+    One member is optional: ``squash_log_det(latent)`` maps last latents ``[*B, A]`` to
+    ``log |d action / d latent|`` ``[*B, 1]`` of actions mapped to [-1, 1]. Only
+    ``DiffSACLoss(squashed_entropy=True)`` needs it.
     """
 
     in_keys: Sequence[NestedKey]

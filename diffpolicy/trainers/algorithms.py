@@ -7,17 +7,11 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 
-from diffpolicy.actors import (
-    NetworkConfig,
-    ProcessConfig,
-    build_gaussian_ppo_networks,
-    build_ppo_networks,
-)
-from diffpolicy.sde import DenoisingProcess
-from diffpolicy.trainers.config import PPOConfig
+from diffpolicy.actors import build_gaussian_ppo_networks, build_ppo_networks
 from diffpolicy.trainers.environments import observation_keys
+from diffpolicy.trainers.networks import network_config, process_config, process_diagnostics
 from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
-from diffpolicy.trainers.on_policy_config import ChainOptions, DiffPPOConfig, GaussianPPOConfig
+from diffpolicy.trainers.on_policy_config import DiffPPOConfig, GaussianPPOConfig
 from objectives import DiffPPOLoss, LearnedTemperature
 
 
@@ -28,7 +22,9 @@ def diffppo_parts(env: EnvBase, config: DiffPPOConfig, device: torch.device) -> 
         observation_keys=observation_keys(env, config),
         denoising_steps=config.denoising_steps,
         process=process_config(config),
-        network=replace(_network_config(config), value_support=_value_support(config)),
+        network=replace(
+            network_config(config, value_function=True), value_support=_value_support(config)
+        ),
         device=device,
     )
     loss = DiffPPOLoss(
@@ -65,7 +61,7 @@ def gaussian_ppo_parts(
     networks = build_gaussian_ppo_networks(
         env,
         observation_keys=observation_keys(env, config),
-        network=_network_config(config),
+        network=network_config(config, value_function=True),
         device=device,
     )
     loss = ClipPPOLoss(
@@ -98,31 +94,6 @@ def gaussian_ppo_module(config: GaussianPPOConfig, device: torch.device) -> OnPo
     return OnPolicyModule(config, gaussian_ppo_parts, device)
 
 
-def process_config(options: ChainOptions) -> ProcessConfig:
-    """The denoising process that the options describe."""
-    return ProcessConfig(
-        prior_std=options.prior_std,
-        schedule=options.step_schedule,
-        step_size=options.step_size,
-        learn_step_size=options.learn_step_size,
-        step_size_per_step=options.step_size_per_step,
-        friction=options.friction,
-        learn_friction=options.learn_friction,
-    )
-
-
-def process_diagnostics(process: DenoisingProcess) -> dict[str, float]:
-    """Step sizes ``eta`` over steps and action dimensions, and the mean friction."""
-    with torch.no_grad():
-        sizes = process.step_sizes()
-        return {
-            "step_size_mean": float(sizes.mean()),
-            "step_size_min": float(sizes.min()),
-            "step_size_max": float(sizes.max()),
-            "friction": float(process.friction.mean()),
-        }
-
-
 def _temperature(config: DiffPPOConfig) -> float | LearnedTemperature:
     if config.target_entropy is None:
         return config.temperature
@@ -134,12 +105,3 @@ def _value_support(config: DiffPPOConfig) -> tuple[float, float, int] | None:
         return None
     low, high, bins = config.value_support
     return low, high, int(bins)
-
-
-def _network_config(config: PPOConfig) -> NetworkConfig:
-    hidden = (config.hidden_size, config.hidden_size)
-    return NetworkConfig(
-        actor_hidden=hidden,
-        critic_hidden=hidden,
-        normalize_observations=config.normalize_observations,
-    )

@@ -10,15 +10,14 @@ from diffpolicy.actors import (
     ActorCritic,
     CriticConfig,
     NetworkConfig,
-    ProcessConfig,
     RandomChains,
     build_diffsac_networks,
 )
-from diffpolicy.trainers.algorithms import process_diagnostics
 from diffpolicy.trainers.diff_sac_config import DiffSACConfig
-from diffpolicy.trainers.dime import BOUND_MARGIN, chain_temperature, delayed_update
 from diffpolicy.trainers.environments import observation_keys, reward_bound
+from diffpolicy.trainers.networks import normalization, process_config, process_diagnostics
 from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
+from diffpolicy.trainers.soft import BOUND_MARGIN, chain_temperature, delayed_update
 from objectives import DiffSACLoss
 from objectives.distributional import symmetric_value_range
 
@@ -51,24 +50,17 @@ def diffsac_module(config: DiffSACConfig, device: torch.device) -> OffPolicyModu
 
 
 def _networks(env: EnvBase, config: DiffSACConfig, device: torch.device) -> ActorCritic:
-    normalization = None if config.critic_normalization == "none" else config.critic_normalization
     critic = CriticConfig(
-        hidden=config.critic_hidden_sizes, normalization=normalization, atoms=None
+        hidden=config.critic_hidden_sizes,
+        normalization=normalization(config.critic_normalization),
+        atoms=None,
     )
     if config.critic_head == "hl_gauss":
         critic = replace(critic, atoms=config.bins, hl_gauss=True, value_range=_value_range(config))
     return build_diffsac_networks(
         env,
         denoising_steps=config.denoising_steps,
-        process=ProcessConfig(
-            prior_std=config.prior_std,
-            schedule=config.step_schedule,
-            step_size=config.step_size,
-            learn_step_size=config.learn_step_size,
-            step_size_per_step=config.step_size_per_step,
-            friction=config.friction,
-            learn_friction=config.learn_friction,
-        ),
+        process=process_config(config),
         network=NetworkConfig(actor_hidden=config.actor_hidden_sizes, normalize_observations=False),
         critic=critic,
         observation_keys=observation_keys(env, config),
@@ -88,7 +80,7 @@ def _loss(networks: ActorCritic, config: DiffSACConfig) -> DiffSACLoss:
         discount_mode=config.discount_mode,
         squashed_entropy=config.squashed_entropy,
         fresh_chains=config.fresh_chains,
-        center_entropy=config.center_entropy and config.learn_temperature,
+        center_entropy=config.centers_entropy,
     )
     loss.make_value_estimator(gamma=config.gamma)
     return loss

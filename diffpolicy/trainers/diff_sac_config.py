@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from diffpolicy.trainers.off_policy_config import ChainConfig, changed, check_value_range
-from diffpolicy.trainers.on_policy_config import ChainOptions
-from diffpolicy.trainers.options import at_least, option
+from diffpolicy.trainers.chain_options import ChainOptions
+from diffpolicy.trainers.off_policy_config import ChainConfig, check_value_range
+from diffpolicy.trainers.options import at_least, changed, option
+
+_BINS = 101
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,10 @@ class DiffSACConfig(ChainConfig):
         True,
         "train on chains of the current policy; of those that acted only the last steps remain",
     )
-    center_entropy: bool = option(
-        True, "count entropies in values from the target of a learned temperature on"
+    center_entropy: bool | None = option(
+        None,
+        "count entropies in values from the target of a learned temperature on (default: if the "
+        "temperature is learned)",
     )
     sampled_steps: int = option(
         1, "denoising steps of each transition that an update trains on", valid=at_least(1)
@@ -56,7 +60,12 @@ class DiffSACConfig(ChainConfig):
         metavar=("MIN", "MAX"),
         fixed=True,
     )
-    bins: int = option(101, "bins of --critic-head hl_gauss", valid=at_least(2), fixed=True)
+    bins: int | None = option(
+        None,
+        f"bins of --critic-head hl_gauss (default: {_BINS})",
+        valid=at_least(2),
+        fixed=True,
+    )
     critic_reduction: Literal["mean", "min"] = option(
         "mean", "mean or minimum over the critics", choices=("mean", "min")
     )
@@ -71,3 +80,18 @@ class DiffSACConfig(ChainConfig):
                 )
         hl_gauss = self.critic_head == "hl_gauss"
         check_value_range(self.value_range, "--critic-head hl_gauss", has_range=hl_gauss)
+        if hl_gauss and self.bins is None:
+            # A resumed run compares the number itself.
+            object.__setattr__(self, "bins", _BINS)
+        if self.bins is not None and not hl_gauss:
+            raise ValueError("--bins is for --critic-head hl_gauss; leave one of them out.")
+        if self.center_entropy and not self.learn_temperature:
+            raise ValueError(
+                "--center-entropy is for a learned temperature, whose target it subtracts; leave "
+                "it out, or --no-learn-temperature."
+            )
+
+    @property
+    def centers_entropy(self) -> bool:
+        """Whether entropies in values count from the target of the temperature on."""
+        return self.learn_temperature and self.center_entropy is not False

@@ -1,6 +1,5 @@
 """DIME: its networks, loss and optimisers."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,21 +12,19 @@ from diffpolicy.actors import (
     DIME_CPU,
     DIME_PAPER,
     ActorCritic,
-    DenoisingActor,
     DIMEPreset,
     build_dime_networks,
 )
-from diffpolicy.trainers.algorithms import process_diagnostics
 from diffpolicy.trainers.dime_config import DIMEConfig
 from diffpolicy.trainers.environments import observation_keys, reward_bound
+from diffpolicy.trainers.networks import normalization, process_diagnostics
 from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
-from diffpolicy.trainers.off_policy_config import ChainConfig
-from objectives import DiffSACLoss, DIMELoss, LearnedTemperature
+from diffpolicy.trainers.soft import BOUND_MARGIN, chain_temperature, delayed_update
+from objectives import DIMELoss
 
 _PRESETS = {"cpu": DIME_CPU, "paper": DIME_PAPER}
-# The range spans this many times what rewards of the size that was seen add up to. Rewards that
-# random actions have seen grow with training; a task's own bound stays.
-_SEEN_MARGIN, BOUND_MARGIN = 4.0, 2.0
+# As BOUND_MARGIN, for rewards that random actions have seen, which grow with training.
+_SEEN_MARGIN = 4.0
 
 
 def dime_parts(env: EnvBase, config: DIMEConfig, device: torch.device) -> OffPolicyParts:
@@ -78,39 +75,13 @@ def dime_module(config: DIMEConfig, device: torch.device) -> OffPolicyModule:
     return OffPolicyModule(config, dime_parts, device)
 
 
-def delayed_update(
-    loss: DIMELoss | DiffSACLoss, *, compiled: bool
-) -> Callable[[TensorDictBase, bool], dict[str, Tensor]]:
-    """What :class:`OffPolicyParts` calls: all losses, or the critic's alone."""
-    critic_loss = torch.compile(loss.critic_loss) if compiled else loss.critic_loss
-    if compiled:
-        loss.compile()
-
-    def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
-        if policy_moves:
-            return dict(loss(batch).items())
-        value, diagnostics = critic_loss(batch)
-        return {"loss_critic": value, **diagnostics}
-
-    return update
-
-
-def chain_temperature(actor: DenoisingActor, config: ChainConfig) -> float | LearnedTemperature:
-    """The temperature that the options describe."""
-    if not config.learn_temperature:
-        return config.temperature
-    target = config.target_entropy * actor.process.action_dim
-    return LearnedTemperature(config.temperature, target)
-
-
 def _sizes(config: DIMEConfig) -> DIMEPreset:
     """The networks of the preset, with what the flags change."""
     preset = _PRESETS[config.preset]
-    normalization = None if config.critic_normalization == "none" else config.critic_normalization
     critic = replace(
         preset.critic,
         hidden=config.critic_hidden_sizes,
-        normalization=normalization,
+        normalization=normalization(config.critic_normalization),
         atoms=None if config.critic_type == "scalar" else preset.critic.atoms,
         value_range=config.value_range or preset.critic.value_range,
     )

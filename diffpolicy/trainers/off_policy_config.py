@@ -1,18 +1,13 @@
 """Configurations of off-policy methods; as in config.py, every field is a command line flag."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from diffpolicy.actors import DIME_CPU
 from diffpolicy.trainers.config import RunConfig
-from diffpolicy.trainers.options import above, at_least, between, finite, option
-
-
-def changed(owner: Any, name: str, default: Any) -> Any:
-    """The option ``name`` of another configuration class, with a default of its own."""
-    return field(default=default, metadata=owner.__dataclass_fields__[name].metadata)
+from diffpolicy.trainers.options import above, at_least, between, changed, finite, option
 
 
 @dataclass(frozen=True)

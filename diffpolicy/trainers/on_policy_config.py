@@ -4,40 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from diffpolicy.trainers.chain_options import ChainOptions
 from diffpolicy.trainers.config import OnPolicyConfig, PPOConfig
-from diffpolicy.trainers.options import above, at_least, finite, option
+from diffpolicy.trainers.options import above, at_least, changed, finite, option
 
-
-@dataclass(frozen=True)
-class ChainOptions:
-    """The denoising chain of an on-policy method."""
-
-    row_options: ClassVar[tuple[str, ...]] = (*OnPolicyConfig.row_options, "denoising_steps")
-
-    denoising_steps: int = option(4, "steps of the denoising chain", valid=at_least(1), fixed=True)
-    discount_mode: Literal["env", "denoising_step"] = option(
-        "env",
-        "whether discounts act per environment step or per denoising step",
-        choices=("env", "denoising_step"),
-    )
-    prior_std: float = option(
-        0.4, "standard deviation of the chain's prior", valid=above(0), fixed=True
-    )
-    step_schedule: str = option(
-        "linear", "step sizes along the chain", choices=("constant", "linear", "cosine"), fixed=True
-    )
-    step_size: float = option(0.08, "initial step size of the chain", valid=above(0), fixed=True)
-    step_size_per_step: bool = option(
-        False, "learn a step size for each denoising step instead of one factor", fixed=True
-    )
-    learn_step_size: bool = option(True, "train the step size", fixed=True)
-    friction: float = option(1.0, "initial friction of the chain", valid=above(0), fixed=True)
-    learn_friction: bool = option(True, "train the friction", fixed=True)
-    process_lr_multiplier: float = option(
-        3.0,
-        "factor on the learning rate of step size and friction; 0 keeps them",
-        valid=at_least(0),
-    )
+_CHAIN_ROWS = (*OnPolicyConfig.row_options, "denoising_steps")
 
 
 @dataclass(frozen=True)
@@ -54,6 +25,7 @@ class DiffPPOConfig(ChainOptions, PPOConfig):
     """DiffPPO: PPO on the steps of a denoising chain."""
 
     method: ClassVar[str] = "diffppo"
+    row_options: ClassVar[tuple[str, ...]] = _CHAIN_ROWS
 
     temperature: float = option(
         0.0, "weight of the entropy bound; 0 is plain reward maximisation", valid=at_least(0)
@@ -97,6 +69,12 @@ class DiffPPOConfig(ChainOptions, PPOConfig):
 class WPOConfig(OnPolicyConfig):
     """Wasserstein policy optimisation: the policy follows the action gradient of Q networks."""
 
+    max_grad_norm: float = changed(
+        OnPolicyConfig,
+        "max_grad_norm",
+        0.5,
+        "limit of the gradient norm of the policy, and separately of that of the Q networks",
+    )
     temperature: float = option(
         0.01,
         "weight of the entropy, at the start if it is learned",
@@ -110,7 +88,7 @@ class WPOConfig(OnPolicyConfig):
         valid=finite(),
     )
     temperature_lr_multiplier: float = option(
-        10.0, "factor on the learning rate of a learned temperature", valid=at_least(0)
+        1.0, "factor on the learning rate of a learned temperature", valid=at_least(0)
     )
     kl_bound: float = option(
         0.02,
@@ -175,6 +153,7 @@ class DiffWPOConfig(ChainOptions, WPOConfig):
     """DiffWPO: WPO on the steps of a denoising chain."""
 
     method: ClassVar[str] = "diffwpo"
+    row_options: ClassVar[tuple[str, ...]] = _CHAIN_ROWS
 
     target_entropy: float = option(
         -8.0,

@@ -72,6 +72,14 @@ def option(
     )
 
 
+def changed(owner: Any, name: str, default: Any, text: str | None = None) -> Any:
+    """The option ``name`` of another configuration class, with a default (and text) of its own."""
+    metadata = owner.__dataclass_fields__[name].metadata
+    return dataclasses.field(
+        default=default, metadata=metadata if text is None else {**metadata, "help": text}
+    )
+
+
 def fixed_options(config: Any) -> dict[str, Any]:
     """The options that a resumed run must keep, by flag."""
     return {

@@ -8,6 +8,7 @@ from torchrl.objectives import SACLoss, SoftUpdate
 
 from diffpolicy.actors import CriticConfig, NetworkConfig, build_gaussian_sac_networks
 from diffpolicy.trainers.environments import observation_keys
+from diffpolicy.trainers.networks import normalization
 from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
 from diffpolicy.trainers.off_policy_config import SACConfig
 
@@ -62,7 +63,7 @@ def _loss(env: EnvBase, config: SACConfig, device: torch.device) -> SACLoss:
         critic=CriticConfig(
             hidden=config.critic_hidden_sizes,
             ensemble_size=config.num_qvalue_nets,
-            normalization="layer" if config.critic_normalization == "layer" else None,
+            normalization=normalization(config.critic_normalization),
             atoms=None,
         ),
         observation_keys=observation_keys(env, config),

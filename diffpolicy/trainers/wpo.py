@@ -10,12 +10,16 @@ from torchrl.envs import EnvBase
 from diffpolicy.actors import (
     ActorCritic,
     CriticConfig,
-    NetworkConfig,
     build_diffwpo_networks,
     build_gaussian_wpo_networks,
 )
-from diffpolicy.trainers.algorithms import process_config, process_diagnostics
 from diffpolicy.trainers.environments import observation_keys
+from diffpolicy.trainers.networks import (
+    network_config,
+    normalization,
+    process_config,
+    process_diagnostics,
+)
 from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
 from diffpolicy.trainers.on_policy_config import DiffWPOConfig, GaussianWPOConfig, WPOConfig
 from objectives import DiffWPOLoss, LearnedTemperature
@@ -27,7 +31,7 @@ def diffwpo_parts(env: EnvBase, config: DiffWPOConfig, device: torch.device) -> 
         env,
         denoising_steps=config.denoising_steps,
         process=process_config(config),
-        network=_network_config(config),
+        network=network_config(config, value_function=False),
         critic=_critic_config(config),
         observation_keys=observation_keys(env, config),
         device=device,
@@ -48,7 +52,7 @@ def gaussian_wpo_parts(
     """The baseline: WPO with a squashed Gaussian, as DiffWPO on chains of one step."""
     networks = build_gaussian_wpo_networks(
         env,
-        network=_network_config(config),
+        network=network_config(config, value_function=False),
         critic=_critic_config(config),
         observation_keys=observation_keys(env, config),
         initial_std=config.initial_std,
@@ -124,20 +128,11 @@ def _temperature(config: WPOConfig, action_dim: int) -> float | LearnedTemperatu
     return LearnedTemperature(config.temperature, config.target_entropy * action_dim)
 
 
-def _network_config(config: WPOConfig) -> NetworkConfig:
-    return NetworkConfig(
-        actor_hidden=(config.hidden_size, config.hidden_size),
-        normalize_observations=config.normalize_observations,
-    )
-
-
 def _critic_config(config: WPOConfig) -> CriticConfig:
     """The Q networks that the options describe."""
-    normalization = None if config.critic_normalization == "none" else config.critic_normalization
+    norm = normalization(config.critic_normalization)
     hidden = (config.critic_hidden_size, config.critic_hidden_size)
     if config.value_support is None:
-        return CriticConfig(hidden, config.num_critics, normalization, atoms=None)
+        return CriticConfig(hidden, config.num_critics, norm, atoms=None)
     low, high, bins = config.value_support
-    return CriticConfig(
-        hidden, config.num_critics, normalization, int(bins), (low, high), hl_gauss=True
-    )
+    return CriticConfig(hidden, config.num_critics, norm, int(bins), (low, high), hl_gauss=True)

@@ -30,6 +30,7 @@ NAMES = {
     "diffppo": "DiffPPO",
     "diffsac": "DiffSAC",
     "diffwpo": "DiffWPO",
+    "diffwpo-200k": "DiffWPO, 200k steps",
     "dime": "DIME",
     "ppo": "Gaussian PPO",
     "ppo-lr-3e-4": "Gaussian PPO, lr 3e-4",

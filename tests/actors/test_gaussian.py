@@ -25,6 +25,7 @@ from diffpolicy.actors import (
     build_gaussian_wpo_networks,
     chain_rows,
 )
+from diffpolicy.actors.exploration import is_deterministic
 from diffpolicy.networks import RunningNorm
 from diffpolicy.sde import gaussian_log_prob, log_ratio
 
@@ -110,10 +111,11 @@ def test_the_step_actor_takes_it(make_data: Data) -> None:
     torch.testing.assert_close(out["log_ratio"], out["log_prob"])
 
 
-@pytest.mark.parametrize("mode", [DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN])
+@pytest.mark.parametrize("mode", [mode for mode in ExplorationType if mode != RANDOM])
 def test_deterministic_modes_take_the_mean(make_data: Data, mode: ExplorationType) -> None:
     actor, data = make_gaussian(), make_data(5)
     with set_exploration_type(mode):
+        assert is_deterministic()
         out = actor(data)
     mean = actor.mean_network(data["observation"])
     torch.testing.assert_close(out["latents"][:, 1], mean)
@@ -124,6 +126,7 @@ def test_random_actions_have_the_std_of_the_kernel() -> None:
     actor = make_gaussian()
     data = TensorDict({"observation": torch.zeros(20_000, 3).double()}, [20_000])
     with set_exploration_type(RANDOM), torch.no_grad():
+        assert not is_deterministic()
         last = actor(data)["latents"][:, 1]
     # Four standard errors of a standard deviation.
     assert last.std(0).tolist() == pytest.approx([0.3, 0.8], rel=4 / math.sqrt(2 * 20_000))
@@ -206,6 +209,20 @@ def test_the_policy_network_follows_the_recipe_of_gaussian_ppo(make_env: MakeEnv
     product = last.weight @ last.weight.T
     torch.testing.assert_close(product, 1e-4 * torch.eye(2), rtol=0, atol=1e-8)
     assert not any(bool(layer.bias.any()) for layer in (first, second, last))
+
+
+def test_the_embedding_of_steps_is_that_of_the_critic(make_env: MakeEnv) -> None:
+    sizes = [
+        [
+            sum(p.numel() for p in part.parameters())
+            for part in build_gaussian_wpo_networks(
+                make_env(), network=NetworkConfig(step_embedding=embedding)
+            )[:2]
+        ]
+        for embedding in ((32, 32, 16), (8, 8, 4))
+    ]
+    assert sizes[0][0] == sizes[1][0]
+    assert sizes[0][1] > sizes[1][1]
 
 
 def test_options_of_other_critics_are_refused(make_env: MakeEnv) -> None:

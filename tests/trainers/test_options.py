@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from diffpolicy.trainers import DiffPPOConfig, GaussianPPOConfig, PPOConfig
-from diffpolicy.trainers.options import make_parser, option, parse_options
+from diffpolicy.trainers.options import changed, make_parser, option, parse_options
 
 CONFIGS = [DiffPPOConfig, GaussianPPOConfig]
 
@@ -139,6 +139,22 @@ def test_a_wrong_flag_ends_with_code_2_and_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert argv[0] in error
+
+
+def test_an_option_may_be_changed_in_default_and_text() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Mine(PPOConfig):
+        """Mine."""
+
+        lr: float = changed(PPOConfig, "lr", 0.25)
+        gamma: float = changed(PPOConfig, "gamma", 0.5, "how patient")
+
+    text = make_parser(Mine).format_help()
+    assert "learning rate of the networks (default: 0.25)" in text
+    assert "how patient (default: 0.5)" in text
+    assert "discount" in make_parser(PPOConfig).format_help()
+    with pytest.raises(ValueError, match="--gamma must be between 0 and 1, got 2"):
+        Mine(gamma=2.0)
 
 
 def test_options_of_a_new_configuration_need_no_further_code(tmp_path: Path) -> None:

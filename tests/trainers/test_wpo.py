@@ -18,6 +18,7 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
+from diffpolicy.trainers.options import make_parser
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -120,6 +121,13 @@ def test_a_wpo_run_goes_on_where_it_was(
     _, rows = read_run(run.output)
     assert [int(row["frames"]) for row in rows] == [128, 256, 384]
     assert float(rows[-1]["alpha"]) == pytest.approx(float(run.module.loss.temperature()))
+
+
+@BOTH_WPO
+def test_the_limit_of_gradient_norms_says_that_there_are_two(config_class: type[Any]) -> None:
+    assert config_class().max_grad_norm == DiffPPOConfig().max_grad_norm
+    text = " ".join(make_parser(config_class).format_help().split())
+    assert "gradient norm of the policy, and separately of that of the Q networks" in text
 
 
 @BOTH_WPO

@@ -1,0 +1,36 @@
+"""Options of denoising chains, for every method that trains on their steps."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffpolicy.trainers.options import above, at_least, option
+
+
+@dataclass(frozen=True)
+class ChainOptions:
+    """The denoising chain."""
+
+    denoising_steps: int = option(4, "steps of the denoising chain", valid=at_least(1), fixed=True)
+    discount_mode: Literal["env", "denoising_step"] = option(
+        "env",
+        "whether discounts act per environment step or per denoising step",
+        choices=("env", "denoising_step"),
+    )
+    prior_std: float = option(
+        0.4, "standard deviation of the chain's prior", valid=above(0), fixed=True
+    )
+    step_schedule: str = option(
+        "linear", "step sizes along the chain", choices=("constant", "linear", "cosine"), fixed=True
+    )
+    step_size: float = option(0.08, "initial step size of the chain", valid=above(0), fixed=True)
+    step_size_per_step: bool = option(
+        False, "learn a step size for each denoising step instead of one factor", fixed=True
+    )
+    learn_step_size: bool = option(True, "train the step size", fixed=True)
+    friction: float = option(1.0, "initial friction of the chain", valid=above(0), fixed=True)
+    learn_friction: bool = option(True, "train the friction", fixed=True)
+    process_lr_multiplier: float = option(
+        3.0,
+        "factor on the learning rate of step size and friction; 0 keeps them",
+        valid=at_least(0),
+    )

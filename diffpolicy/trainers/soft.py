@@ -1,0 +1,39 @@
+"""What soft actor-critic methods with a denoising chain share."""
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from diffpolicy.actors import DenoisingActor
+from diffpolicy.trainers.off_policy_config import ChainConfig
+from objectives import DiffSACLoss, DIMELoss, LearnedTemperature
+
+BOUND_MARGIN = 2.0
+"""The range of values spans this many times what a task's bounded rewards add up to."""
+
+
+def delayed_update(
+    loss: DIMELoss | DiffSACLoss, *, compiled: bool
+) -> Callable[[TensorDictBase, bool], dict[str, Tensor]]:
+    """What :class:`OffPolicyParts` calls: all losses, or the critic's alone."""
+    critic_loss = torch.compile(loss.critic_loss) if compiled else loss.critic_loss
+    if compiled:
+        loss.compile()
+
+    def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
+        if policy_moves:
+            return dict(loss(batch).items())
+        value, diagnostics = critic_loss(batch)
+        return {"loss_critic": value, **diagnostics}
+
+    return update
+
+
+def chain_temperature(actor: DenoisingActor, config: ChainConfig) -> float | LearnedTemperature:
+    """The temperature that the options describe."""
+    if not config.learn_temperature:
+        return config.temperature
+    target = config.target_entropy * actor.process.action_dim
+    return LearnedTemperature(config.temperature, target)
