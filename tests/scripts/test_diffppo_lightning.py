@@ -385,6 +385,17 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", [b"text", b"hello world", b""])
+def test_a_file_that_is_no_checkpoint_is_refused(
+    main: Main, tmp_path: Path, content: bytes, error_line: ErrorLine
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_bytes(content)
+    assert f"--resume {file} is not a readable checkpoint" in error_line(
+        main, ["--resume", str(file)]
+    )
+
+
 def test_a_run_is_not_overwritten(main: Main, finished_run: Path, error_line: ErrorLine) -> None:
     before = (finished_run / "results.json").read_bytes()
     error = error_line(main, [*SMALL, "--output", str(finished_run)])
