@@ -4,8 +4,8 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import nn
-from torchrl.envs.utils import ExplorationType, exploration_type
 
+from diffpolicy.actors.exploration import is_deterministic
 from diffpolicy.actors.keys import required
 from diffpolicy.actors.protocol import ChainActor
 from diffpolicy.sde import gaussian_log_prob
@@ -39,7 +39,7 @@ class DenoisingStepActor(TensorDictModuleBase):
         latent = required(tensordict, keys.latent)
         denoising = self.actor.denoising_kernel(tensordict)
         next_latent = denoising.mean
-        if exploration_type() in (ExplorationType.RANDOM, None):
+        if not is_deterministic():
             next_latent = next_latent + denoising.std * torch.randn_like(next_latent)
         tensordict.set(keys.next_latent, next_latent)
         noising = self.actor.noising_kernel(tensordict)
