@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import torch
 from torchrl.envs import EnvBase
-from torchrl.objectives import SoftUpdate
 
 from diffpolicy.actors import (
     ActorCritic,
@@ -17,7 +16,7 @@ from diffpolicy.trainers.diff_sac_config import DiffSACConfig
 from diffpolicy.trainers.environments import observation_keys, reward_bound
 from diffpolicy.trainers.networks import normalization, process_config, process_diagnostics
 from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
-from diffpolicy.trainers.soft import BOUND_MARGIN, chain_temperature, delayed_update
+from diffpolicy.trainers.soft import BOUND_MARGIN, chain_temperature, delayed_update, target_updates
 from objectives import DiffSACLoss
 from objectives.distributional import symmetric_value_range
 
@@ -32,14 +31,13 @@ def diffsac_parts(env: EnvBase, config: DiffSACConfig, device: torch.device) -> 
     }
     if config.learn_temperature:
         optimizers["alpha"] = Optimizer("temperature", config.lr_temperature, delayed=True)
-    targets = SoftUpdate(loss, tau=config.tau).step if config.delay_critic else None
     return OffPolicyParts(
         loss=loss,
         update=delayed_update(loss, compiled=config.compile),
         keys=list(loss.in_keys),
         optimizers=optimizers,
         warm_up=RandomChains(networks.actor),
-        after_update=targets or (lambda: None),
+        after_update=target_updates(loss, config),
         diagnostics=lambda: process_diagnostics(networks.actor.process),
     )
 

@@ -6,7 +6,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
-from torchrl.objectives import SoftUpdate
 
 from diffpolicy.actors import (
     DIME_CPU,
@@ -19,7 +18,7 @@ from diffpolicy.trainers.dime_config import DIMEConfig
 from diffpolicy.trainers.environments import observation_keys, reward_bound
 from diffpolicy.trainers.networks import normalization, process_diagnostics
 from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
-from diffpolicy.trainers.soft import BOUND_MARGIN, chain_temperature, delayed_update
+from diffpolicy.trainers.soft import BOUND_MARGIN, chain_temperature, delayed_update, target_updates
 from objectives import DIMELoss
 
 _PRESETS = {"cpu": DIME_CPU, "paper": DIME_PAPER}
@@ -65,7 +64,7 @@ def dime_parts(env: EnvBase, config: DIMEConfig, device: torch.device) -> OffPol
         keys=list(loss.in_keys),
         optimizers=optimizers,
         begin=begin,
-        after_update=SoftUpdate(loss, tau=config.tau).step if config.delay_critic else _nothing,
+        after_update=target_updates(loss, config),
         diagnostics=lambda: process_diagnostics(networks.actor.process),
     )
 
@@ -122,7 +121,3 @@ def _derive_value_range(loss: DIMELoss, rewards: Tensor, bound: float | None) ->
         )
     batch = TensorDict({"next": {"reward": rewards}}, [len(rewards)])
     loss.derive_value_range(batch, margin=margin)
-
-
-def _nothing() -> None:
-    pass

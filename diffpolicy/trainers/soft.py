@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.objectives import SoftUpdate
 
 from diffpolicy.actors import DenoisingActor
 from diffpolicy.trainers.off_policy_config import ChainConfig
@@ -37,3 +38,12 @@ def chain_temperature(actor: DenoisingActor, config: ChainConfig) -> float | Lea
         return config.temperature
     target = config.target_entropy * actor.process.action_dim
     return LearnedTemperature(config.temperature, target)
+
+
+def target_updates(loss: DIMELoss | DiffSACLoss, config: ChainConfig) -> Callable[[], None]:
+    """What moves the target networks after an update, where there are any."""
+    return SoftUpdate(loss, tau=config.tau).step if config.delay_critic else _nothing
+
+
+def _nothing() -> None:
+    pass
