@@ -1,18 +1,15 @@
 """Collectors: seeded, single-process or multi-process, always ``[environments, time]``."""
 
-import atexit
-import weakref
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import BaseCollector, Collector
 from torchrl.envs import EnvBase, ExplorationType
-from torchrl.weight_update import SharedMemWeightSyncScheme
 
 from collectors.envs import derive_seed
+from collectors.noise import NoiseStream
+from collectors.workers import WorkerEnv, start_workers
 
 
 def make_collector(
@@ -86,8 +83,8 @@ def make_collector(
         raise
     if num_workers:
         env.close()
-        return _start_workers(
-            [_WorkerEnv(env_fn, seed, worker) for worker in range(num_workers)],
+        return start_workers(
+            [WorkerEnv(env_fn, seed, worker) for worker in range(num_workers)],
             policy,
             frames_per_batch=frames_per_batch,
             total_frames=total_frames,
@@ -97,7 +94,7 @@ def make_collector(
             exploration_type=exploration_type,
         )
     env.set_seed(derive_seed(seed))
-    stream = _NoiseStream(derive_seed(seed, 0, 1), device)
+    stream = NoiseStream(derive_seed(seed, 0, 1), device)
     on_cpu = device.type == "cpu"
     return Collector(
         env,
@@ -112,87 +109,6 @@ def make_collector(
         pre_collect_hook=stream.enter,
         post_collect_hook=stream.leave,
     )
-
-
-class _WorkerEnv:
-    """Builds and seeds the environment of one worker process."""
-
-    def __init__(self, env_fn: Callable[[], EnvBase], seed: int, worker: int) -> None:
-        self._env_fn = env_fn
-        self._env_seed = derive_seed(seed, worker)
-        self._noise_seed = derive_seed(seed, worker, 1)
-
-    def __call__(self) -> EnvBase:
-        # The process belongs to this collector, so its global random state is ours to set: every
-        # fresh process starts from the same state, and all workers would draw the same noise.
-        torch.manual_seed(self._noise_seed)
-        env = self._env_fn()
-        env.set_seed(self._env_seed)
-        return env
-
-
-def _start_workers(
-    env_fns: list["_WorkerEnv"], policy: TensorDictModuleBase | None, **options: Any
-) -> BaseCollector:
-    """Start one process for each ``env_fn``, and see to it that they end with this process.
-
-    A TorchRL collector that was not shut down, or that failed to start, keeps the interpreter
-    waiting for ever when it exits: an error anywhere in a script would leave it hanging.
-    """
-    scheme = None if policy is None else SharedMemWeightSyncScheme()
-    try:
-        collector = Collector(
-            env_fns,
-            policy,
-            backend="process",
-            num_collectors=len(env_fns),
-            sync=True,
-            cat_results=0,
-            use_buffers=True,
-            weight_sync_schemes=None if scheme is None else {"policy": scheme},
-            auto_register_policy_transforms=False,
-            **options,
-        )
-    except BaseException:
-        if scheme is not None:
-            scheme.shutdown()
-        raise
-    # TorchRL does not shut the scheme down with the collector. Left to the end of the interpreter
-    # it would start a thread there, and wait for it.
-    references = [weakref.ref(part) for part in (collector, scheme) if part is not None]
-
-    def shut_down() -> None:
-        for reference in references:
-            alive = reference()
-            if alive is not None:
-                alive.shutdown()
-
-    atexit.register(shut_down)
-    return collector
-
-
-class _NoiseStream:
-    """Swaps a private random state in for the length of a rollout, and the global one back."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._device = device
-        self._states = [torch.Generator().manual_seed(seed).get_state()]
-        if device.type == "cuda":
-            self._states.append(torch.Generator(device).manual_seed(seed).get_state())
-
-    def enter(self) -> None:
-        self._swap()
-
-    def leave(self, rollout: TensorDictBase) -> None:
-        self._swap()
-
-    def _swap(self) -> None:
-        current = [torch.get_rng_state()]
-        torch.set_rng_state(self._states[0])
-        if self._device.type == "cuda":
-            current.append(torch.cuda.get_rng_state(self._device))
-            torch.cuda.set_rng_state(self._states[1], self._device)
-        self._states = current
 
 
 def _check_counts(

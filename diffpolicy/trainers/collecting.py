@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,11 +15,12 @@ from torchrl.collectors import BaseCollector
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 
-from collectors import EpisodeStats, NonFiniteError, derive_seed
+from collectors import EpisodeStats, NonFiniteError, derive_seed, make_collector
 from diffpolicy.trainers.base import RLModule
-from diffpolicy.trainers.config import RunConfig
-from diffpolicy.trainers.environments import spec_env
+from diffpolicy.trainers.config import OnPolicyConfig
+from diffpolicy.trainers.environments import spec_env, training_env
 from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.off_policy_config import OffPolicyConfig
 
 
 class Parts(Protocol):
@@ -34,12 +35,23 @@ class Parts(Protocol):
         """Further numbers to log, read after each iteration."""
 
 
+class Stream(Protocol):
+    """Batches of one rank, an iterable data set of known length."""
+
+    collector: BaseCollector
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[TensorDictBase]: ...
+
+
 PartsT = TypeVar("PartsT", bound=Parts)
+StreamT = TypeVar("StreamT", bound=Stream)
 # Builds the parts of a method for an environment (only its specs are read) on a device.
 BuildParts = Callable[[EnvBase, Any, torch.device], PartsT]
 
 
-class CollectingModule(RLModule, Generic[PartsT]):
+class CollectingModule(RLModule, Generic[PartsT, StreamT]):
     """Trains on batches from a stream that collects on this rank; one pass is one iteration.
 
     Args:
@@ -52,7 +64,14 @@ class CollectingModule(RLModule, Generic[PartsT]):
         ValueError: for an environment that does not exist or does not suit the networks.
     """
 
-    def __init__(self, config: RunConfig, build: BuildParts[PartsT], device: torch.device) -> None:
+    config: OnPolicyConfig | OffPolicyConfig
+
+    def __init__(
+        self,
+        config: OnPolicyConfig | OffPolicyConfig,
+        build: BuildParts[PartsT],
+        device: torch.device,
+    ) -> None:
         env = spec_env(config)
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -62,7 +81,7 @@ class CollectingModule(RLModule, Generic[PartsT]):
             env.close()
         super().__init__(config, parts.loss)
         self.parts = parts
-        self._collector: BaseCollector | None = None
+        self._stream: StreamT | None = None
 
     @property
     def actor(self) -> TensorDictModuleBase:
@@ -70,13 +89,32 @@ class CollectingModule(RLModule, Generic[PartsT]):
         return self.loss.actor_network
 
     @property
-    @abstractmethod
-    def stream(self) -> Iterable[TensorDictBase]:
-        """The stream of batches of this rank, an iterable data set of known length."""
+    def stream(self) -> StreamT:
+        """The stream of batches of this rank."""
+        assert self._stream is not None
+        return self._stream
 
     @abstractmethod
-    def start_collecting(self, policy: TensorDictModuleBase, seed: Callable[[int], int]) -> Any:
-        """Build the stream and return its collector; ``seed`` maps an index to a seed."""
+    def start_collecting(self, policy: TensorDictModuleBase, seed: Callable[[int], int]) -> StreamT:
+        """Build the stream of this rank; ``seed`` maps an index to a seed."""
+
+    def make_collector(
+        self,
+        policy: TensorDictModuleBase,
+        *,
+        frames_per_batch: int,
+        seed: int,
+        random_frames: int = 0,
+    ) -> BaseCollector:
+        """The collector of this rank; arguments as for :func:`collectors.make_collector`."""
+        return make_collector(
+            partial(training_env, self.config, self.device),
+            policy,
+            frames_per_batch=frames_per_batch,
+            random_frames=random_frames,
+            seed=seed,
+            device=self.device,
+        )
 
     def on_fit_start(self) -> None:
         """Build this rank's environments and start its random streams.
@@ -87,7 +125,7 @@ class CollectingModule(RLModule, Generic[PartsT]):
         seed = partial(derive_seed, self.config.seed, self.global_rank, self.frames)
         torch.manual_seed(seed(0))
         policy = torch.compile(self.actor) if self.config.compile else self.actor
-        self._collector = self.start_collecting(policy, seed)
+        self._stream = self.start_collecting(policy, seed)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The stream of batches; one pass over it is one iteration."""
@@ -102,9 +140,8 @@ class CollectingModule(RLModule, Generic[PartsT]):
     def close(self) -> None:
         """Shut the collector down and close all environments."""
         super().close()
-        if self._collector is not None:
-            self._collector.shutdown()
-            self._collector = None
+        if self._stream is not None:
+            self._stream.collector.shutdown()
 
     def check_finite(self, values: Mapping[str, float]) -> None:
         """Raise TrainingError if a number is NaN or infinite, naming it."""
@@ -154,11 +191,10 @@ def non_finite_ends_training() -> Iterator[None]:
 class _Guarded(IterableDataset[TensorDictBase]):
     """A stream whose refusal of a rollout (NaN from the environment) ends training."""
 
-    def __init__(self, stream: Iterable[TensorDictBase]) -> None:
+    def __init__(self, stream: Stream) -> None:
         self.stream = stream
 
     def __len__(self) -> int:
-        assert isinstance(self.stream, Sized)
         return len(self.stream)
 
     def __iter__(self) -> Iterator[TensorDictBase]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +10,14 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torchrl.collectors import BaseCollector
 from torchrl.objectives import LossModule
 
-from collectors import OffPolicyStream, make_collector, make_replay_buffer
+from collectors import OffPolicyStream, make_replay_buffer
 from diffpolicy.trainers.collecting import (
     BuildParts,
     CollectingModule,
     non_finite_ends_training,
 )
-from diffpolicy.trainers.environments import training_env
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.off_policy_config import OffPolicyConfig
 from diffpolicy.trainers.warm_up import WarmUpPolicy
@@ -75,7 +72,7 @@ class OffPolicyParts:
     diagnostics: Callable[[], dict[str, float]] = field(default=dict)
 
 
-class OffPolicyModule(CollectingModule[OffPolicyParts]):
+class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     """Random steps, then collection and updates in turns; for any off-policy loss.
 
     Every rank has its own environments and its own replay buffer. Each update is one backward pass
@@ -96,36 +93,24 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
         if config.prioritized_replay:
             _check_prioritized_replay()
         super().__init__(config, build, device)
-        self._stream: OffPolicyStream | None = None
         self._end_warm_up: Callable[[], None] = lambda: None
         self._totals: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-
-    @property
-    def stream(self) -> OffPolicyStream:
-        """The stream of batches of this rank."""
-        assert self._stream is not None
-        return self._stream
 
     # ---------------------------------------------------------------------------------------
     # Set-up
 
     def start_collecting(
         self, policy: TensorDictModuleBase, seed: Callable[[int], int]
-    ) -> BaseCollector:
+    ) -> OffPolicyStream:
         """One step of every environment at a time, a replay buffer, and its batches."""
         config, warm_up = self.config, self.parts.warm_up
         random_frames = 0 if self.frames else config.learning_starts
         if warm_up is not None and random_frames:
             policy, random_frames = WarmUpPolicy(warm_up, policy), 0
             self._end_warm_up = policy.finish
-        collector = make_collector(
-            partial(training_env, config, self.device),
-            policy,
-            frames_per_batch=config.num_envs,
-            random_frames=random_frames,
-            seed=seed(1),
-            device=self.device,
+        collector = self.make_collector(
+            policy, frames_per_batch=config.num_envs, random_frames=random_frames, seed=seed(1)
         )
         buffer = make_replay_buffer(
             config.replay_size,
@@ -135,14 +120,13 @@ class OffPolicyModule(CollectingModule[OffPolicyParts]):
             seed=seed(2),
             device=self.device,
         )
-        self._stream = OffPolicyStream(
+        return OffPolicyStream(
             collector,
             buffer,
             frames=config.iteration_frames,
             updates_per_step=config.updates_per_step,
             keys=self.parts.keys,
         )
-        return collector
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam for each part of the loss."""

@@ -2,21 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.collectors import BaseCollector
 from torchrl.objectives import LossModule
 
-from collectors import OnPolicyStream, episode_stats, make_collector
+from collectors import OnPolicyStream, episode_stats
 from diffpolicy.networks import RunningNorm
 from diffpolicy.trainers.collecting import BuildParts, CollectingModule
 from diffpolicy.trainers.config import OnPolicyConfig
-from diffpolicy.trainers.environments import training_env
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class OnPolicyParts:
     diagnostics: Callable[[], dict[str, float]] = dict
 
 
-class OnPolicyModule(CollectingModule[OnPolicyParts]):
+class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
     """Collect, train for some epochs on minibatches, evaluate; for any on-policy loss.
 
     Every rank has its own environments. Each optimiser step is one backward pass of the summed
@@ -60,7 +57,6 @@ class OnPolicyModule(CollectingModule[OnPolicyParts]):
         self, config: OnPolicyConfig, build: BuildParts[OnPolicyParts], device: torch.device
     ) -> None:
         super().__init__(config, build, device)
-        self._stream: OnPolicyStream | None = None
         self._records: list[dict[str, float]] = []
         self._updates = 0
         self._lr = config.lr
@@ -75,29 +71,16 @@ class OnPolicyModule(CollectingModule[OnPolicyParts]):
         assert isinstance(optimizer, LightningOptimizer)
         return optimizer
 
-    @property
-    def stream(self) -> OnPolicyStream:
-        """The stream of minibatches of this rank."""
-        assert self._stream is not None
-        return self._stream
-
     # ---------------------------------------------------------------------------------------
     # Set-up
 
     def start_collecting(
         self, policy: TensorDictModuleBase, seed: Callable[[int], int]
-    ) -> BaseCollector:
+    ) -> OnPolicyStream:
         """Whole rollouts of all environments, and minibatches of their rows."""
         config = self.config
-        collector = make_collector(
-            partial(training_env, config, self.device),
-            policy,
-            frames_per_batch=config.rollout_frames,
-            seed=seed(1),
-            device=self.device,
-        )
-        self._stream = OnPolicyStream(
-            collector,
+        return OnPolicyStream(
+            self.make_collector(policy, frames_per_batch=config.rollout_frames, seed=seed(1)),
             self.parts.prepare,
             rows=config.rollout_rows,
             minibatch_size=config.minibatch_rows,
@@ -105,7 +88,6 @@ class OnPolicyModule(CollectingModule[OnPolicyParts]):
             seed=seed(2),
             device=self.device,
         )
-        return collector
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, with a parameter group for each learning-rate multiplier."""

@@ -1,0 +1,30 @@
+"""Exploration noise that neither reads nor moves the global random state."""
+
+import torch
+from tensordict import TensorDictBase
+
+
+class NoiseStream:
+    """Swaps a private random state in for the length of a rollout, and the global one back."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._device = device
+        self._states = [torch.Generator().manual_seed(seed).get_state()]
+        if device.type == "cuda":
+            self._states.append(torch.Generator(device).manual_seed(seed).get_state())
+
+    def enter(self) -> None:
+        """Before a rollout."""
+        self._swap()
+
+    def leave(self, rollout: TensorDictBase) -> None:
+        """After a rollout."""
+        self._swap()
+
+    def _swap(self) -> None:
+        current = [torch.get_rng_state()]
+        torch.set_rng_state(self._states[0])
+        if self._device.type == "cuda":
+            current.append(torch.cuda.get_rng_state(self._device))
+            torch.cuda.set_rng_state(self._states[1], self._device)
+        self._states = current
