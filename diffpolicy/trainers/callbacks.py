@@ -21,38 +21,64 @@ _BAR_FORMAT = (
 )
 
 
-class MetricsFile(RunCallback):
-    """``metrics.csv``: one row for each iteration; a resumed run drops the rows it repeats."""
+# Metrics that differ between two runs of the same seed.
+_TIMING = ("wall_seconds", "frames_per_second")
+
+
+class MetricsFiles(RunCallback):
+    """``metrics.csv`` and ``timing.csv``: one row for each iteration.
+
+    What depends on the speed of the machine is in ``timing.csv``, so that runs with the same seed
+    and flags write the same ``metrics.csv``.
+    """
 
     def __init__(self, output: Path) -> None:
-        self.path = output / files.METRICS_FILE
-        self._columns: list[str] = []
-        self._frames = 0
+        self._metrics = _Table(output / files.METRICS_FILE)
+        self._timing = _Table(output / files.TIMING_FILE)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember where the run starts."""
         assert isinstance(pl_module, RLModule)
-        self._frames = pl_module.frames
+        self._metrics.frames = self._timing.frames = pl_module.frames
 
     def on_iteration_end(
         self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
     ) -> None:
-        """Append a row; metrics that were not there before get a column."""
-        if not trainer.is_global_zero:
-            return
+        """Append a row to both."""
+        if trainer.is_global_zero:
+            timing = {name: metrics[name] for name in ("frames", *_TIMING)}
+            self._timing.append(timing, module.frames)
+            known = {name: value for name, value in metrics.items() if name not in _TIMING}
+            self._metrics.append(known, module.frames)
+
+
+class _Table:
+    """A csv file that grows by rows; a resumed run drops the rows it repeats.
+
+    Attributes:
+        frames: environment steps of the last row to keep.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.frames = 0
+        self._columns: list[str] = []
+
+    def append(self, metrics: Mapping[str, float], frames: int) -> None:
+        """Add the row of ``frames``; metrics that were not there before get a column."""
         if not metrics.keys() <= set(self._columns):
             earlier = self._earlier_rows()
             self._columns = list(dict.fromkeys([*(earlier[0] if earlier else ()), *metrics]))
             files.write_atomically(self.path, lambda path: self._write(path, "w", earlier))
         self._write(self.path, "a", [metrics])
-        self._frames = module.frames
+        self.frames = frames
 
     def _earlier_rows(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
         with self.path.open(newline="") as file:
             rows = csv.DictReader(file)
-            return [row for row in rows if int(row["frames"]) <= self._frames]
+            return [row for row in rows if int(row["frames"]) <= self.frames]
 
     def _write(self, path: Path, mode: str, rows: list[Any]) -> None:
         with path.open(mode, newline="") as file:

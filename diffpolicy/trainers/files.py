@@ -17,6 +17,7 @@ from diffpolicy.trainers.config import RunConfig
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.csv"
+TIMING_FILE = "timing.csv"
 RESULTS_FILE = "results.json"
 PLOT_FILE = "returns.png"
 CHECKPOINT_FOLDER = "checkpoints"

@@ -19,7 +19,7 @@ from diffpolicy.trainers.base import RLModule
 from diffpolicy.trainers.callbacks import (
     Checkpoints,
     LoggerMetrics,
-    MetricsFile,
+    MetricsFiles,
     ProgressBar,
     ResultsFile,
 )
@@ -137,7 +137,7 @@ def make_trainer(run: Run, bar: ProgressBar) -> L.Trainer:
     callbacks: list[L.Callback] = [
         ResultsFile(output),
         LoggerMetrics(),
-        MetricsFile(output),
+        MetricsFiles(output),
         Checkpoints(output, config.checkpoint_every),
         bar,
     ]

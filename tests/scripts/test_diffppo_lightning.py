@@ -123,8 +123,6 @@ def test_metrics_have_one_row_for_each_iteration(finished_run: Path, read_rows: 
     assert [int(row["frames"]) for row in rows] == [128 * i for i in range(1, 9)]
     assert [int(row["gradient_steps"]) for row in rows] == [4 * i for i in range(1, 9)]
     required = {
-        "wall_seconds",
-        "frames_per_second",
         "episodes",
         "episode_return",
         "episode_length",

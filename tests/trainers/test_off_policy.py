@@ -203,7 +203,7 @@ def test_metrics_of_an_iteration(dime: DIME, read_run: ReadRun) -> None:
     trained(config)
     _, rows = read_run(Path(str(config.output)))
     expected = {
-        *("frames", "gradient_steps", "wall_seconds", "frames_per_second", "updates"),
+        *("frames", "gradient_steps", "updates"),
         *("episodes", "episode_return", "episode_length", "replay_ratio", "replay_size"),
         *("loss_critic", "loss_actor", "loss_alpha", "alpha", "entropy_bound"),
         *("running_cost", "terminal_cost", "q_value", "target_value", "td_error"),
