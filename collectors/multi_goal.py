@@ -58,7 +58,9 @@ class MultiGoalEnv(gym.Env[FloatArray, FloatArray]):
     """A point that starts near the origin, between four goals: :func:`multi_goal_step`.
 
     Observes its position; the action is its velocity in [-1, 1]^2. It starts at N(0, 0.1^2), and
-    the episode terminates at a goal. Registered as ``MultiGoal-v0`` with at most 50 steps.
+    the episode terminates at a goal. Registered as ``MultiGoal-v0`` with at most 50 steps, and with
+    starts from the whole square, so that experience does not depend on the policy, as
+    ``MultiGoalAnywhere-v0``.
 
     Args:
         action_cost: factor on the squared speed. The default 30 is that of the task's first
@@ -66,15 +68,17 @@ class MultiGoalEnv(gym.Env[FloatArray, FloatArray]):
             speed .4 at the start and .2 near a goal, so that the best actions lie inside of the
             action space and a squashed policy does not have to saturate to take them. The way to a
             goal then has 14 steps and costs 62 (value iteration along an axis).
+        start_anywhere: start uniformly in the square, not near the origin.
 
     Raises:
         ValueError: for a cost that is negative or not finite.
     """
 
-    def __init__(self, action_cost: float = _ACTION_COST) -> None:
+    def __init__(self, action_cost: float = _ACTION_COST, *, start_anywhere: bool = False) -> None:
         if not (math.isfinite(action_cost) and action_cost >= 0):
             raise ValueError(f"action_cost must be a finite number >= 0, got {action_cost}.")
         self.action_cost = action_cost
+        self.start_anywhere = start_anywhere
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.observation_space = gym.spaces.Box(-BOUND, BOUND, (2,), np.float32)
         self._position: FloatArray = np.zeros(2)
@@ -82,9 +86,12 @@ class MultiGoalEnv(gym.Env[FloatArray, FloatArray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:
-        """Start near the origin."""
+        """Start a new episode."""
         super().reset(seed=seed, options=options)
-        self._position = _START_STD * self.np_random.standard_normal(2)
+        if self.start_anywhere:
+            self._position = self.np_random.uniform(-BOUND, BOUND, 2)
+        else:
+            self._position = _START_STD * self.np_random.standard_normal(2)
         return self._observe(), {}
 
     def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:

@@ -238,12 +238,23 @@ class GMMBanditEnv(ActionModesEnv):
         super().__init__(ActionModes(gmm_reward, GMM_MEANS, np.ones((1, 1)), turns, one_step=True))
 
 
-# Time limits of the tasks; None: every episode has one step.
-_TASKS: dict[str, tuple[str, int | None]] = {
-    "TurningDoubleWell-v0": ("collectors.multimodal:TurningDoubleWellEnv", 100),
-    "TurningMultiWell-v0": ("collectors.multimodal:TurningMultiWellEnv", 100),
-    "GMMBandit-v0": ("collectors.multimodal:GMMBanditEnv", None),
-    "MultiGoal-v0": ("collectors.multi_goal:MultiGoalEnv", 50),
+# Time limits and arguments of the tasks; without a limit every episode has one step.
+_TASKS: dict[str, dict[str, Any]] = {
+    "TurningDoubleWell-v0": {
+        "entry_point": "collectors.multimodal:TurningDoubleWellEnv",
+        "max_episode_steps": 100,
+    },
+    "TurningMultiWell-v0": {
+        "entry_point": "collectors.multimodal:TurningMultiWellEnv",
+        "max_episode_steps": 100,
+    },
+    "GMMBandit-v0": {"entry_point": "collectors.multimodal:GMMBanditEnv"},
+    "MultiGoal-v0": {"entry_point": "collectors.multi_goal:MultiGoalEnv", "max_episode_steps": 50},
+    "MultiGoalAnywhere-v0": {
+        "entry_point": "collectors.multi_goal:MultiGoalEnv",
+        "max_episode_steps": 50,
+        "kwargs": {"start_anywhere": True},
+    },
 }
 
 
@@ -252,6 +263,6 @@ def register_tasks() -> None:
 
     Importing ``collectors`` does so.
     """
-    for name, (entry_point, steps) in _TASKS.items():
+    for name, options in _TASKS.items():
         if name not in gym.registry:
-            gym.register(name, entry_point=entry_point, max_episode_steps=steps)
+            gym.register(name, **options)

@@ -66,8 +66,13 @@ class DiffSACConfig(ChainConfig):
         valid=at_least(2),
         fixed=True,
     )
+    critic_normalization: Literal["batch", "layer", "none"] = changed(
+        ChainConfig, "critic_normalization", "layer"
+    )
+    delay_critic: bool = changed(ChainConfig, "delay_critic", True)
+    tau: float = changed(ChainConfig, "tau", 0.05)
     critic_reduction: Literal["mean", "min"] = option(
-        "mean", "mean or minimum over the critics", choices=("mean", "min")
+        "min", "mean or minimum over the critics", choices=("mean", "min")
     )
 
     def __post_init__(self) -> None:

@@ -17,8 +17,9 @@ class OffPolicyConfig(RunConfig):
     num_envs: int = option(4, "environments of each rank", valid=at_least(1))
     learning_starts: int = option(
         5_000,
-        "environment steps of each rank before the first update, which act at random; a resumed "
-        "run fills its replay buffer again with as many steps of the trained policy",
+        "environment steps of each rank before the first update, which act at random; a run that "
+        "is resumed without its replay buffer fills it again with as many steps of the trained "
+        "policy",
         valid=at_least(1),
     )
     iteration_frames: int = option(
@@ -38,6 +39,12 @@ class OffPolicyConfig(RunConfig):
     )
     replay_storage: Literal["memory", "disk"] = option(
         "memory", "where each rank's replay buffer is", choices=("memory", "disk")
+    )
+    checkpoint_replay: Literal["never", "last", "always"] = option(
+        "last",
+        "which checkpoints keep the replay buffer: none, the newest one or each; without it a "
+        "resumed run first fills it again, so that its results are others",
+        choices=("never", "last", "always"),
     )
     prioritized_replay: bool = option(False, "sample transitions by their TD error")
     gamma: float = option(0.99, "discount of an environment step", valid=between(0, 1), fixed=True)
@@ -75,6 +82,11 @@ class OffPolicyConfig(RunConfig):
     def refill_frames(self) -> int:
         """Steps that fill the replay buffers of all ranks again."""
         return self.learning_starts * self.ranks
+
+    @property
+    def replay_checkpoints(self) -> str:
+        """As ``--checkpoint-replay`` says."""
+        return self.checkpoint_replay
 
     def _check_multiple(self, name: str) -> None:
         value, envs = getattr(self, name), self.num_envs
@@ -195,7 +207,7 @@ class ChainConfig(SoftActorCriticConfig):
         if self.delay_critic and self.critic_normalization == "batch":
             raise ValueError(
                 "--delay-critic does not go with --critic-normalization batch, whose running "
-                "statistics target networks leave behind; use layer or none."
+                "statistics target networks leave behind; use layer or none, or --no-delay-critic."
             )
 
 

@@ -20,7 +20,13 @@ from collectors.multimodal import (
     well_maxima,
 )
 
-TASKS = ("TurningDoubleWell-v0", "TurningMultiWell-v0", "GMMBandit-v0", "MultiGoal-v0")
+TASKS = (
+    "TurningDoubleWell-v0",
+    "TurningMultiWell-v0",
+    "GMMBandit-v0",
+    "MultiGoal-v0",
+    "MultiGoalAnywhere-v0",
+)
 TURNING = [("TurningDoubleWell-v0", 2, {}), ("TurningMultiWell-v0", 3, {})]
 TURNING += [("TurningMultiWell-v0", wells, {"wells": wells}) for wells in (2, 4, 5)]
 
@@ -259,6 +265,12 @@ class TestMultiGoal:
         starts = make_env("MultiGoal-v0", num_envs=400, seed=0).reset()["observation"]
         assert starts.std(0).tolist() == pytest.approx([0.1, 0.1], rel=0.1)
         assert starts.mean(0).tolist() == pytest.approx([0.0, 0.0], abs=0.02)
+
+    def test_starts_anywhere_fill_the_square(self) -> None:
+        starts = make_env("MultiGoalAnywhere-v0", num_envs=400, seed=0).reset()["observation"]
+        # The standard deviation of a uniform distribution on [-7, 7].
+        assert starts.std(0).tolist() == pytest.approx([4.04, 4.04], rel=0.1)
+        assert starts.abs().max() <= 7
 
     def test_the_action_cost_is_an_argument(self) -> None:
         env = make_env("MultiGoal-v0", seed=0, action_cost=0.0)

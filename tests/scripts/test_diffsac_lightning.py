@@ -65,7 +65,10 @@ def test_a_run_writes_its_files_and_goes_on(
         (["--critic-head", "c51"], "--critic-head must be one of scalar, hl_gauss, got 'c51'"),
         (["--critic-head", "hl_gauss"], "--critic-head hl_gauss needs --value-range MIN MAX"),
         (["--value-range", "0", "1"], "--value-range is for --critic-head hl_gauss"),
-        (["--delay-critic"], "--delay-critic does not go with --critic-normalization batch"),
+        (
+            ["--critic-normalization", "batch"],
+            "--delay-critic does not go with --critic-normalization batch",
+        ),
         (["--prior-std", "0"], "--prior-std must be greater than 0"),
         (["--step-size", "20"], "step_size is too large"),
         (["--env", "CartPole-v1"], "only continuous actions"),

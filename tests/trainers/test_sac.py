@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from diffpolicy.networks import BatchRenorm
+from diffpolicy.networks.q_ensemble import EnsembleLayerNorm
 from diffpolicy.trainers import (
     DiffSACConfig,
     OffPolicyModule,
@@ -52,11 +53,10 @@ class Method(NamedTuple):
     critic: str
     temperature: str
     options: dict[str, Any]
-    targets: dict[str, Any]
 
 
 METHODS = {
-    "sac": Method(SACConfig, sac_parts, sac_module, "qvalue_network", "log_alpha", {}, {}),
+    "sac": Method(SACConfig, sac_parts, sac_module, "qvalue_network", "log_alpha", {}),
     "diffsac": Method(
         DiffSACConfig,
         diffsac_parts,
@@ -64,7 +64,6 @@ METHODS = {
         "critic_network",
         "temperature",
         {"denoising_steps": 3},
-        {"critic_normalization": "layer", "delay_critic": True},
     ),
 }
 
@@ -139,7 +138,7 @@ def trained(config: Any, method: Method) -> Probe:
 
 
 def test_policy_and_temperature_wait_and_targets_follow(method: Method, build: Build) -> None:
-    options = {"policy_delay": 3, "updates_per_step": 0.6, "tau": 0.25, **method.targets}
+    options = {"policy_delay": 3, "updates_per_step": 0.6, "tau": 0.25}
     module = trained(build(method, **options), method)
     moving, waiting = {"actor", "critic", "target", "alpha"}, {"critic", "target"}
     assert module.moved == [waiting, waiting, moving] * 4
@@ -317,8 +316,8 @@ def test_diffsac_by_default(build: Build) -> None:
     # Targets simulate whole chains, whatever their length.
     assert (loss.target_steps, loss.denoising_steps, loss.sampled_steps) == (3, 3, 1)
     assert diffsac_module(build(method, denoising_steps=5), CPU).loss.target_steps == 5
-    assert (loss.critic_reduction, loss.delay_critic) == ("mean", False)
-    assert any(isinstance(module, BatchRenorm) for module in loss.critic_network.modules())
+    assert (loss.critic_reduction, loss.delay_critic, config.tau) == ("min", True, 0.05)
+    assert any(isinstance(module, EnsembleLayerNorm) for module in loss.critic_network.modules())
     assert float(loss.temperature()) == pytest.approx(0.1)
 
 
@@ -409,9 +408,12 @@ def test_an_hl_gauss_critic_takes_a_range_or_knows_it_from_the_task(
 
 @pytest.mark.parametrize("normalization", ["batch", "layer", "none"])
 def test_critics_do_without_targets(build: Build, normalization: str) -> None:
-    config = build(METHODS["diffsac"], critic_normalization=normalization)
-    run = prepare(config, diffsac_module)
-    assert not config.delay_critic
+    method = METHODS["diffsac"]
+    run = prepare(
+        build(method, critic_normalization=normalization, delay_critic=False), diffsac_module
+    )
+    networks = run.module.loss.critic_network.modules()
+    assert any(isinstance(part, BatchRenorm) for part in networks) == (normalization == "batch")
     assert train(run)
     assert run.module.gradient_steps == 20
 
@@ -430,7 +432,7 @@ def test_critics_do_without_targets(build: Build, normalization: str) -> None:
             {"critic_head": "hl_gauss", "value_range": (1.0, 0.0)},
             "--value-range must be a smaller and a greater number, got 1 0",
         ),
-        ("diffsac", {"delay_critic": True}, "--delay-critic does not go with"),
+        ("diffsac", {"critic_normalization": "batch"}, "--delay-critic does not go with"),
         ("diffsac", {"bins": 1}, "--bins must be at least 2, got 1"),
         ("diffsac", {"bins": 101}, "--bins is for --critic-head hl_gauss; leave one of them out"),
         (
