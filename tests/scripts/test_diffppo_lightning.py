@@ -79,7 +79,7 @@ def read_results(output: Path) -> dict[str, Any]:
 
 def test_the_output_folder_holds_every_file(finished_run: Path) -> None:
     names = {path.name for path in finished_run.iterdir()}
-    expected = {"config.json", "metrics.csv", "results.json", "returns.png"}
+    expected = {"config.json", "metrics.csv", "timing.csv", "results.json", "returns.png"}
     assert names == expected | {"tensorboard", "checkpoints"}
     assert {path.name for path in (finished_run / "checkpoints").iterdir()} == {
         "last.ckpt",
