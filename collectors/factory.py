@@ -1,6 +1,9 @@
 """Collectors: seeded, single-process or multi-process, always ``[environments, time]``."""
 
+import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from tensordict.nn import TensorDictModuleBase
@@ -8,8 +11,13 @@ from torchrl.collectors import BaseCollector, Collector
 from torchrl.envs import EnvBase, ExplorationType
 
 from collectors.envs import derive_seed
+from collectors.frame_counts import check_whole_rollouts
 from collectors.noise import NoiseStream
-from collectors.workers import WorkerEnv, start_workers
+from collectors.process_workers import ProcessWorkers
+from collectors.ray_workers import RayWorkers, check_ray
+from collectors.workers import WorkerCollector, WorkerEnv, WorkerGroup
+
+Backend = Literal["local", "process", "ray"]
 
 
 def make_collector(
@@ -20,7 +28,10 @@ def make_collector(
     seed: int,
     total_frames: int = -1,
     random_frames: int = 0,
+    backend: Backend = "local",
     num_workers: int = 0,
+    restarts: int = 0,
+    on_restart: Callable[[str], None] = warnings.warn,
     device: torch.device | str = "cpu",
     exploration_type: ExplorationType = ExplorationType.RANDOM,
 ) -> BaseCollector:
@@ -31,10 +42,21 @@ def make_collector(
     collecting neither reads nor moves the global one. Give each rank its own seed, for example
     ``derive_seed(seed, rank)``.
 
-    The collector acts with ``policy`` itself, not with a copy, so changes made in place (as
-    optimisers do) are seen at the next step. Worker processes share the memory of a CPU policy;
-    call ``collector.update_policy_weights_()`` after an update when the policy is on a GPU.
-    :class:`collectors.OnPolicyStream` does so before each rollout.
+    A local collector acts with ``policy`` itself, not with a copy, so changes made in place (as
+    optimisers do) are seen at the next step. With workers, call
+    ``collector.update_policy_weights_()`` after changes: the next rollout acts with them.
+    :class:`collectors.OnPolicyStream` and :class:`collectors.OffPolicyStream` do so before each
+    rollout.
+
+    A worker that raises or dies, even by ``kill -9``, ends the rollout within seconds by a
+    :class:`collectors.WorkerError` that holds its traceback or exit code. The other workers end
+    too, unless ``restarts`` allows to start all of them anew. Workers end with this process and
+    ignore SIGINT and SIGTERM, so that Ctrl-C leaves the decision to it (those of Ray take SIGTERM).
+
+    Ray: without a cluster, one is started on this machine and ends with this process. To use
+    others, start a cluster on them (``ray start``), install this package on all of them, and set
+    ``RAY_ADDRESS`` (``auto`` finds the cluster of this machine) or call ``ray.init`` before. Each
+    worker takes one CPU and no GPU, and acts on its CPU. What workers print goes to Ray's logs.
 
     Args:
         env_fn: builds a batched environment, for example ``partial(make_env, "Hopper-v5",
@@ -48,10 +70,15 @@ def make_collector(
         random_frames: the first this many environment steps, a multiple of ``frames_per_batch``,
             act uniformly at random within the bounds of the actions instead of with ``policy``.
             Whatever else the policy writes is zero in their rows.
-        num_workers: 0 collects in this process. ``n > 0`` starts ``n`` processes with one batched
-            environment each. Scripts then need ``if __name__ == "__main__":``, and ``env_fn`` must
+        backend: ``"local"`` collects in this process, ``"process"`` in worker processes of this
+            machine, ``"ray"`` in those of a Ray cluster (needs ``pip install 'diffpolicy[ray]'``).
+        num_workers: number of workers, with one batched environment each; 0 for ``"local"``.
+            Scripts then need ``if __name__ == "__main__":``, and ``env_fn`` and ``policy`` must
             work in a fresh process: name an id of your own ``"module:Id-v0"``. On a machine with
             few cores one process with more environments is faster.
+        restarts: how often workers that fail are started anew, with new seeds and new episodes.
+            The rollout is then collected again.
+        on_restart: called with one line that says why workers are started anew.
         device: where the policy runs and the rollouts are stored.
         exploration_type: RANDOM samples from the policy.
 
@@ -60,8 +87,9 @@ def make_collector(
         all workers and ``T = frames_per_batch / E``. Call ``shutdown()`` when done.
 
     Raises:
-        ValueError: a frame count that cannot be met, a policy on another device, or another
-            argument out of range.
+        ValueError: a frame count that cannot be met, a policy on another device, a package that is
+            missing, or another argument out of range.
+        WorkerError: workers cannot be started; also raised while collecting.
 
     Example:
         >>> from functools import partial
@@ -72,7 +100,8 @@ def make_collector(
         torch.Size([2, 5])
         >>> collector.shutdown()
     """
-    _check_counts(frames_per_batch, total_frames, random_frames, num_workers)
+    _check_counts(frames_per_batch, total_frames, random_frames)
+    _check_workers(backend, num_workers, restarts)
     device = _with_index(torch.device(device))
     _check_policy_device(policy, device)
     env = env_fn()
@@ -83,15 +112,15 @@ def make_collector(
         raise
     if num_workers:
         env.close()
-        return start_workers(
-            [WorkerEnv(env_fn, seed, worker) for worker in range(num_workers)],
+        options = {"frames_per_batch": frames_per_batch, "exploration_type": exploration_type}
+        return WorkerCollector(
+            partial(_start, backend, env_fn, policy, seed, num_workers, device, options),
             policy,
             frames_per_batch=frames_per_batch,
             total_frames=total_frames,
-            init_random_frames=random_frames,
-            policy_device=device,
-            storing_device=device,
-            exploration_type=exploration_type,
+            random_frames=random_frames,
+            restarts=restarts,
+            on_restart=on_restart,
         )
     env.set_seed(derive_seed(seed))
     stream = NoiseStream(derive_seed(seed, 0, 1), device)
@@ -111,27 +140,47 @@ def make_collector(
     )
 
 
-def _check_counts(
-    frames_per_batch: int, total_frames: int, random_frames: int, num_workers: int
-) -> None:
+def _start(
+    backend: Backend,
+    env_fn: Callable[[], EnvBase],
+    policy: TensorDictModuleBase | None,
+    seed: int,
+    num_workers: int,
+    device: torch.device,
+    options: dict[str, Any],
+    attempt: int,
+    random_frames: int,
+) -> WorkerGroup:
+    """Start workers; see ``collectors.workers.StartWorkers`` for the last two arguments."""
+    group = ProcessWorkers if backend == "process" else RayWorkers
+    env_fns = [WorkerEnv(env_fn, seed, worker, attempt) for worker in range(num_workers)]
+    return group(env_fns, policy, device=device, init_random_frames=random_frames, **options)
+
+
+def _check_workers(backend: str, num_workers: int, restarts: int) -> None:
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}.")
+    if backend == "local" and num_workers:
+        raise ValueError(
+            f"num_workers must be 0 with backend='local', got {num_workers}; try backend='process'."
+        )
+    if backend != "local" and num_workers < 1:
+        raise ValueError(
+            f"num_workers must be at least 1 with backend={backend!r}, got {num_workers}."
+        )
+    if restarts < 0 or (restarts and backend == "local"):
+        raise ValueError(
+            f"restarts must be 0, or more with workers, got {restarts} with backend={backend!r}."
+        )
+    if backend == "ray":
+        check_ray()
+
+
+def _check_counts(frames_per_batch: int, total_frames: int, random_frames: int) -> None:
     if frames_per_batch < 1:
         raise ValueError(f"frames_per_batch must be at least 1, got {frames_per_batch}.")
-    if num_workers < 0:
-        raise ValueError(
-            f"num_workers must be 0 (collect in this process) or more, got {num_workers}."
-        )
-    if total_frames != -1 and (total_frames < 1 or total_frames % frames_per_batch):
-        above = max(1, -(-total_frames // frames_per_batch)) * frames_per_batch
-        raise ValueError(
-            f"total_frames must be -1 (endless) or a multiple of frames_per_batch="
-            f"{frames_per_batch}, got {total_frames}; try {above}."
-        )
-    if random_frames < 0 or random_frames % frames_per_batch:
-        above = max(0, -(-random_frames // frames_per_batch)) * frames_per_batch
-        raise ValueError(
-            f"random_frames must be 0 or a multiple of frames_per_batch={frames_per_batch}, got "
-            f"{random_frames}; try {above}."
-        )
+    check_whole_rollouts("total_frames", total_frames, frames_per_batch, also=-1)
+    check_whole_rollouts("random_frames", random_frames, frames_per_batch, also=0)
 
 
 def _check_divisible(frames_per_batch: int, env: EnvBase, num_workers: int) -> None:

@@ -2,6 +2,7 @@
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
 
 class NoiseStream:
@@ -20,6 +21,14 @@ class NoiseStream:
     def leave(self, rollout: TensorDictBase) -> None:
         """After a rollout."""
         self._swap()
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """The private random state between two rollouts."""
+        return {"states": [state.clone() for state in self._states]}
+
+    def load_state_dict(self, state_dict: dict[str, list[Tensor]]) -> None:
+        """Continue from a saved state, between two rollouts."""
+        self._states = [state.clone() for state in state_dict["states"]]
 
     def _swap(self) -> None:
         current = [torch.get_rng_state()]

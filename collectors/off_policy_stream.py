@@ -11,7 +11,9 @@ from torch.utils.data import IterableDataset
 from torchrl.collectors import BaseCollector
 from torchrl.data import TensorDictPrioritizedReplayBuffer, TensorDictReplayBuffer
 
+from collectors.collector_state import collector_state, load_collector_state
 from collectors.evaluation import EpisodeStats, episode_stats
+from collectors.frame_counts import check_whole_rollouts
 from collectors.rollouts import RolloutReader, check_finite, check_order
 
 
@@ -61,7 +63,7 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         keys: Sequence[NestedKey] | None = None,
     ) -> None:
         self._frames_per_batch = int(collector.requested_frames_per_batch)
-        _check_multiple("frames", frames, self._frames_per_batch)
+        check_whole_rollouts("frames", frames, self._frames_per_batch)
         self._ratio = _whole_ratio(frames, updates_per_step, self._frames_per_batch)
         if keys is not None and not keys:
             raise ValueError("keys must name at least one entry to store, got none.")
@@ -108,7 +110,7 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
             ValueError: ``frames`` is out of range.
             NonFiniteError: a rollout holds NaN or infinite numbers.
         """
-        _check_multiple("frames", frames, self._frames_per_batch)
+        check_whole_rollouts("frames", frames, self._frames_per_batch)
         self.finish_batch()
         rows = [self._collect() for _ in range(frames // self._frames_per_batch)]
         return torch.cat(rows)
@@ -135,12 +137,32 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
             )
         self.buffer.update_tensordict_priority(batch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Counters. Save the buffer beside them; simulators are not saved: episodes restart."""
-        return {"collected": self.collected, "updates": self.updates}
+    def state_dict(self, *, collector: bool = True) -> dict[str, Any]:
+        """All that the next passes depend on, apart from the parameters and the buffer.
+
+        Call it between passes. For the buffer there is :func:`collectors.replay_state`.
+
+        Args:
+            collector: whether to save the state of the collector. Without it episodes restart.
+
+        Returns:
+            Plain data: counters, and the state of the collector.
+
+        Raises:
+            UnsupportedStateError: the collector's state cannot be saved; see
+                :func:`collectors.collector_state`.
+        """
+        counters = {"collected": self.collected, "updates": self.updates}
+        return counters | ({"collector": collector_state(self.collector)} if collector else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue counting from a saved state."""
+        """Continue from a saved state, in new episodes when it has none of the collector.
+
+        Raises:
+            UnsupportedStateError: the state is that of another environment.
+        """
+        if "collector" in state_dict:
+            load_collector_state(self.collector, state_dict["collector"])
         self.collected = state_dict["collected"]
         self.updates = state_dict["updates"]
 
@@ -156,15 +178,6 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         self.collected += rollout.numel()
         self.episodes += episode_stats(rollout)
         return rows
-
-
-def _check_multiple(argument: str, frames: int, frames_per_batch: int) -> None:
-    if frames < 1 or frames % frames_per_batch:
-        above = max(1, -(-frames // frames_per_batch)) * frames_per_batch
-        raise ValueError(
-            f"{argument} must be a multiple of the collector's frames_per_batch="
-            f"{frames_per_batch}, got {frames}; try {above}."
-        )
 
 
 def _whole_ratio(frames: int, updates_per_step: float, frames_per_batch: int) -> Fraction:

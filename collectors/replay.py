@@ -41,7 +41,7 @@ def make_replay_buffer(
     Rows go in with ``extend`` (``[rows]``), and the oldest make room once ``capacity`` is reached.
     ``sample()`` draws ``[batch_size]`` rows with replacement and adds their ``index``. The draws
     come from a random stream of the buffer's own, so that sampling neither reads nor moves the
-    global one; TorchRL's ``dumps`` and ``loads`` save and restore the rows and that stream.
+    global one; :func:`collectors.replay_state` saves the rows, the priorities and that stream.
 
     Args:
         capacity: largest number of rows.

@@ -8,7 +8,7 @@ from tensordict import NestedKey, TensorDictBase
 from torchrl.collectors import BaseCollector
 
 from collectors.envs import EPISODE_REWARD_KEY
-from collectors.errors import NonFiniteError
+from collectors.errors import CollectionError, NonFiniteError, describe
 
 
 class RolloutReader:
@@ -30,13 +30,22 @@ class RolloutReader:
         """Collect and return the next rollout ``[E, T]``.
 
         Raises:
+            CollectionError: the environment or the policy has raised.
+            WorkerError: a worker process has raised or died.
             RuntimeError: the collector has come to its end.
         """
         if self._rollouts is None:
             self._rollouts = iter(self._collector)
         elif isinstance(self._collector.policy, torch.nn.Module):  # not a random policy
             self._collector.update_policy_weights_()
-        rollout = next(self._rollouts, None)
+        try:
+            rollout = next(self._rollouts, None)
+        except CollectionError:
+            raise
+        except Exception as error:
+            raise CollectionError(
+                f"the environment or the policy raised {describe(error)}"
+            ) from error
         if rollout is None:
             raise RuntimeError(
                 f"the collector stopped after {self.frames} frames; build it with total_frames=-1 "

@@ -9,6 +9,7 @@ from torch.utils.data import IterableDataset
 from torchrl.collectors import BaseCollector
 
 from collectors.buffers import RolloutBuffer
+from collectors.collector_state import collector_state, load_collector_state
 from collectors.rollouts import RolloutReader, check_finite
 
 
@@ -108,16 +109,32 @@ class OnPolicyStream(IterableDataset[TensorDictBase]):
             if self.on_rollout_end is not None:
                 self.on_rollout_end(self.last_rollout)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Counters and the state of the shuffling. Simulators are not saved: episodes restart."""
-        return {
-            "frames": self.frames,
-            "iteration": self.iteration,
-            "shuffling": self.buffer.get_rng_state(),
-        }
+    def state_dict(self, *, collector: bool = True) -> dict[str, Any]:
+        """All that the next passes depend on, apart from the parameters; call it between passes.
+
+        Args:
+            collector: whether to save the state of the collector. Without it episodes restart.
+
+        Returns:
+            Plain data: counters, the state of the shuffling, and that of the collector.
+
+        Raises:
+            UnsupportedStateError: the collector's state cannot be saved; see
+                :func:`collectors.collector_state`.
+        """
+        counters = {"frames": self.frames, "iteration": self.iteration}
+        shuffling = {"shuffling": self.buffer.get_rng_state()}
+        saved = {"collector": collector_state(self.collector)} if collector else {}
+        return counters | shuffling | saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue counting and shuffling from a saved state."""
+        """Continue from a saved state, in new episodes when it has none of the collector.
+
+        Raises:
+            UnsupportedStateError: the state is that of another environment.
+        """
+        if "collector" in state_dict:
+            load_collector_state(self.collector, state_dict["collector"])
         self.frames = state_dict["frames"]
         self.iteration = state_dict["iteration"]
         self.buffer.set_rng_state(state_dict["shuffling"])

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
+from diffpolicy.networks.ranks import sum_over_ranks
 from objectives.checks import check_choice
 
 DiscountMode = Literal["env", "denoising_step"]
@@ -135,7 +136,7 @@ class NormalizedAdvantage(NamedTuple):
 def normalized_advantage(
     advantage: Tensor, mode: AdvantageNormalization | None, valid: Tensor | None = None
 ) -> NormalizedAdvantage:
-    """Centre or standardise advantages ``[*B, 1]`` over the valid rows.
+    """Centre or standardise advantages ``[*B, 1]`` over the valid rows of all ranks.
 
     Args:
         advantage: ``[*B, 1]``.
@@ -147,13 +148,14 @@ def normalized_advantage(
     if mode is None:
         return NormalizedAdvantage(advantage, one)
     counted = advantage.new_ones(advantage.shape) if valid is None else valid.to(advantage)
-    number = counted.sum().clamp_min(1)
     known = advantage if valid is None else torch.where(valid, advantage, 0.0)
-    centered = advantage - known.sum() / number
+    number, total = sum_over_ranks(torch.stack((counted.sum(), known.sum())))
+    centered = advantage - total / number.clamp_min(1)
     if mode == "center":
         return NormalizedAdvantage(centered, one)
-    variance = (counted * torch.where(counted > 0, centered, 0.0).square()).sum()
-    scale = (variance / (number - 1).clamp_min(1)).sqrt().clamp_min(1e-6)
+    squares = (counted * torch.where(counted > 0, centered, 0.0).square()).sum()
+    variance = sum_over_ranks(squares) / (number - 1).clamp_min(1)
+    scale = variance.sqrt().clamp_min(1e-6)
     return NormalizedAdvantage(centered / scale, scale)
 
 

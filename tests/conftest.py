@@ -2,6 +2,7 @@
 
 import os
 import random
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -23,3 +24,12 @@ def fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 -- third-party code draws from the global generator
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def faulty_envs(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The module of environments that fail, which fresh processes can import as well."""
+    folder = str(Path(__file__).parent / "faulty")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", folder, prepend=os.pathsep)
+    return "faulty_envs"

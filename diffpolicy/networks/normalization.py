@@ -1,8 +1,9 @@
 """Running statistics that standardise inputs of networks."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from diffpolicy.networks.ranks import sum_over_ranks
 
 
 class RunningNorm(nn.Module):
@@ -65,19 +66,12 @@ class RunningNorm(nn.Module):
         if not bool(flat.isfinite().all()):
             raise ValueError("batch must be finite, got NaN or infinite values.")
         # Squares are taken around the batch's own mean, which keeps them accurate far from zero.
-        sums = _sum_over_ranks(torch.cat((flat.new_tensor([flat.shape[0]]), flat.sum(0))))
+        sums = sum_over_ranks(torch.cat((flat.new_tensor([flat.shape[0]]), flat.sum(0))))
         number, batch_mean = sums[0], sums[1:] / sums[0]
-        squares = _sum_over_ranks((flat - batch_mean).square().sum(0))
+        squares = sum_over_ranks((flat - batch_mean).square().sum(0))
         merged = self.count + number
         shift = batch_mean - self.mean
         between = shift.square() * (self.count / merged) * number
         self.variance.copy_((self.count * self.variance + squares + between) / merged)
         self.mean.add_(shift * (number / merged))
         self.count.copy_(merged)
-
-
-def _sum_over_ranks(value: Tensor) -> Tensor:
-    """``value`` summed over all ranks in place; itself if nothing is distributed."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(value)
-    return value

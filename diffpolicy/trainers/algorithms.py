@@ -13,6 +13,7 @@ from diffpolicy.trainers.networks import network_config, process_config, process
 from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
 from diffpolicy.trainers.on_policy_config import DiffPPOConfig, GaussianPPOConfig
 from objectives import DiffPPOLoss, LearnedTemperature
+from objectives.functional import normalized_advantage
 
 
 def diffppo_parts(env: EnvBase, config: DiffPPOConfig, device: torch.device) -> OnPolicyParts:
@@ -64,7 +65,7 @@ def gaussian_ppo_parts(
         network=network_config(config, value_function=True),
         device=device,
     )
-    loss = ClipPPOLoss(
+    loss = _ClipPPOLoss(
         networks.actor,
         networks.critic,
         clip_epsilon=config.clip_epsilon,
@@ -73,7 +74,7 @@ def gaussian_ppo_parts(
         entropy_coeff=config.entropy_coeff,
         critic_coeff=config.critic_coeff,
         loss_critic_type=config.loss_critic_type,
-        normalize_advantage=True,
+        normalize_advantage=False,
     ).to(device)
     loss.make_value_estimator(gamma=config.gamma, lmbda=config.lmbda)
 
@@ -82,6 +83,15 @@ def gaussian_ppo_parts(
         return rollout.reshape(-1)
 
     return OnPolicyParts(loss=loss, prepare=prepare, normalizer=networks.normalizer)
+
+
+class _ClipPPOLoss(ClipPPOLoss):
+    """Standardises the advantages of a minibatch over all ranks; TorchRL does so on each alone."""
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        key = self.tensor_keys.advantage
+        standardized = normalized_advantage(tensordict.get(key), "standardize").advantage
+        return super().forward(tensordict.copy().set(key, standardized))
 
 
 def diffppo_module(config: DiffPPOConfig, device: torch.device) -> OnPolicyModule:

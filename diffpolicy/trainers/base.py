@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,10 +17,11 @@ from torchrl.envs import EnvBase, ExplorationType
 from torchrl.objectives import LossModule
 
 from collectors import NonFiniteError, UnfinishedEpisodeError, evaluate
+from collectors.errors import describe
 from diffpolicy.trainers.config import RunConfig
 from diffpolicy.trainers.environments import evaluation_env
 from diffpolicy.trainers.errors import TrainingError
-from diffpolicy.trainers.files import CHECKPOINT_KEY
+from diffpolicy.trainers.files import CHECKPOINT_KEY, Disk
 from diffpolicy.trainers.options import fixed_options
 
 # Evaluations start from the same states in every run, whatever its seed.
@@ -74,6 +76,9 @@ class RLModule(L.LightningModule, ABC):
         evaluations: every evaluation so far.
         stop_requested: asked after each iteration whether this rank wants the run to stop.
         stopping: whether the run stops after this iteration, before it is finished.
+        disk: carries out writes that may fail.
+        replay_folder: where the replay buffers of the next checkpoint are, beside it; None if
+            there are none.
     """
 
     def __init__(self, config: RunConfig, loss: LossModule) -> None:
@@ -87,6 +92,9 @@ class RLModule(L.LightningModule, ABC):
         self.evaluations: list[Evaluation] = []
         self.stop_requested: Callable[[], bool] = lambda: False
         self.stopping = False
+        self.disk = Disk()
+        self.replay_folder: str | None = None
+        self._loaded: dict[str, Any] | None = None
         self._clock = 0.0
         self._evaluation_env: EnvBase | None = None
 
@@ -125,6 +133,14 @@ class RLModule(L.LightningModule, ABC):
     def any_rank(self, flag: bool) -> bool:
         """Whether ``flag`` is true on any rank; every rank must call it."""
         return bool(self.reduce(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank gives, in the order of the ranks; every rank must call it."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return [value]
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        return values
 
     # ---------------------------------------------------------------------------------------
     # Time, evaluation, events
@@ -188,6 +204,8 @@ class RLModule(L.LightningModule, ABC):
                 f"an episode of --env {config.env} does not end; cut episodes off with "
                 "--max-episode-steps."
             )
+        except Exception as error:  # whatever an environment may raise
+            return f"--env {config.env} or the policy raised {describe(error)}\n"
         values = torch.tensor(returns, dtype=torch.float64)
         mean, std = float(values.mean()), float(values.std(correction=0))
         if not math.isfinite(mean):
@@ -227,8 +245,19 @@ class RLModule(L.LightningModule, ABC):
         options = fixed_options(self.config)
         return {"method": self.config.method, "options": options, "shapes": shapes}
 
+    @abstractmethod
+    def rank_state(self) -> dict[str, Any]:
+        """What this rank needs to go on collecting, as plain data."""
+
+    def save_replay(self, folder: Path) -> None:
+        """Write this rank's replay buffer into ``folder``, for methods that have one.
+
+        Raises:
+            OSError: if the disk does not take it.
+        """
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the run's state and drop Lightning's loop counters."""
+        """Add the run's state, that of every rank included, and drop Lightning's loop counters."""
         checkpoint.pop("loops", None)
         checkpoint[CHECKPOINT_KEY] = {
             "metadata": self.metadata(),
@@ -237,11 +266,14 @@ class RLModule(L.LightningModule, ABC):
             "gradient_steps": self.gradient_steps,
             "wall_seconds": self.wall_seconds,
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+            # Before the first step there is nothing but the seed.
+            "ranks": self.gather(self.rank_state()) if self.frames else [],
+            "replay": self.replay_folder,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what :meth:`on_save_checkpoint` added; coefficients follow the configuration."""
-        state = checkpoint[CHECKPOINT_KEY]
+        state = self._loaded = checkpoint[CHECKPOINT_KEY]
         saved = checkpoint["state_dict"]
         trained = {name: saved[name] for name in state["metadata"]["shapes"]}
         checkpoint["state_dict"] = {**trained, **self._coefficients()}

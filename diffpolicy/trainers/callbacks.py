@@ -1,10 +1,13 @@
-"""What a run writes and shows: metrics, results, learning curve, checkpoints, progress bar."""
+"""What a run writes and shows: metrics, results, learning curve, progress bar."""
 
 import csv
+import errno
+import io
 import math
-import shutil
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,77 +50,81 @@ class MetricsFiles(RunCallback):
         """Append a row to both."""
         if trainer.is_global_zero:
             timing = {name: metrics[name] for name in ("frames", *_TIMING)}
-            self._timing.append(timing, module.frames)
             known = {name: value for name, value in metrics.items() if name not in _TIMING}
-            self._metrics.append(known, module.frames)
+            for table, row in ((self._timing, timing), (self._metrics, known)):
+                table.add(row)
+                module.disk.attempt(str(table.path), table.write)
 
 
 class _Table:
     """A csv file that grows by rows; a resumed run drops the rows it repeats.
 
     Attributes:
-        frames: environment steps of the last row to keep.
+        path: the file.
+        frames: environment steps of the last row that a resumed run keeps.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.frames = 0
         self._columns: list[str] = []
+        self._waiting: list[Mapping[str, float]] = []
 
-    def append(self, metrics: Mapping[str, float], frames: int) -> None:
-        """Add the row of ``frames``; metrics that were not there before get a column."""
-        if not metrics.keys() <= set(self._columns):
+    def add(self, row: Mapping[str, float]) -> None:
+        """Take a row, for the next :meth:`write`."""
+        self._waiting.append(row)
+
+    def write(self) -> None:
+        """Write the rows that wait; metrics that were not there before get a column.
+
+        Raises:
+            OSError: if the disk does not take them. The file is as before, and the rows wait.
+        """
+        new = [name for row in self._waiting for name in row if name not in self._columns]
+        if new:
             earlier = self._earlier_rows()
-            self._columns = list(dict.fromkeys([*(earlier[0] if earlier else ()), *metrics]))
-            files.write_atomically(self.path, lambda path: self._write(path, "w", earlier))
-        self._write(self.path, "a", [metrics])
-        self.frames = frames
+            known = earlier[0] if earlier else self._columns
+            columns = list(dict.fromkeys([*known, *new]))
+            header = {name: name for name in columns}
+            content = _text(columns, [header, *earlier, *self._waiting])
+            files.write_atomically(self.path, lambda path: path.write_bytes(content))
+            self._columns = columns
+        else:
+            _append(self.path, _text(self._columns, self._waiting))
+        self.frames = int(self._waiting[-1]["frames"])
+        self._waiting.clear()
 
     def _earlier_rows(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
-            rows = csv.DictReader(file)
-            return [row for row in rows if int(row["frames"]) <= self.frames]
+        # A run that is killed may leave the beginning of a row.
+        text, end, _ = self.path.read_text().rpartition("\n")
+        rows = csv.DictReader(io.StringIO(text + end))
+        return [row for row in rows if int(row["frames"]) <= self.frames]
 
-    def _write(self, path: Path, mode: str, rows: list[Any]) -> None:
-        with path.open(mode, newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            if mode == "w":
-                writer.writeheader()
-            writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+def _append(path: Path, content: bytes) -> None:
+    """Append to a file all or nothing; raises OSError if the disk does not take it."""
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def _text(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, columns)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    return buffer.getvalue().encode()
 
 
 def _cell(value: float | str) -> float | str:
     """An empty cell stands for "no value", for example when no episode has ended."""
     return "" if isinstance(value, float) and math.isnan(value) else value
-
-
-class LoggerMetrics(RunCallback):
-    """Sends metrics to the trainer's Lightning loggers (TensorBoard, Weights & Biases)."""
-
-    def on_evaluation(self, trainer: L.Trainer, module: RLModule, evaluation: Evaluation) -> None:
-        """Log the evaluation against environment steps."""
-        self._log(
-            trainer,
-            {
-                "eval_return_mean": evaluation.return_mean,
-                "eval_return_std": evaluation.return_std,
-            },
-            evaluation.env_steps,
-        )
-
-    def on_iteration_end(
-        self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
-    ) -> None:
-        """Log the iteration against environment steps."""
-        training = {k: v for k, v in metrics.items() if not k.startswith("eval_")}
-        self._log(trainer, training, module.frames)
-
-    def _log(self, trainer: L.Trainer, metrics: Mapping[str, float], step: int) -> None:
-        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
-        for logger in trainer.loggers:
-            logger.log_metrics(known, step=step)
 
 
 class ResultsFile(RunCallback):
@@ -130,11 +137,12 @@ class ResultsFile(RunCallback):
         """Write both files."""
         if trainer.is_global_zero:
             self._write(module)
-            curve = learning_curve(
-                module.evaluations, f"{module.config.method} on {module.config.env}"
-            )
-            files.write_atomically(
-                self.output / files.PLOT_FILE, lambda path: curve.savefig(path, format="png")
+            plot = self.output / files.PLOT_FILE
+            title = f"{module.config.method} on {module.config.env}"
+            curve = learning_curve(module.evaluations, title)
+            module.disk.attempt(
+                str(plot),
+                lambda: files.write_atomically(plot, lambda p: curve.savefig(p, format="png")),
             )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -157,7 +165,8 @@ class ResultsFile(RunCallback):
             "versions": files.versions(),
             "evaluations": [asdict(evaluation) for evaluation in module.evaluations],
         }
-        files.write_json(self.output / files.RESULTS_FILE, content)
+        path = self.output / files.RESULTS_FILE
+        module.disk.attempt(str(path), lambda: files.write_json(path, content))
 
 
 def learning_curve(evaluations: list[Evaluation], title: str) -> Figure:
@@ -178,52 +187,11 @@ def learning_curve(evaluations: list[Evaluation], title: str) -> Figure:
     return figure
 
 
-class Checkpoints(RunCallback):
-    """``checkpoints/last.ckpt`` and one numbered checkpoint every ``--checkpoint-every`` steps.
-
-    There is one from the start, so that a run which fails can always be continued.
-    """
-
-    def __init__(self, output: Path, every: int) -> None:
-        self.folder = output / files.CHECKPOINT_FOLDER
-        self.every = every
-        self._saved = 0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the state before the first step."""
-        assert isinstance(pl_module, RLModule)
-        self._saved = pl_module.frames
-        if pl_module.frames == 0:
-            self._save_last(trainer)
-
-    def on_iteration_end(
-        self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
-    ) -> None:
-        """Save when due, and at the end of the run."""
-        due = module.frames // self.every > self._saved // self.every
-        if not (due or module.finished or module.stopping):
-            return
-        self._save_last(trainer)
-        self._saved = module.frames
-        if trainer.is_global_zero:
-            last = self.folder / files.LAST_CHECKPOINT
-            files.write_atomically(
-                self.folder / f"frames_{module.frames:010d}.ckpt",
-                lambda path: shutil.copyfile(last, path),
-            )
-
-    def _save_last(self, trainer: L.Trainer) -> None:
-        # Every rank takes part in saving; only rank zero writes.
-        last = self.folder / files.LAST_CHECKPOINT
-        temporary = last.with_name(f".{last.name}.tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            temporary.replace(last)
-        trainer.strategy.barrier("checkpoint")
-
-
 class ProgressBar(RunCallback):
-    """A bar with environment steps, return and speed, and a line for each evaluation."""
+    """A bar with environment steps, return and speed, and a line for each evaluation.
+
+    It may be drawn into a file on a full disk, which is no reason to end a run.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -247,10 +215,12 @@ class ProgressBar(RunCallback):
         """Print the evaluation above the bar."""
         if self._bar is not None:
             self._returns["eval"] = f"{evaluation.return_mean:.1f}"
-            self._bar.write(
-                f"evaluation at {evaluation.env_steps} frames: return {evaluation.return_mean:.1f} "
-                f"± {evaluation.return_std:.1f} over {evaluation.episodes} episodes"
-            )
+            with suppress(OSError):
+                self._bar.write(
+                    f"evaluation at {evaluation.env_steps} frames: return "
+                    f"{evaluation.return_mean:.1f} ± {evaluation.return_std:.1f} over "
+                    f"{evaluation.episodes} episodes"
+                )
 
     def on_iteration_end(
         self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
@@ -265,12 +235,14 @@ class ProgressBar(RunCallback):
         # Whole iterations may overshoot the number that was asked for.
         self._bar.total = max(self._bar.total, module.frames)
         self._bar.set_postfix_str(f"{shown}, {speed}" if shown else speed, refresh=False)
-        self._bar.update(module.frames - self._bar.n)
+        with suppress(OSError):
+            self._bar.update(module.frames - self._bar.n)
 
     def close(self) -> None:
         """Close the bar if it is open."""
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()
             self._bar = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

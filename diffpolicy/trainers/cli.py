@@ -3,12 +3,14 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from diffpolicy.trainers import files
+from diffpolicy.trainers.cluster import is_first_process
 from diffpolicy.trainers.errors import TrainingError
-from diffpolicy.trainers.launch import ConfigT, MakeModule, is_first_process, prepare, train
+from diffpolicy.trainers.launch import ConfigT, MakeModule, prepare, train
 from diffpolicy.trainers.options import make_parser, parse_options
+from diffpolicy.trainers.scope import StopSignal
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -24,13 +26,19 @@ def parse_config(config_class: type[ConfigT], given: dict[str, Any]) -> ConfigT:
         ValueError: one sentence that names the flag.
     """
     options: dict[str, Any] = {}
+    if given.get("resume") == files.NEWEST:
+        given = {**given, "resume": files.newest_checkpoint(given.get("output"))}
     if given.get("resume") is not None:
         state = files.read_checkpoint(given["resume"])
         files.check_method(given["resume"], state, config_class.method)
         options = {**state["config"], "output": None}
         if "gpus" in given or "cpu_ranks" in given:
             # Devices are chosen anew as a whole.
-            del options["gpus"], options["cpu_ranks"]
+            for name in ("gpus", "cpu_ranks", "num_nodes"):
+                options.pop(name, None)
+        if "collector" in given:
+            for name in ("num_workers", "restart_workers"):
+                options.pop(name, None)
     else:
         options = dict(config_class.presets.get(given.get("preset", ""), {}))
     known = {field.name for field in dataclasses.fields(config_class)}
@@ -53,7 +61,7 @@ def run_script(
         description: for ``--help``.
 
     Returns:
-        The exit code: 0, 1 if training failed, 130 after Ctrl-C.
+        The exit code: 0, also after SIGTERM; 1 if training failed; 130 after Ctrl-C.
 
     Raises:
         SystemExit: with code 2 and one line on the console, for wrong flags.
@@ -66,21 +74,23 @@ def run_script(
         parser.error(str(error))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    stop = StopSignal()
     try:
-        finished = train(run)
+        finished = train(run, stop)
     except KeyboardInterrupt:
         finished = False
     except TrainingError as error:
-        _say(f"{parser.prog}: training failed: {error}", sys.stderr)
+        # Of ranks that torchrun or srun has started, any may be the one that knows why.
+        print(f"{parser.prog}: training failed: {error}", file=sys.stderr)
         return EXIT_FAILED
     if not finished:
         last = run.output / files.CHECKPOINT_FOLDER / files.LAST_CHECKPOINT
         _say(f"stopped; continue with --resume {last}" if last.exists() else "stopped")
-        return EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED if stop.interrupted() else 0
     _say(f"finished; results are in {run.output}")
     return 0
 
 
-def _say(line: str, stream: TextIO | None = None) -> None:
+def _say(line: str) -> None:
     if is_first_process():
-        print(line, file=stream)
+        print(line)

@@ -3,8 +3,8 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -15,12 +15,20 @@ from torchrl.collectors import BaseCollector
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 
-from collectors import EpisodeStats, NonFiniteError, derive_seed, make_collector
+from collectors import (
+    EpisodeStats,
+    UnsupportedStateError,
+    derive_seed,
+)
+from diffpolicy.trainers import resume
 from diffpolicy.trainers.base import RLModule
 from diffpolicy.trainers.config import OnPolicyConfig
-from diffpolicy.trainers.environments import spec_env, training_env
+from diffpolicy.trainers.console import warn
+from diffpolicy.trainers.environments import spec_env
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.off_policy_config import OffPolicyConfig
+from diffpolicy.trainers.random_state import load_random_state, random_state, seed_random_state
+from diffpolicy.trainers.workers import check_collector, faults_end_training, training_collector
 
 
 class Parts(Protocol):
@@ -44,6 +52,13 @@ class Stream(Protocol):
 
     def __iter__(self) -> Iterator[TensorDictBase]: ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next batches depend on, but for the parameters and a replay buffer."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`."""
+
 
 PartsT = TypeVar("PartsT", bound=Parts)
 StreamT = TypeVar("StreamT", bound=Stream)
@@ -62,6 +77,9 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
 
     Raises:
         ValueError: for an environment that does not exist or does not suit the networks.
+
+    Attributes:
+        continued: what of the collection goes on from a checkpoint.
     """
 
     config: OnPolicyConfig | OffPolicyConfig
@@ -72,6 +90,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         build: BuildParts[PartsT],
         device: torch.device,
     ) -> None:
+        check_collector(config)
         env = spec_env(config)
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -82,6 +101,8 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         super().__init__(config, parts.loss)
         self.parts = parts
         self._stream: StreamT | None = None
+        self.continued = resume.Continuation()
+        self._warned = False
 
     @property
     def actor(self) -> TensorDictModuleBase:
@@ -107,8 +128,8 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         random_frames: int = 0,
     ) -> BaseCollector:
         """The collector of this rank; arguments as for :func:`collectors.make_collector`."""
-        return make_collector(
-            partial(training_env, self.config, self.device),
+        return training_collector(
+            self.config,
             policy,
             frames_per_batch=frames_per_batch,
             random_frames=random_frames,
@@ -117,20 +138,87 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         )
 
     def on_fit_start(self) -> None:
-        """Build this rank's environments and start its random streams.
+        """Build this rank's environments and let them go on from the checkpoint, if there is one.
 
-        The number of frames is part of every seed: a resumed run starts new episodes, which must
-        not repeat those of the first run, and resuming twice gives the same run twice.
+        This comes before Lightning asks for the data; the random state is taken over in
+        :meth:`resume_random_state`.
+        """
+        self._open_stream()
+        if self._loaded is not None:
+            self._resume_collecting(self._loaded)
+
+    def _open_stream(self) -> None:
+        """Build the environments and start the random streams of this rank.
+
+        The number of frames is part of every seed: a resumed run that starts new episodes must not
+        repeat those of the first run, and resuming twice gives the same run twice.
         """
         seed = partial(derive_seed, self.config.seed, self.global_rank, self.frames)
-        torch.manual_seed(seed(0))
+        seed_random_state(seed(0))
         policy = torch.compile(self.actor) if self.config.compile else self.actor
         self._stream = self.start_collecting(policy, seed)
+
+    def rank_state(self) -> dict[str, Any]:
+        """Episodes, counters and generators of the stream, and the global random state."""
+        state = {"stream": None, "unsupported": "", "random": random_state(self.device)}
+        try:
+            state["stream"] = self.stream.state_dict()
+        except UnsupportedStateError as error:
+            state["unsupported"] = str(error).rstrip(".")
+            if self.global_rank == 0 and not self._warned:
+                self._warned = True
+                warn(
+                    f"checkpoints of this run do not hold its episodes: {state['unsupported']}. "
+                    "Resumed from one, it starts new episodes."
+                )
+        return state
+
+    def load_replay(self, folder: Path) -> None:
+        """Read this rank's replay buffer from ``folder``, for methods that have one.
+
+        Raises:
+            ValueError: if it cannot be read or does not fit.
+        """
+
+    def _resume_collecting(self, state: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds of the collection; all ranks do the same.
+
+        What cannot be taken over is named in a warning.
+        """
+        plans = self.gather(resume.continuation(state, self.config))
+        plan: resume.Continuation = max(plans, key=lambda plan: len(plan.reasons))
+        problems = self.gather(self._take_over(state, plan))
+        reason = next((problem for problem in problems if problem), None)
+        if reason is not None:
+            # Something may have been taken over by half.
+            self.close()
+            self._open_stream()
+            plan = resume.Continuation(reasons=(reason,))
+        if plan.reasons and self.global_rank == 0:
+            warn(resume.warning(self.config, plan))
+        self.continued = plan
+
+    def _take_over(self, state: dict[str, Any], plan: resume.Continuation) -> str | None:
+        """Load what ``plan`` says into the stream; return what is wrong with it, if anything."""
+        try:
+            if plan.replay is not None:
+                self.load_replay(plan.replay)
+            if plan.episodes:
+                self.stream.load_state_dict(state["ranks"][self.global_rank]["stream"])
+        except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            return f"what the checkpoint holds does not fit ({str(error).rstrip('.')})"
+        return None
+
+    def resume_random_state(self) -> None:
+        """Take over the random state, if all else has been; the last thing before training."""
+        state, self._loaded = self._loaded, None
+        if state is not None and self.continued.episodes:
+            load_random_state(state["ranks"][self.global_rank]["random"], self.device)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The stream of batches; one pass over it is one iteration."""
         return DataLoader(
-            _Guarded(self.stream),
+            _Guarded(self.stream, self.config.env),
             batch_size=None,
             collate_fn=_identity,
             # An own generator keeps the loader away from the global random state.
@@ -179,26 +267,18 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         }
 
 
-@contextmanager
-def non_finite_ends_training() -> Iterator[None]:
-    """Turn NonFiniteError (NaN from the environment) into TrainingError."""
-    try:
-        yield
-    except NonFiniteError as error:
-        raise TrainingError(str(error)) from error
-
-
 class _Guarded(IterableDataset[TensorDictBase]):
-    """A stream whose refusal of a rollout (NaN from the environment) ends training."""
+    """A stream whose faults (NaN from the environment, workers that die) end training."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, env: str) -> None:
         self.stream = stream
+        self.env = env
 
     def __len__(self) -> int:
         return len(self.stream)
 
     def __iter__(self) -> Iterator[TensorDictBase]:
-        with non_finite_ends_training():
+        with faults_end_training(self.env):
             yield from self.stream
 
 

@@ -45,11 +45,34 @@ class RunConfig:
     seed: int = option(0, "seed of networks, environments and exploration", valid=at_least(0))
     gpus: int = option(0, "number of CUDA devices, one rank on each; 0 is CPU", valid=at_least(0))
     cpu_ranks: int = option(1, "number of ranks on the CPU", valid=at_least(1))
+    num_nodes: int = option(
+        1,
+        "number of machines, each with --gpus or --cpu-ranks ranks that torchrun or srun starts",
+        valid=at_least(1),
+    )
+    collector: Literal["local", "process", "ray"] = option(
+        "local",
+        "where environments are stepped: in the process that trains, in worker processes, or on a "
+        "Ray cluster (that of RAY_ADDRESS, by default one of its own)",
+        choices=("local", "process", "ray"),
+    )
+    num_workers: int = option(
+        0,
+        "worker processes of each rank, which share its --num-envs; for --collector process or ray",
+        valid=at_least(0),
+    )
+    restart_workers: int = option(
+        0,
+        "how often workers of a rank that raise or die are started anew before the run ends",
+        valid=at_least(0),
+    )
     output: str | None = option(
         None, "folder of all results (default: a new folder in runs/, or that of --resume)"
     )
     resume: str | None = option(
-        None, "checkpoint to continue from; flags that are not given keep its values"
+        None,
+        "checkpoint to continue from, or last for the newest one in --output, if there is one; "
+        "flags that are not given keep its values",
     )
     eval_every: int = option(
         10_000, "environment steps (all ranks) between evaluations", valid=at_least(1)
@@ -81,6 +104,28 @@ class RunConfig:
                 "leave one of them out."
             )
 
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        if self.collector == "local":
+            for flag, value in (
+                ("--num-workers", self.num_workers),
+                ("--restart-workers", self.restart_workers),
+            ):
+                if value:
+                    raise ValueError(f"{flag} {value} needs --collector process or ray.")
+        elif self.num_workers < 1:
+            raise ValueError(
+                f"--collector {self.collector} needs --num-workers of at least 1, got "
+                f"{self.num_workers}."
+            )
+        elif self.num_envs % self.num_workers:
+            above = -(-self.num_envs // self.num_workers) * self.num_workers
+            raise ValueError(
+                f"--num-envs must be a multiple of --num-workers {self.num_workers}, got "
+                f"{self.num_envs}; try {above}."
+            )
+
     @classmethod
     def from_preset(cls, preset: str, **options: Any) -> Self:
         """The configuration of a preset, with other values for some options.
@@ -99,9 +144,19 @@ class RunConfig:
         return 0
 
     @property
+    def replay_checkpoints(self) -> str:
+        """Which checkpoints hold the replay buffers: never, last or always."""
+        return "never"
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Number of processes that train on each machine."""
+        return self.gpus or self.cpu_ranks
+
+    @property
     def ranks(self) -> int:
         """Number of processes that train together."""
-        return self.gpus or self.cpu_ranks
+        return self.num_nodes * self.ranks_per_node
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,13 @@ def spec_env(config: RunConfig) -> EnvBase:
         raise ValueError(str(error).replace("name=", "--env ", 1)) from error
 
 
-def training_env(config: OnPolicyConfig | OffPolicyConfig, device: torch.device) -> EnvBase:
-    """The environments that one rank trains on."""
+def training_env(
+    config: OnPolicyConfig | OffPolicyConfig, num_envs: int, device: torch.device
+) -> EnvBase:
+    """The environments that one rank, or one of its workers, trains on."""
     return make_env(
         config.env,
-        num_envs=config.num_envs,
+        num_envs=num_envs,
         reward_scale=config.reward_scale,
         max_episode_steps=config.max_episode_steps,
         device=device,

@@ -1,4 +1,9 @@
-"""Files of a run: atomic writing, the output folder, versions, checkpoint headers."""
+"""Files of a run: atomic writing, reading plain data, the output folder, checkpoint headers.
+
+Whatever is written is complete or not there: it goes into a temporary file in the same folder, onto
+the disk, and then in place of the old file. Whatever is read back is plain data (tensors, numbers,
+text and their containers): torch's restricted unpickler refuses anything that could run code.
+"""
 
 import importlib.metadata
 import json
@@ -7,6 +12,7 @@ import pickle
 import platform
 import re
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +20,7 @@ from typing import Any
 import torch
 
 from diffpolicy.trainers.config import RunConfig
+from diffpolicy.trainers.console import say, warn
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.csv"
@@ -23,7 +30,38 @@ PLOT_FILE = "returns.png"
 CHECKPOINT_FOLDER = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
 CHECKPOINT_KEY = "diffpolicy"
+# The value of --resume that stands for the newest checkpoint in --output.
+NEWEST = "last"
 _PACKAGES = ("diffpolicy", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "lightning")
+
+
+class Disk:
+    """Where a run writes to: a full disk costs files, not the run.
+
+    The first write that fails is reported in one line; further ones are left out quietly, and each
+    file is tried again when it is due the next time.
+    """
+
+    def __init__(self) -> None:
+        self._reported = False
+
+    def attempt(self, what: str, write: Callable[[], object]) -> bool:
+        """Call ``write`` and return whether it worked; an OSError is reported, naming ``what``."""
+        try:
+            write()
+        except OSError as error:
+            self.report(what, str(error))
+            return False
+        return True
+
+    def report(self, what: str, error: str) -> None:
+        """Print what could not be written, the first time."""
+        if not self._reported:
+            self._reported = True
+            warn(
+                f"{what} could not be written: {error}. Training goes on, and files are tried "
+                "again when they are due the next time."
+            )
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -34,8 +72,78 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write: writes the content to the path that it is given, in the same folder.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    # One that was left behind may be another name of a file that must stay as it is.
+    temporary.unlink(missing_ok=True)
+    try:
+        write(temporary)
+        _flush(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_plain(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain data with ``torch.save``, atomically.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:
+                # Closing its archive, torch trips over what the failed write has left.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+    write_atomically(path, write)
+
+
+def read_plain(path: Path, *, mmap: bool = False) -> Any:
+    """Read what :func:`write_plain` has written; nothing in the file is executed.
+
+    Args:
+        path: the file.
+        mmap: leave the tensors in the file until they are used.
+
+    Raises:
+        ValueError: if it cannot be read, with the reason.
+    """
+    try:
+        _check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise ValueError("there is no such file") from None
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    except zipfile.BadZipFile as error:
+        raise ValueError("it is cut off, or not a checkpoint at all") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError("it holds more than plain data, which is never loaded") from error
+    # A damaged archive can fail in any way, and none of them is a reason for a traceback.
+    except Exception as error:
+        raise ValueError("it is damaged") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Compare every part of a file of ``torch.save`` with its checksum, which torch does not."""
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        if archive.testzip() is not None:
+            raise ValueError("a part of it has another checksum")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -96,23 +204,53 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         ValueError: if there is no such file or it is not one of our checkpoints.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"--resume {path}: there is no such file.") from None
-    # Files that are no pickles make the unpickler look things up that are not there.
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise ValueError(f"--resume {path} is not a readable checkpoint.") from error
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        checkpoint = read_plain(Path(path))
+    except ValueError as error:
+        if not Path(path).exists():
+            raise ValueError(f"--resume {path}: there is no such file.") from None
+        raise ValueError(f"--resume {path} is not a readable checkpoint: {error}.") from error
+    state = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not {"metadata", "config", "frames"} <= state.keys():
         raise ValueError(f"--resume {path} is not a checkpoint of a diffpolicy run.")
-    state: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
     return state
+
+
+def newest_checkpoint(output: str | None) -> str | None:
+    """The newest good checkpoint of the run in ``output``: what ``--resume last`` stands for.
+
+    That is ``last.ckpt``, else the numbered checkpoint with the most steps. Bad ones are named in
+    a warning.
+
+    Returns:
+        Its path; None, and a line that says so, if the folder holds no checkpoint at all.
+
+    Raises:
+        ValueError: without ``output``, or if there are checkpoints and all of them are bad.
+    """
+    if output is None:
+        raise ValueError(f"--resume {NEWEST} needs the folder of the run: give --output, too.")
+    folder = Path(output) / CHECKPOINT_FOLDER
+    numbered = sorted(folder.glob("frames_*.ckpt"), reverse=True)
+    found = [path for path in (folder / LAST_CHECKPOINT, *numbered) if path.exists()]
+    for path in found:
+        try:
+            read_checkpoint(str(path))
+        except ValueError as error:
+            warn(f"{str(error).rstrip('.')}; trying an older one.")
+        else:
+            return str(path)
+    if found:
+        raise ValueError(
+            f"--resume {NEWEST}: no checkpoint in {folder} can be read; start anew with another "
+            "--output."
+        )
+    say(f"there is no run in {output} yet: starting one")
+    return None
+
+
+def numbered_name(frames: int) -> str:
+    """The name, without its ending, of the checkpoint after ``frames`` environment steps."""
+    return f"frames_{frames:010d}"
 
 
 def check_method(path: str, state: Mapping[str, Any], method: str) -> None:

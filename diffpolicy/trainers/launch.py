@@ -1,35 +1,37 @@
 """Runs a configuration: devices, Lightning trainer, output folder, interruption."""
 
 import importlib.util
-import json
+import mmap
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from diffpolicy.trainers import files
-from diffpolicy.trainers.base import RLModule
-from diffpolicy.trainers.callbacks import (
-    Checkpoints,
-    LoggerMetrics,
-    MetricsFiles,
-    ProgressBar,
-    ResultsFile,
+from diffpolicy.trainers.base import RLModule, RunCallback
+from diffpolicy.trainers.callbacks import MetricsFiles, ProgressBar, ResultsFile
+from diffpolicy.trainers.checkpoints import Checkpoints
+from diffpolicy.trainers.cluster import (
+    OUTPUT,
+    check_launcher,
+    cluster,
+    is_first_process,
+    launched_outside,
+    local_rank,
 )
 from diffpolicy.trainers.config import RunConfig
 from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.loggers import LoggerMetrics, make_loggers
+from diffpolicy.trainers.resume import continuation
 from diffpolicy.trainers.scope import StopSignal, run_scope
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
-# Tells the further ranks on several GPUs, which run the script anew, the folder of the run.
-_OUTPUT = "DIFFPOLICY_OUTPUT"
 
 MakeModule = Callable[[ConfigT, torch.device], RLModule]
 
@@ -61,13 +63,16 @@ def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
     Raises:
         ValueError: one sentence that names the flag; nothing has been written or trained.
     """
-    check_launcher()
+    if config.resume == files.NEWEST:
+        config = replace(config, resume=files.newest_checkpoint(config.output))
+    check_launcher(config)
     check_devices(config)
     device = _device(config)
     with run_scope(device):
         check_loggers(config)
     # The launcher of several GPUs starts this program once more for each further rank.
-    output = files.output_folder(config) if is_first_process() else Path(os.environ[_OUTPUT])
+    own = is_first_process() or launched_outside()
+    output = files.output_folder(config) if own else Path(os.environ[OUTPUT])
     state = None if config.resume is None else files.read_checkpoint(config.resume)
     if config.resume is not None and state is not None:
         files.check_method(config.resume, state, config.method)
@@ -75,30 +80,33 @@ def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
         module = make_module(config, device)
     if config.resume is not None and state is not None:
         files.check_metadata(config.resume, state, module.metadata())
-        _check_frames_left(config, state["frames"])
+        _check_frames_left(config, state)
     return Run(config, module, output, 0 if state is None else state["frames"])
 
 
-def train(run: Run) -> bool:
-    """Train until ``--total-frames`` or Ctrl-C, which ends the run after its current iteration.
+def train(run: Run, stop: StopSignal | None = None) -> bool:
+    """Train until ``--total-frames``, or until Ctrl-C or SIGTERM, after the current iteration.
+
+    Args:
+        run: what :func:`prepare` has made.
+        stop: collects Ctrl-C and SIGTERM, and tells afterwards which of them it was; None is one
+            of this call's own.
 
     Returns:
-        Whether the run was finished; False after Ctrl-C. A checkpoint exists in both cases.
+        Whether the run was finished; False if it was stopped. A checkpoint exists in both cases.
 
     Raises:
         TrainingError: if training cannot go on, for example after a loss that is not finite.
     """
     config, module = run.config, run.module
+    stop = StopSignal() if stop is None else stop
     if is_first_process():
-        (run.output / files.CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
-        files.write_json(
-            run.output / files.CONFIG_FILE, {"method": config.method, **asdict(config)}
-        )
-    stop, bar = StopSignal(), ProgressBar()
+        _start_folder(run)
+    stopped, bar = _Stopped(), ProgressBar()
     module.stop_requested = stop.requested
     with run_scope(_device(config)), stop.installed():
-        os.environ[_OUTPUT] = str(run.output)
-        trainer = make_trainer(run, bar)
+        os.environ[OUTPUT] = str(run.output)
+        trainer = make_trainer(run, [bar, stopped])
         try:
             trainer.fit(module, ckpt_path=config.resume, weights_only=True)
         except (Exception, SystemExit) as error:
@@ -109,15 +117,47 @@ def train(run: Run) -> bool:
             if message is None:
                 raise
             last = run.output / files.CHECKPOINT_FOLDER / files.LAST_CHECKPOINT
-            raise TrainingError(f"{message} The last good checkpoint is {last}.") from error
+            if last.exists():
+                # A message that ends with a traceback has lines of its own.
+                space = "\n" if "\n" in message else " "
+                message = f"{message}{space}The last good checkpoint is {last}."
+            raise TrainingError(message) from error
         finally:
             bar.close()
             module.close()
-    return not stop.requested() or _env_steps(run.output) >= config.total_frames
+    return not stopped
 
 
-def _check_frames_left(config: RunConfig, done: int) -> None:
-    refill = config.refill_frames if done else 0
+def _start_folder(run: Run) -> None:
+    """Make the folder of a run, with its configuration."""
+    content = {"method": run.config.method, **asdict(run.config)}
+    try:
+        (run.output / files.CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
+        files.write_json(run.output / files.CONFIG_FILE, content)
+    except OSError as error:
+        # Before any work is lost.
+        raise TrainingError(f"--output {run.output} cannot be written to: {error}.") from error
+
+
+class _Stopped(RunCallback):
+    """True once a run has stopped before its end, in the process that has forked the ranks, too."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, 1)
+
+    def __bool__(self) -> bool:
+        return self._shared[0] > 0
+
+    def on_iteration_end(
+        self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
+    ) -> None:
+        """Remember what the module has decided."""
+        self._shared[0] = int(module.stopping)
+
+
+def _check_frames_left(config: RunConfig, state: Mapping[str, Any]) -> None:
+    done = state["frames"]
+    refill = config.refill_frames if done and continuation(state, config).replay is None else 0
     if done + refill >= config.total_frames:
         more = f" and {refill} to fill the replay buffer again" if refill else ""
         raise ValueError(
@@ -126,35 +166,35 @@ def _check_frames_left(config: RunConfig, done: int) -> None:
         )
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that the user started."""
-    return _local_rank() == 0
-
-
-def make_trainer(run: Run, bar: ProgressBar) -> L.Trainer:
-    """The Lightning trainer of a run."""
+def make_trainer(run: Run, further: Sequence[L.Callback]) -> L.Trainer:
+    """The Lightning trainer of a run, with callbacks after those that write its files."""
     config, output = run.config, run.output
     callbacks: list[L.Callback] = [
         ResultsFile(output),
         LoggerMetrics(),
         MetricsFiles(output),
         Checkpoints(output, config.checkpoint_every),
-        bar,
+        *further,
     ]
-    return L.Trainer(
+    trainer = L.Trainer(
         accelerator="gpu" if config.gpus else "cpu",
-        devices=config.ranks,
+        devices=config.ranks_per_node,
+        num_nodes=config.num_nodes,
         strategy=_strategy(config),
+        plugins=[cluster()],
         # The module stops the trainer when its frames are used up.
         max_epochs=-1,
         callbacks=callbacks,
-        logger=_loggers(run),
+        logger=make_loggers(config.logger, output, run.frames),
         default_root_dir=output,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    # Lightning's own would end the run inside of an iteration, and wait for ranks to be told, too.
+    trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+    return trainer
 
 
 def check_devices(config: RunConfig) -> None:
@@ -164,15 +204,6 @@ def check_devices(config: RunConfig) -> None:
         raise ValueError(
             f"--gpus {config.gpus} needs {config.gpus} CUDA devices and this machine has "
             f"{available}; --cpu-ranks {config.gpus} runs as many ranks on the CPU."
-        )
-
-
-def check_launcher() -> None:
-    """Raise ValueError in a rank that something else than ``--gpus`` has started."""
-    if not is_first_process() and _OUTPUT not in os.environ:
-        raise ValueError(
-            f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set by a launcher such as torchrun, which "
-            "is not supported; start the script once, with --gpus or --cpu-ranks."
         )
 
 
@@ -200,40 +231,26 @@ def _strategy(config: RunConfig) -> str | Strategy:
     # themselves.
     if config.gpus:
         return DDPStrategy(broadcast_buffers=False)
-    return DDPStrategy(start_method="fork", process_group_backend="gloo", broadcast_buffers=False)
-
-
-def _loggers(run: Run) -> list[Logger]:
-    loggers: list[Logger] = []
-    if "tensorboard" in run.config.logger:
-        # TensorBoard then hides what a resumed run does again.
-        purge_step = run.frames + 1 if run.frames else None
-        loggers.append(
-            TensorBoardLogger(run.output, name="tensorboard", version="", purge_step=purge_step)
-        )
-    if "wandb" in run.config.logger:
-        loggers.append(WandbLogger(run.output.name, run.output, project="diffpolicy"))
-    return loggers
-
-
-def _env_steps(output: Path) -> int:
-    # Forked ranks cannot tell their parent; their results file does.
-    steps: int = json.loads((output / files.RESULTS_FILE).read_text())["env_steps"]
-    return steps
+    # "popen" starts nothing where torchrun or srun has done so.
+    start: Literal["popen", "fork"] = "popen" if launched_outside() else "fork"
+    return DDPStrategy(start_method=start, process_group_backend="gloo", broadcast_buffers=False)
 
 
 def _device(config: RunConfig) -> torch.device:
-    return torch.device("cuda", _local_rank()) if config.gpus else torch.device("cpu")
+    return torch.device("cuda", local_rank()) if config.gpus else torch.device("cpu")
 
 
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", 0))
+def _nothing() -> None:
+    pass
 
 
 def _training_error(error: BaseException) -> str | None:
-    """The message of a TrainingError, also of one on a forked rank; None for other errors."""
+    """The message of a TrainingError, or about a forked rank that failed; None for other errors."""
     if isinstance(error, TrainingError):
-        return str(error)
+        return str(error).strip()
+    if isinstance(error, ProcessExitedException):
+        end = error.signal_name or f"exit code {error.exit_code}"
+        return f"rank {error.error_index} has ended with {end} (SIGKILL is often a lack of memory)."
     # A forked rank hands over its traceback as text, which ends with the message.
     marker = f"{TrainingError.__qualname__}: "
     if isinstance(error, ProcessRaisedException) and marker in str(error):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +13,22 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from collectors import OffPolicyStream, make_replay_buffer
+from collectors import (
+    OffPolicyStream,
+    load_replay_state,
+    make_replay_buffer,
+    replay_state,
+)
+from diffpolicy.trainers import files
 from diffpolicy.trainers.collecting import (
     BuildParts,
     CollectingModule,
-    non_finite_ends_training,
 )
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.off_policy_config import OffPolicyConfig
+from diffpolicy.trainers.resume import replay_file
 from diffpolicy.trainers.warm_up import WarmUpPolicy
+from diffpolicy.trainers.workers import faults_end_training
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,8 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     of the summed losses, computed inside the wrapped forward, so that gradients are averaged over
     the ranks. The number of updates in an iteration is fixed, so it is the same on every rank.
 
-    The replay buffer is not part of a checkpoint: a resumed run first fills it again, with
-    ``--learning-starts`` steps of the policy.
+    A run that is resumed without its replay buffer (see ``--checkpoint-replay``) first fills it
+    again, with ``--learning-starts`` steps of the policy.
 
     Arguments and errors are those of :class:`CollectingModule`.
     """
@@ -138,7 +146,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         return batch
 
     def on_train_start(self) -> None:
-        """Evaluate the untrained policy and fill the replay buffer."""
+        """Evaluate the untrained policy, and fill the replay buffer unless it goes on."""
         self.start_clock()
         # A checkpoint brings the learning rates of the run that wrote it along.
         for options, optimizer in zip(
@@ -148,8 +156,14 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
                 group.update(lr=options.lr, betas=options.betas)
         if not self.evaluations:
             self.run_evaluation()
+        if self.continued.replay is None:
+            self._fill_replay()
+        self.resume_random_state()
+
+    def _fill_replay(self) -> None:
+        """Make ``--learning-starts`` steps; at the start of a run the method hears of them."""
         first = self.frames == 0
-        with non_finite_ends_training():
+        with faults_end_training(self.config.env):
             rows = self.stream.warm_up(self.config.learning_starts)
         self._end_warm_up()
         self.frames += len(rows) * self.trainer.world_size
@@ -158,6 +172,16 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
                 self.parts.begin(_of_all_ranks(rows["next", "reward"]))
             except ValueError as error:
                 raise TrainingError(str(error)) from error
+
+    def save_replay(self, folder: Path) -> None:
+        """Write this rank's replay buffer into ``folder``."""
+        folder.mkdir(exist_ok=True)
+        files.write_plain(replay_file(folder, self.global_rank), replay_state(self.stream.buffer))
+
+    def load_replay(self, folder: Path) -> None:
+        """Read this rank's replay buffer from ``folder``."""
+        path = replay_file(folder, self.global_rank)
+        load_replay_state(self.stream.buffer, files.read_plain(path, mmap=True))
 
     def on_train_epoch_start(self) -> None:
         """Start the averages of this iteration."""

@@ -106,6 +106,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         self.start_clock()
         if not self.evaluations:
             self.run_evaluation()
+        self.resume_random_state()
 
     def on_train_epoch_start(self) -> None:
         """Set the learning rates of this iteration."""

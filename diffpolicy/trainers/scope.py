@@ -12,6 +12,8 @@ from types import FrameType
 
 import torch
 
+from diffpolicy.trainers.random_state import restored_random_state
+
 _QUIET_LOGGERS = (
     "lightning",
     "lightning.pytorch",
@@ -25,44 +27,55 @@ _QUIET_MODULES = r"(lightning|torchrl|tensordict|torch|multiprocessing|tensorboa
 
 
 class StopSignal:
-    """Ctrl-C as a request that the run polls, shared by the processes of a run.
+    """Ctrl-C and SIGTERM as requests that the run polls, shared by the processes of a run.
 
-    The first SIGINT asks the run to stop after the current iteration; the second one raises
-    KeyboardInterrupt as usual. Processes forked inside :meth:`installed` share the request. There
-    the second one raises RuntimeError: torch ends a forked process without a word on
-    KeyboardInterrupt, and its parent would wait for a result for ever.
+    The first of them asks the run to stop after the current iteration. Clusters send SIGTERM before
+    they take a machine away; more of them change nothing. A second SIGINT raises KeyboardInterrupt
+    as usual. Processes forked inside :meth:`installed` share the requests. There the second SIGINT
+    raises RuntimeError: torch ends a forked process without a word on KeyboardInterrupt, and its
+    parent would wait for a result for ever.
     """
 
     def __init__(self) -> None:
-        self._requested = mmap.mmap(-1, 1)
+        # How often SIGINT has come, up to two, and whether SIGTERM has.
+        self._requests = mmap.mmap(-1, 2)
         self._count = 0
         self._process = os.getpid()
 
     def requested(self) -> bool:
         """Whether any process has been asked to stop."""
-        return self._requested[0] != 0
+        return self.interrupted() or self._requests[1] > 0
 
     def forced(self) -> bool:
-        """Whether any process has been told a second time."""
-        return self._requested[0] > 1
+        """Whether any process has been told by SIGINT a second time."""
+        return self._requests[0] > 1
+
+    def interrupted(self) -> bool:
+        """Whether it was Ctrl-C, on one of these processes, that has asked."""
+        return self._requests[0] > 0
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle SIGINT inside the context; no effect outside the main thread."""
+        """Handle both signals inside the context; no effect outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = signal.signal(signal.SIGINT, self._on_signal)
+        handlers = {signal.SIGINT: self._on_interrupt, signal.SIGTERM: self._on_termination}
+        previous = {number: signal.signal(number, on) for number, on in handlers.items()}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         self._count += 1
-        self._requested[0] = max(self._requested[0], min(self._count, 2))
+        self._requests[0] = max(self._requests[0], min(self._count, 2))
         if self._count > 1:
             raise KeyboardInterrupt if os.getpid() == self._process else RuntimeError("interrupted")
+
+    def _on_termination(self, number: int, frame: FrameType | None) -> None:
+        self._requests[1] = 1
 
 
 @contextmanager
@@ -79,6 +92,7 @@ def run_scope(device: torch.device) -> Iterator[None]:
         warnings.filterwarnings("ignore", module=_QUIET_MODULES)
         # Touching CUDA here would keep the ranks of a CPU run from being forked.
         stack.enter_context(torch.random.fork_rng([] if on_cpu else [device]))
+        stack.enter_context(restored_random_state())
         if on_cpu:
             stack.enter_context(_one_thread())
         yield

@@ -15,6 +15,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +86,7 @@ def load_curves(folder: Path) -> dict[str, Curve]:
 
     Raises:
         ValueError: if there is no results file, one does not say how its evaluations acted, or
-            the seeds of a method were evaluated at different steps or acted differently.
+            the seeds of a method ended at different steps or acted differently.
     """
     runs: dict[str, list[Curve]] = defaultdict(list)
     for path in sorted(folder.glob("*-seed*.json")):
@@ -95,17 +96,18 @@ def load_curves(folder: Path) -> dict[str, Curve]:
     curves = {}
     for method, seeds in runs.items():
         first = seeds[0]
-        if any(not np.array_equal(seed.steps, first.steps) for seed in seeds):
-            raise ValueError(
-                f"the seeds of {method} in {folder} were evaluated at different steps."
-            )
+        if any(seed.steps[-1] != first.steps[-1] for seed in seeds):
+            raise ValueError(f"the seeds of {method} in {folder} ended at different steps.")
+        # Some may have been evaluated more often.
+        steps = reduce(np.intersect1d, [seed.steps for seed in seeds])
         if any(seed.acting != first.acting for seed in seeds):
             raise ValueError(
                 f"the seeds of {method} in {folder} were evaluated partly with sampled and partly "
                 "with deterministic actions; run them with the same --eval-policy, or give one "
                 "part another --label."
             )
-        curves[method] = first._replace(returns=np.concatenate([seed.returns for seed in seeds]))
+        returns = [seed.returns[:, np.isin(seed.steps, steps)] for seed in seeds]
+        curves[method] = first._replace(steps=steps, returns=np.concatenate(returns))
     return curves
 
 

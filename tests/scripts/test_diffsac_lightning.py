@@ -38,6 +38,7 @@ def test_a_run_writes_its_files_and_goes_on(
 ) -> None:
     output = tmp_path / "run"
     flags = ["--critic-head", "hl_gauss", "--value-range", "-20", "20", "--sampled-steps", "2"]
+    flags += ["--checkpoint-replay", "never"]
     assert main([*SMALL, *flags, "--updates-per-step", "0.5", "--output", str(output)]) == 0
     results = json.loads((output / "results.json").read_text())
     assert (results["method"], results["env"]) == ("diffsac", "Pendulum-v1")

@@ -48,8 +48,9 @@ def test_a_run_writes_its_files(
     assert results["config"]["value_range"] == [-20, 20]
     assert [int(row["frames"]) for row in read_rows(output)] == [30, 40]
     assert (output / "returns.png").stat().st_size > 10_000
-    names = sorted(path.name for path in (output / "checkpoints").iterdir())
-    assert names == ["frames_0000000030.ckpt", "frames_0000000040.ckpt", "last.ckpt"]
+    first, replay, second, last = sorted(path.name for path in (output / "checkpoints").iterdir())
+    assert (first, second) == ("frames_0000000030.ckpt", "frames_0000000040.ckpt")
+    assert (replay[:18], replay[-7:], last) == ("frames_0000000040-", ".replay", "last.ckpt")
     console = capsys.readouterr()
     assert "evaluation at 40 frames" in console.out
     assert "Warning" not in console.out + console.err
@@ -59,13 +60,12 @@ def test_a_resumed_run_goes_on(main: Main, tmp_path: Path, read_rows: ReadRows) 
     output = tmp_path / "run"
     assert main([*SMALL, "--output", str(output)]) == 0
     last = output / "checkpoints" / "last.ckpt"
-    # The replay buffer is filled again with 20 steps of the trained policy.
-    assert main(["--resume", str(last), "--total-frames", "70"]) == 0
+    assert main(["--resume", "last", "--output", str(output), "--total-frames", "60"]) == 0
     rows = read_rows(output)
-    assert [int(row["frames"]) for row in rows] == [30, 40, 70]
-    assert [int(row["gradient_steps"]) for row in rows] == [10, 20, 30]
+    assert [int(row["frames"]) for row in rows] == [30, 40, 50, 60]
+    assert [int(row["gradient_steps"]) for row in rows] == [10, 20, 30, 40]
     state = read_checkpoint(str(last))
-    assert (state["frames"], state["gradient_steps"]) == (70, 30)
+    assert (state["frames"], state["gradient_steps"]) == (60, 40)
 
 
 @pytest.mark.parametrize(

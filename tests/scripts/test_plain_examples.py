@@ -156,6 +156,21 @@ def test_the_confidence_interval_covers_the_mean_as_often_as_it_says() -> None:
     assert low.shape == high.shape == (200,)
 
 
+def test_a_report_compares_seeds_where_all_were_evaluated(tmp_path: Path) -> None:
+    report = load("benchmarks/report.py")
+    folder = tmp_path / "Some-v0"
+    write_results(folder, "sac", [1, 2])
+    path = folder / "sac-seed1.json"
+    results = json.loads(path.read_text())
+    evaluations = results["evaluations"]
+    results["evaluations"] = [evaluations[0], {**evaluations[0], "env_steps": 50}, evaluations[-1]]
+    path.write_text(json.dumps(results))
+    curve = report.load_curves(folder)["sac"]
+    assert curve.steps.tolist() == [evaluation["env_steps"] for evaluation in evaluations]
+    assert curve.returns.shape == (2, len(evaluations))
+    assert curve.returns[1, -1] == evaluations[-1]["return_mean"]
+
+
 def test_a_report_needs_results_at_the_same_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,7 +183,7 @@ def test_a_report_needs_results_at_the_same_steps(
     path.write_text(path.read_text().replace("100", "200"))
     with pytest.raises(SystemExit):
         report.main(["--env", "Some-v0", "--results", str(tmp_path)])
-    assert "were evaluated at different steps" in capsys.readouterr().err
+    assert "ended at different steps" in capsys.readouterr().err
 
 
 def test_a_report_does_not_mix_ways_of_acting(

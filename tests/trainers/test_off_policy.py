@@ -118,7 +118,7 @@ def test_the_policy_moves_at_every_third_update_only(dime: DIME) -> None:
 
 
 def test_the_cadence_continues_over_iterations_and_resumed_runs(dime: DIME) -> None:
-    first = dime(updates_per_step=0.5, policy_delay=3)
+    first = dime(updates_per_step=0.5, policy_delay=3, checkpoint_replay="never")
     module = trained(first)
     assert ["temperature" in moved for moved in module.moved] == [False, False, True] * 3 + [False]
     last = f"{first.output}/checkpoints/last.ckpt"
@@ -157,7 +157,7 @@ def test_what_the_trained_networks_hold_cannot_change(dime: DIME, change: dict[s
 
 
 def test_a_resumed_run_needs_steps_for_its_replay_buffer(dime: DIME) -> None:
-    first = dime()
+    first = dime(checkpoint_replay="never")
     trained(first)
     last = f"{first.output}/checkpoints/last.ckpt"
     with pytest.raises(ValueError, match=r"greater than 60, 40 that .* and 20 to fill the replay"):

@@ -193,7 +193,8 @@ def test_batches_hold_what_the_loss_reads_and_its_priorities(method: Method, bui
 
 
 def test_a_resumed_run_goes_on(method: Method, build: Build, read_run: ReadRun) -> None:
-    first = build(method, policy_delay=3, lr_temperature=0.1, temperature=1.0, target_entropy=-50.0)
+    options = {"lr_temperature": 0.1, "temperature": 1.0, "target_entropy": -50.0}
+    first = build(method, policy_delay=3, checkpoint_replay="never", **options)
     before = trained(first, method)
     last = f"{first.output}/checkpoints/last.ckpt"
     # Filling the buffer again takes 20 steps, then comes one iteration.

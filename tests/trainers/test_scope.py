@@ -54,7 +54,19 @@ def test_the_first_interrupt_is_a_request_and_the_second_is_raised() -> None:
         assert stop.forced()
 
 
-def test_a_request_reaches_processes_forked_before_it() -> None:
+def test_sigterm_is_a_request_however_often_it_comes() -> None:
+    stop, before = StopSignal(), signal.getsignal(signal.SIGTERM)
+    with stop.installed():
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+    assert stop.requested()
+    assert not stop.forced()
+    assert not stop.interrupted()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_reaches_processes_forked_before_it(number: signal.Signals) -> None:
     stop = StopSignal()
     with stop.installed():
         ready, ask = os.pipe()
@@ -62,7 +74,7 @@ def test_a_request_reaches_processes_forked_before_it() -> None:
         if child == 0:
             os.read(ready, 1)
             os._exit(7 if stop.requested() else 1)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         os.write(ask, b"x")
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 7

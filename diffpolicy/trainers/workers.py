@@ -1,0 +1,69 @@
+"""Where a run's environments are stepped, and what ends it when they fail."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torchrl.collectors import BaseCollector
+
+from collectors import CollectionError, NonFiniteError, check_ray, make_collector
+from diffpolicy.trainers.config import OnPolicyConfig
+from diffpolicy.trainers.console import warn
+from diffpolicy.trainers.environments import training_env
+from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.off_policy_config import OffPolicyConfig
+
+
+def check_collector(config: OnPolicyConfig | OffPolicyConfig) -> None:
+    """Raise ValueError if ``--collector`` needs a package that is missing."""
+    if config.collector == "ray":
+        try:
+            check_ray()
+        except ValueError as error:
+            raise ValueError(str(error).replace("backend=", "--collector ")) from error
+
+
+def training_collector(
+    config: OnPolicyConfig | OffPolicyConfig,
+    policy: TensorDictModuleBase,
+    *,
+    frames_per_batch: int,
+    random_frames: int,
+    seed: int,
+    device: torch.device,
+) -> BaseCollector:
+    """The collector of one rank; arguments as for :func:`collectors.make_collector`.
+
+    Raises:
+        TrainingError: its workers cannot be started.
+    """
+    workers = config.num_workers
+    # Only policies act on devices of their own: the machines of a cluster need not have a GPU.
+    env_device = torch.device("cpu") if workers else device
+    with faults_end_training(config.env):
+        return make_collector(
+            partial(training_env, config, config.num_envs // max(1, workers), env_device),
+            policy,
+            frames_per_batch=frames_per_batch,
+            random_frames=random_frames,
+            seed=seed,
+            backend=config.collector,
+            num_workers=workers,
+            restarts=config.restart_workers,
+            on_restart=warn,
+            device=device,
+        )
+
+
+@contextmanager
+def faults_end_training(env: str) -> Iterator[None]:
+    """Turn what environments (named ``env``) and workers do wrong into TrainingError."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise TrainingError(str(error)) from error
+    except CollectionError as error:
+        # The message has the traceback.
+        raise TrainingError(f"collecting from --env {env} failed: {error}") from None
