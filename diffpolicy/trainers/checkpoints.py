@@ -46,8 +46,22 @@ class Checkpoints(RunCallback):
         """Save the state before the first step."""
         assert isinstance(pl_module, RLModule)
         self._saved = pl_module.frames
+        last = self.folder / files.LAST_CHECKPOINT
         if pl_module.frames == 0:
-            self._save(trainer, pl_module, self.folder / files.LAST_CHECKPOINT)
+            self._save(trainer, pl_module, last)
+        elif trainer.is_global_zero and not last.exists():
+            pl_module.disk.attempt("last.ckpt", lambda: self._take_along(pl_module))
+
+    def _take_along(self, module: RLModule) -> None:
+        """Copy the checkpoint of another folder that this run goes on from, and its replay."""
+        source = Path(str(module.config.resume))
+        replay = files.read_checkpoint(str(source))["replay"]
+        if replay is not None and (source.parent / replay).is_dir():
+            shutil.copytree(source.parent / replay, self.folder / replay, dirs_exist_ok=True)
+        for name in (f"{files.numbered_name(module.frames)}.ckpt", files.LAST_CHECKPOINT):
+            files.write_atomically(
+                self.folder / name, lambda temporary: shutil.copyfile(source, temporary)
+            )
 
     def on_iteration_end(
         self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
@@ -59,8 +73,12 @@ class Checkpoints(RunCallback):
         self._saved = module.frames
         path = self.folder / f"{files.numbered_name(module.frames)}.ckpt"
         module.replay_folder = self._save_replay(trainer, module)
-        if self._save(trainer, module, path) and trainer.is_global_zero:
+        saved = self._save(trainer, module, path)
+        if trainer.is_global_zero and saved:
             module.disk.attempt("last.ckpt", lambda: self._commit(module, path))
+        elif trainer.is_global_zero and module.replay_folder is not None:
+            # It would take up the room that the next checkpoint needs.
+            shutil.rmtree(self.folder / module.replay_folder, ignore_errors=True)
         # Nobody writes the next replay buffer while rank zero removes old ones.
         trainer.strategy.barrier("checkpoint")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffpolicy.trainers import files
 from diffpolicy.trainers.cluster import is_first_process
-from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.errors import RunFinishedError, TrainingError
 from diffpolicy.trainers.launch import ConfigT, MakeModule, prepare, train
 from diffpolicy.trainers.options import make_parser, parse_options
 from diffpolicy.trainers.scope import StopSignal
@@ -24,9 +24,12 @@ def parse_config(config_class: type[ConfigT], given: dict[str, Any]) -> ConfigT:
 
     Raises:
         ValueError: one sentence that names the flag.
+        RunFinishedError: ``--resume last`` finds a run whose environment steps are used up.
     """
     options: dict[str, Any] = {}
-    if given.get("resume") == files.NEWEST:
+    state: dict[str, Any] = {}
+    newest = given.get("resume") == files.NEWEST
+    if newest:
         given = {**given, "resume": files.newest_checkpoint(given.get("output"))}
     if given.get("resume") is not None:
         state = files.read_checkpoint(given["resume"])
@@ -43,7 +46,10 @@ def parse_config(config_class: type[ConfigT], given: dict[str, Any]) -> ConfigT:
         options = dict(config_class.presets.get(given.get("preset", ""), {}))
     known = {field.name for field in dataclasses.fields(config_class)}
     options = {name: value for name, value in options.items() if name in known}
-    return config_class(**{**options, **given})
+    config = config_class(**{**options, **given})
+    if newest and state and state["frames"] >= config.total_frames:
+        raise RunFinishedError(f"finished before; results are in {config.output}")
+    return config
 
 
 def run_script(
@@ -72,6 +78,9 @@ def run_script(
         run = prepare(parse_config(config_class, given), make_module)
     except ValueError as error:
         parser.error(str(error))
+    except RunFinishedError as reason:
+        _say(str(reason))
+        return 0
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     stop = StopSignal()

@@ -221,7 +221,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         frames = config.iteration_frames * self.trainer.world_size
         self.frames += frames
         averages = self._averages()
-        self.check_finite({k: v for k, v in averages.items() if k.startswith("loss_")})
+        self.check_finite({k: v for k, v in averages.items() if self._must_be_finite(k)})
         metrics = {
             **self.progress_metrics(frames, seconds, stream.episodes),
             "updates": len(stream),
@@ -249,6 +249,11 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
             sums = [p.sum() for o in waiting for p in self._parameters_of(o)]
             losses.append(0.0 * torch.stack(sums).sum())
         return torch.stack(losses).sum()
+
+    def _must_be_finite(self, name: str) -> bool:
+        """Whether a run ends when this average is not; clipped gradients may be anything before."""
+        options = self.parts.optimizers.get(name.partition("grad_norm_")[2])
+        return name.startswith("loss_") or (options is not None and options.grad_limit is None)
 
     def _optimizers(self) -> list[LightningOptimizer]:
         optimizers = self.optimizers()

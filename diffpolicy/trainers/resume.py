@@ -42,8 +42,8 @@ def continuation(state: Mapping[str, Any], config: RunConfig) -> Continuation:
         return Continuation()
     ranks = state.get("ranks") or []
     if len(ranks) != config.ranks:
-        had = f"that of {len(ranks)} rank(s)" if ranks else "no state of the ranks"
-        reason = f"the checkpoint holds {had}, and this run has {config.ranks}"
+        had = f"is that of {len(ranks)} rank(s)" if ranks else "holds no state of the ranks"
+        reason = f"the checkpoint {had}, and this run has {config.ranks}"
         return Continuation(reasons=(reason,))
     reasons = _against_episodes(state, config)
     if not config.refill_frames:

@@ -29,8 +29,10 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
-from diffpolicy.trainers.cli import parse_config
+from diffpolicy.trainers.cli import parse_config, run_script
+from diffpolicy.trainers.errors import RunFinishedError
 from diffpolicy.trainers.files import newest_checkpoint, read_checkpoint
+from diffpolicy.trainers.resume import continuation
 from diffpolicy.trainers.scope import StopSignal
 
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -221,6 +223,16 @@ def test_two_ranks_go_on_when_the_disk_is_full(
     assert len(read_run(run.output)[1]) == 5
     assert trained(dime(resume="last", total_frames=160, cpu_ranks=2)).frames == 140
     assert warnings_in(capfd.readouterr().err) == []
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_no_replay_buffer_behind(dime: Build) -> None:
+    # Large enough for the replay buffer, too small for the checkpoint.
+    disk = FullDisk(first=2, last=2, limit=20_000)
+    try:
+        run = trained(dime(), disk)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, disk.before)
+    assert names(run.output) == ["frames_0000000030.ckpt", "frames_0000000030.replay", "last.ckpt"]
 
 
 def test_a_replay_buffer_that_does_not_fit_leaves_a_checkpoint_without_it(
@@ -449,6 +461,31 @@ def test_resume_last_on_the_command_line(dime: Build, tmp_path: Path) -> None:
     assert config.resume == str(run.output / "checkpoints" / "last.ckpt")
     assert config.iteration_frames == 10, "flags that are not given keep the checkpoint's values"
     assert prepare(config, dime_module).frames == 40
+    with pytest.raises(RunFinishedError, match=f"finished before; results are in {output}"):
+        parse_config(DIMEConfig, {"resume": "last", "output": output})
+    assert run_script(DIMEConfig, dime_module, ["--resume", "last", "--output", output]) == 0
+
+
+def test_a_run_in_a_new_folder_takes_its_checkpoint_along(dime: Build, tmp_path: Path) -> None:
+    first = trained(dime())
+    last = str(first.output / "checkpoints" / "last.ckpt")
+    second = dime(resume=last, output=str(tmp_path / "second"), total_frames=60)
+    run = prepare(second, dime_module)
+
+    def fail(batch: Any, policy_moves: bool) -> dict[str, Any]:
+        raise TrainingError("No update works.")
+
+    # It ends before its first own checkpoint.
+    run.module.parts = dataclasses.replace(run.module.parts, update=fail)
+    with pytest.raises(TrainingError, match=r"No update works\. The last good checkpoint"):
+        train(run)
+    assert [name for name in names(run.output) if name.endswith(".ckpt")] == [
+        "frames_0000000040.ckpt",
+        "last.ckpt",
+    ]
+    given = {"resume": "last", "output": str(run.output), "total_frames": 60}
+    again = parse_config(DIMEConfig, given)
+    assert continuation(read_checkpoint(str(again.resume)), again).replay is not None
 
 
 # ---------------------------------------------------------------------------------------------

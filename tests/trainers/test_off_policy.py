@@ -318,6 +318,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert all(bool(v.isfinite().all()) for v in state.values())
 
 
+def test_a_gradient_that_is_not_finite_gets_into_no_checkpoint(dime: DIME) -> None:
+    def nan_gradient(call: int, out: dict[str, Tensor]) -> dict[str, Tensor]:
+        if call == 20:  # the last one of an iteration: no loss is computed after it
+            out["loss_critic"].register_hook(lambda grad: grad * float("nan"))
+        return out
+
+    run = prepare(dime(total_frames=60, checkpoint_every=1), broken(nan_gradient))
+    with pytest.raises(TrainingError, match="grad_norm_critic is nan"):
+        train(run)
+    last = run.output / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(str(last))["frames"] == 30
+    state = torch.load(last, weights_only=True)["state_dict"]
+    assert all(bool(v.isfinite().all()) for v in state.values())
+
+
 class NoReward(gym.Env[Any, Any]):
     """Nothing is ever rewarded; the observation can be made NaN."""
 
