@@ -147,7 +147,7 @@ def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
         axes.fill_between(steps, *band, color=line.get_color(), alpha=0.2)
     axes.set(xlabel="environment steps", ylabel="evaluation return", title=title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize="small", framealpha=0.6)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
