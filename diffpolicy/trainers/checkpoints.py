@@ -54,14 +54,13 @@ class Checkpoints(RunCallback):
 
     def _take_along(self, module: RLModule) -> None:
         """Copy the checkpoint of another folder that this run goes on from, and its replay."""
-        source = Path(str(module.config.resume))
-        replay = files.read_checkpoint(str(source))["replay"]
+        source, path = Path(str(module.config.resume)), self._path(module)
+        # Checkpoints of earlier versions name no replay buffer.
+        replay = files.read_checkpoint(str(source)).get("replay")
         if replay is not None and (source.parent / replay).is_dir():
             shutil.copytree(source.parent / replay, self.folder / replay, dirs_exist_ok=True)
-        for name in (f"{files.numbered_name(module.frames)}.ckpt", files.LAST_CHECKPOINT):
-            files.write_atomically(
-                self.folder / name, lambda temporary: shutil.copyfile(source, temporary)
-            )
+        files.write_atomically(path, lambda temporary: shutil.copyfile(source, temporary))
+        self._make_last(path)
 
     def on_iteration_end(
         self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
@@ -71,7 +70,7 @@ class Checkpoints(RunCallback):
         if not (due or module.finished or module.stopping):
             return
         self._saved = module.frames
-        path = self.folder / f"{files.numbered_name(module.frames)}.ckpt"
+        path = self._path(module)
         module.replay_folder = self._save_replay(trainer, module)
         saved = self._save(trainer, module, path)
         if trainer.is_global_zero and saved:
@@ -81,6 +80,15 @@ class Checkpoints(RunCallback):
             shutil.rmtree(self.folder / module.replay_folder, ignore_errors=True)
         # Nobody writes the next replay buffer while rank zero removes old ones.
         trainer.strategy.barrier("checkpoint")
+
+    def _path(self, module: RLModule) -> Path:
+        """The numbered checkpoint of the module's frames."""
+        return self.folder / f"{files.numbered_name(module.frames)}.ckpt"
+
+    def _make_last(self, path: Path) -> None:
+        """Let ``last.ckpt`` be another name of a checkpoint."""
+        last = self.folder / files.LAST_CHECKPOINT
+        files.write_atomically(last, lambda temporary: _link(path, temporary))
 
     def _save(self, trainer: L.Trainer, module: RLModule, path: Path) -> bool:
         """Write one file; every rank takes part, and rank zero knows whether it worked."""
@@ -110,15 +118,12 @@ class Checkpoints(RunCallback):
             return name
         if trainer.is_global_zero:
             shutil.rmtree(self.folder / name, ignore_errors=True)
-            module.disk.report(
-                f"the replay buffer of {files.numbered_name(module.frames)}.ckpt", errors[0]
-            )
+            module.disk.report(f"the replay buffer of {self._path(module).name}", errors[0])
         return None
 
     def _commit(self, module: RLModule, path: Path) -> None:
         """Let ``last.ckpt`` be the new checkpoint, then remove what nothing refers to."""
-        last = self.folder / files.LAST_CHECKPOINT
-        files.write_atomically(last, lambda temporary: _link(path, temporary))
+        self._make_last(path)
         kept, policy = module.replay_folder, module.config.replay_checkpoints
         for folder in self.folder.glob("*.replay"):
             checkpoint = folder.name.partition("-")[0]

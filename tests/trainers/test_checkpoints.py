@@ -488,6 +488,19 @@ def test_a_run_in_a_new_folder_takes_its_checkpoint_along(dime: Build, tmp_path:
     assert continuation(read_checkpoint(str(again.resume)), again).replay is not None
 
 
+def test_a_checkpoint_without_states_of_the_ranks_goes_on_in_a_new_folder(
+    dime: Build, tmp_path: Path
+) -> None:
+    """Such checkpoints were written before these states were part of them."""
+    content = torch.load(trained(dime()).output / "checkpoints" / "last.ckpt", weights_only=True)
+    for name in ("ranks", "replay"):
+        del content[files.CHECKPOINT_KEY][name]
+    torch.save(content, tmp_path / "old.ckpt")
+    options = {"resume": str(tmp_path / "old.ckpt"), "total_frames": 70}
+    run = trained(dime(output=str(tmp_path / "second"), **options))
+    assert numbered(run.output) == [40, 70]
+
+
 # ---------------------------------------------------------------------------------------------
 # When not all of it goes on
 
