@@ -4,8 +4,11 @@ import csv
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import diffpolicy.trainers.on_policy as on_policy
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -53,3 +56,21 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> Callable[[Main, list[str]]
         return captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def after_iterations() -> Callable[[pytest.MonkeyPatch, int, Callable[[], Any]], None]:
+    """Call something on every rank in the course of the n-th iteration of an on-policy run."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], Any]) -> None:
+        episode_stats, calls = on_policy.episode_stats, []
+
+        def counted(rollout: Any) -> Any:
+            calls.append(rollout)
+            if len(calls) == number:
+                act()
+            return episode_stats(rollout)
+
+        monkeypatch.setattr(on_policy, "episode_stats", counted)
+
+    return patch

@@ -46,6 +46,7 @@ RESULT_KEYS = {
 }
 
 Main = Callable[[list[str]], int]
+AfterIterations = Callable[[pytest.MonkeyPatch, int, Callable[[], Any]], None]
 ReadRows = Callable[[Path], list[dict[str, str]]]
 ErrorLine = Callable[[Main, list[str]], str]
 
@@ -277,23 +278,16 @@ def test_more_gpus_than_there_are_is_refused_and_names_the_rehearsal(
 @pytest.mark.parametrize("cpu_ranks", [1, 2])
 def test_ctrl_c_ends_cleanly_with_a_checkpoint(
     main: Main,
+    after_iterations: AfterIterations,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     cpu_ranks: int,
 ) -> None:
-    episode_stats, calls = on_policy.episode_stats, []
-
-    def interrupted(rollout: Any) -> Any:
-        calls.append(rollout)
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return episode_stats(rollout)
-
     output, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
     argv = [*SMALL, "--eval-every", "100000", "--cpu-ranks", str(cpu_ranks)]
     with monkeypatch.context() as patch:
-        patch.setattr(on_policy, "episode_stats", interrupted)
+        after_iterations(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
         assert main([*argv, "--total-frames", "100000", "--output", str(output)]) == 130
     assert signal.getsignal(signal.SIGINT) is handler
     frames = 3 * 128 * cpu_ranks

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-import diffpolicy.trainers.on_policy as on_policy
 from diffpolicy.trainers.files import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +33,7 @@ SMALL = [str(word) for option in SMALL_OPTIONS.items() for word in option]
 TIMEOUT = 240
 
 Main = Callable[[list[str]], int]
+AfterIterations = Callable[[pytest.MonkeyPatch, int, Callable[[], Any]], None]
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +45,10 @@ def main(load_main: Callable[[str], Main]) -> Main:
 # SIGTERM
 
 
-def after_iterations(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], Any]) -> None:
-    """Call ``act`` on every rank in the course of an iteration."""
-    episode_stats, calls = on_policy.episode_stats, []
-
-    def counted(rollout: Any) -> Any:
-        calls.append(rollout)
-        if len(calls) == number:
-            act()
-        return episode_stats(rollout)
-
-    monkeypatch.setattr(on_policy, "episode_stats", counted)
-
-
 @pytest.mark.parametrize("cpu_ranks", [1, 2])
 def test_sigterm_ends_a_run_with_a_checkpoint_and_exit_code_0(
     main: Main,
+    after_iterations: AfterIterations,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -87,7 +75,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_exit_code_0(
 
 
 def test_sigterm_to_the_process_that_was_started_reaches_its_ranks(
-    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    main: Main, after_iterations: AfterIterations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, output = os.getpid(), tmp_path / "run"
     after_iterations(monkeypatch, 2, lambda: os.kill(started, signal.SIGTERM))
