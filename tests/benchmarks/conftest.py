@@ -1,17 +1,39 @@
-"""Side-by-side timing: a claim is a ratio of two callables measured in turns in one process."""
+"""Side-by-side timing: a claim is a ratio of two callables measured in turns in one process.
+
+`--device cuda` puts everything on a GPU; the limits are for one CPU thread.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 Compare = Callable[..., float]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where to run the benchmarks")
+
+
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Make tensors and modules of a benchmark on the device of ``--device``."""
+    with torch.device(request.config.getoption("--device", "cpu")):
+        yield
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def _seconds(run: Callable[[], object], calls: int) -> float:
+    _wait()
     start = time.perf_counter()
     for _ in range(calls):
         run()
+    _wait()
     return (time.perf_counter() - start) / calls
 
 
