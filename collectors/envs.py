@@ -5,7 +5,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.vector import AutoresetMode
 from torchrl.envs import (
     ActionScaling,
@@ -62,7 +61,6 @@ def make_env(
     reward_scale: float = 1.0,
     rescale_actions: bool = False,
     max_episode_steps: int | None = None,
-    device: torch.device | str = "cpu",
     **gym_kwargs: Any,
 ) -> TransformedEnv:
     """Build ``num_envs`` copies of a Gymnasium environment, stepped together in this process.
@@ -76,6 +74,10 @@ def make_env(
     Observations and rewards are float32. Observations stay raw: normalisation belongs to the
     networks (:class:`diffpolicy.networks.RunningNorm`), whose statistics are saved with the
     parameters and cannot be changed by an evaluation.
+
+    Simulators and their tensors are on the CPU, and the environment's ``device`` is ``None``:
+    nothing is ever moved. A policy on a GPU is the business of :func:`collectors.make_collector`
+    and :func:`collectors.evaluate`.
 
     Besides the usual entries an environment writes ``episode_reward`` (sum of the *unscaled*
     rewards since the reset) and ``step_count``, both ``[num_envs, 1]``; rows at ``("next",
@@ -93,8 +95,6 @@ def make_env(
         rescale_actions: the environment then takes actions in ``[-1, 1]`` and maps them linearly
             to its own bounds.
         max_episode_steps: replaces the environment's own time limit.
-        device: where the environment's tensors live; simulators always run on the CPU. For the
-            CPU the environment's ``device`` attribute is ``None``: nothing is ever moved.
         **gym_kwargs: passed to the environment's constructor.
 
     Returns:
@@ -135,9 +135,9 @@ def make_env(
     transforms += [RewardSum(), StepCounter()]
     if reward_scale != 1.0:
         transforms.append(RewardScaling(loc=0.0, scale=reward_scale))
-    # TorchRL would call tensordict.to("cpu") at every step, which costs 15 % of the frame rate.
-    env_device = None if torch.device(device).type == "cpu" else device
-    env = TransformedEnv(GymWrapper(vector_env, device=env_device), Compose(*transforms))
+    # No device: TorchRL would call tensordict.to("cpu") at every step, which costs 15 % of the
+    # frame rate. On a GPU its GymWrapper cannot reset single environments of a batch.
+    env = TransformedEnv(GymWrapper(vector_env, device=None), Compose(*transforms))
     if base_seed is not None:
         env.set_seed(base_seed)
     return env

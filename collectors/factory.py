@@ -79,7 +79,7 @@ def make_collector(
         restarts: how often workers that fail are started anew, with new seeds and new episodes.
             The rollout is then collected again.
         on_restart: called with one line that says why workers are started anew.
-        device: where the policy runs and the rollouts are stored.
+        device: where the policy runs and the rollouts are stored. Environments stay on the CPU.
         exploration_type: RANDOM samples from the policy.
 
     Returns:
@@ -131,6 +131,7 @@ def make_collector(
         frames_per_batch=frames_per_batch,
         total_frames=total_frames,
         init_random_frames=random_frames,
+        env_device=None if on_cpu else torch.device("cpu"),
         policy_device=None if on_cpu else device,
         storing_device=None if on_cpu else device,
         exploration_type=exploration_type,

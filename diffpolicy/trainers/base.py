@@ -187,7 +187,7 @@ class RLModule(L.LightningModule, ABC):
         """An evaluation, or the words on what is wrong with it."""
         config = self.config
         if self._evaluation_env is None:
-            self._evaluation_env = evaluation_env(config, self.device)
+            self._evaluation_env = evaluation_env(config)
         advice = f"check the observations and rewards of --env {config.env}."
         try:
             returns, _ = evaluate(

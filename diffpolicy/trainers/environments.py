@@ -1,6 +1,5 @@
 """The environments of a run, and what the networks read of their observations."""
 
-import torch
 from tensordict import NestedKey
 from torchrl.envs import EnvBase
 
@@ -25,26 +24,22 @@ def spec_env(config: RunConfig) -> EnvBase:
         raise ValueError(str(error).replace("name=", "--env ", 1)) from error
 
 
-def training_env(
-    config: OnPolicyConfig | OffPolicyConfig, num_envs: int, device: torch.device
-) -> EnvBase:
+def training_env(config: OnPolicyConfig | OffPolicyConfig, num_envs: int) -> EnvBase:
     """The environments that one rank, or one of its workers, trains on."""
     return make_env(
         config.env,
         num_envs=num_envs,
         reward_scale=config.reward_scale,
         max_episode_steps=config.max_episode_steps,
-        device=device,
     )
 
 
-def evaluation_env(config: RunConfig, device: torch.device) -> EnvBase:
+def evaluation_env(config: RunConfig) -> EnvBase:
     """The environments of evaluations, one for each episode."""
     return make_env(
         config.env,
         num_envs=config.eval_episodes,
         max_episode_steps=config.max_episode_steps,
-        device=device,
     )
 
 

@@ -40,11 +40,9 @@ def training_collector(
         TrainingError: its workers cannot be started.
     """
     workers = config.num_workers
-    # Only policies act on devices of their own: the machines of a cluster need not have a GPU.
-    env_device = torch.device("cpu") if workers else device
     with faults_end_training(config.env):
         return make_collector(
-            partial(training_env, config, config.num_envs // max(1, workers), env_device),
+            partial(training_env, config, config.num_envs // max(1, workers)),
             policy,
             frames_per_batch=frames_per_batch,
             random_frames=random_frames,

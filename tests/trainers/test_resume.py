@@ -135,7 +135,7 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
 def content(output: Path) -> dict[str, Any]:
     """All that the newest checkpoint of a run holds, but for time and names of files."""
     folder = output / "checkpoints"
-    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)
     state = checkpoint["diffpolicy"]
     replay = state["replay"] and [
         torch.load(path, weights_only=True) for path in sorted((folder / state["replay"]).iterdir())
@@ -202,6 +202,32 @@ def test_a_resumed_run_of_4000_steps_is_exact(
 ) -> None:
     final = assert_exact(method, tmp_path, 2_000)
     assert final["frames"] == 4_000
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_on_a_gpu_is_exact(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = SHORT | SHORT_OF[METHODS[method][0]]
+    assert_exact(method, tmp_path, 400, **short, gpus=1)
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gpus", [0, 1])
+@pytest.mark.parametrize("method", ["diffppo", "dime"])
+def test_a_run_goes_on_where_there_is_a_gpu_or_none(
+    method: str, gpus: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config_class, build, options = METHODS[method]
+    short = SHORT | SHORT_OF[config_class]
+    config = config_class(**{**options, **short, "output": str(tmp_path), "gpus": 1 - gpus})
+    stopped(config, build, 400)
+    run = resumed(config, build, gpus=gpus)
+    assert run.module.frames == 800
+    assert len(run.module.evaluations) == 3
     assert "warning" not in capsys.readouterr().err
 
 

@@ -126,7 +126,7 @@ def make_chain_actor(
 
 def rowwise_noise(like: Tensor) -> Tensor:
     """Stands in for ``torch.randn_like``: a function of each row of ``like`` ``[*B, A]`` alone."""
-    phase = 11.0 * torch.arange(like.shape[-1], dtype=like.dtype)
+    phase = 11.0 * torch.arange(like.shape[-1], dtype=like.dtype, device=like.device)
     return 1.4 * torch.sin(37 * like.detach() + phase)
 
 
@@ -189,7 +189,7 @@ class RowwiseSteps:
         for name in ("reward", "terminated"):
             self._next_entry(transitions, name)
         observation = required(transitions, self.actor_network.in_keys[0])
-        phase = 11.0 * torch.arange(self.denoising_steps, dtype=observation.dtype)
+        phase = 11.0 * torch.arange(self.denoising_steps).to(observation)
         order = torch.sin(37 * observation.sum(-1, keepdim=True) + phase).argsort(-1)
         step = order.movedim(-1, 0)[: self.sampled_steps]
         rows = self._rows_at(transitions, step)
@@ -211,7 +211,7 @@ class RepeatableActor(DenoisingActor):
 
     def _rollout_inputs(self, observation: Tensor, noise: Tensor | None, deterministic: bool):
         size = (self.denoising_steps + 1, ACTION)
-        phase = 11.0 * torch.arange(size[0] * size[1], dtype=observation.dtype).reshape(size)
+        phase = 11.0 * torch.arange(size[0] * size[1]).to(observation).reshape(size)
         noise = 1.4 * torch.sin(37 * observation.sum(-1)[..., None, None] + phase)
         return super()._rollout_inputs(observation, noise, deterministic)
 

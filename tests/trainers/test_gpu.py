@@ -1,0 +1,96 @@
+"""Runs on one GPU, with each method and each way of collecting."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+import diffpolicy.trainers.launch as launch
+from diffpolicy import trainers as t
+from diffpolicy.trainers import Run, prepare, train
+
+pytestmark = pytest.mark.gpu
+
+# Episodes of 15 steps: some end within a rollout, and some environments are reset alone.
+COMMON: dict[str, Any] = {
+    "gpus": 1,
+    "env": "Hopper-v5",
+    "max_episode_steps": 15,
+    "num_envs": 8,
+    "eval_episodes": 2,
+    "eval_every": 240,
+    "total_frames": 480,
+    "logger": ("csv",),
+}
+ON_POLICY = {"rollout_steps": 30, "epochs": 2, "hidden_size": 16}
+OFF_POLICY = {
+    "learning_starts": 80,
+    "iteration_frames": 80,
+    "updates_per_step": 0.1,
+    "batch_size": 16,
+    "critic_hidden_sizes": (16,),
+    "actor_hidden_sizes": (16,),
+}
+METHODS: dict[str, tuple[type[Any], Any, dict[str, Any]]] = {
+    "diffppo": (t.DiffPPOConfig, t.diffppo_module, ON_POLICY),
+    "diffwpo": (t.DiffWPOConfig, t.diffwpo_module, ON_POLICY),
+    "gaussian_ppo": (t.GaussianPPOConfig, t.gaussian_ppo_module, ON_POLICY),
+    "gaussian_wpo": (t.GaussianWPOConfig, t.gaussian_wpo_module, ON_POLICY),
+    "dime": (t.DIMEConfig, t.dime_module, OFF_POLICY),
+    "diffsac": (t.DiffSACConfig, t.diffsac_module, OFF_POLICY),
+    "sac": (t.SACConfig, t.sac_module, OFF_POLICY),
+}
+DIFFUSION = ["diffppo", "diffwpo", "dime", "diffsac"]
+
+
+def finished(method: str, output: Path, **options: Any) -> Run:
+    config_class, build, own = METHODS[method]
+    run = prepare(config_class(**{**COMMON, **own, "output": str(output), **options}), build)
+    before = torch.cuda.get_rng_state()
+    assert train(run)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    module = run.module
+    assert module.frames == 480
+    assert len(module.evaluations) == 3
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_on_a_gpu(method: str, tmp_path: Path) -> None:
+    config_class, build, own = METHODS[method]
+    options = {**COMMON, **own, "output": str(tmp_path)}
+    untrained = prepare(config_class(**options), build).module.state_dict()
+    module = finished(method, tmp_path).module
+    parameters = dict(module.named_parameters())
+    assert all(parameter.is_cuda for parameter in parameters.values())
+    moved = [name for name, value in parameters.items() if not value.equal(untrained[name])]
+    assert len(moved) > len(parameters) / 2
+
+
+@pytest.mark.parametrize("method", DIFFUSION)
+def test_a_compiled_run_on_a_gpu(method: str, tmp_path: Path) -> None:
+    finished(method, tmp_path, compile=True)
+
+
+@pytest.mark.parametrize("method", ["diffppo", "dime"])
+def test_workers_collect_for_a_gpu(method: str, tmp_path: Path) -> None:
+    finished(method, tmp_path, collector="process", num_workers=2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_exchanges_between_ranks_go_through_nccl(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One rank that exchanges with itself: NCCL refuses whatever is not on the GPU.
+    strategy = DDPStrategy(broadcast_buffers=False)
+    monkeypatch.setattr(launch, "_strategy", lambda config: strategy)
+    finished(method, tmp_path)
+
+
+def test_the_same_seed_repeats_a_run_on_a_gpu(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        finished("diffppo", tmp_path / name)
+    one, other = ((tmp_path / name / "metrics.csv").read_bytes() for name in ("one", "other"))
+    assert one == other
