@@ -57,7 +57,8 @@ class RolloutBuffer:
         self.minibatch_size = minibatch_size
         self.epochs = epochs
         self._device = torch.device(device)
-        self._generator = torch.Generator().manual_seed(seed)
+        # TorchRL's sampler draws where the rows are.
+        self._generator = torch.Generator(self._device).manual_seed(seed)
 
     @property
     def minibatches_per_epoch(self) -> int:

@@ -33,6 +33,7 @@ def make_collector(
     restarts: int = 0,
     on_restart: Callable[[str], None] = warnings.warn,
     device: torch.device | str = "cpu",
+    compile_policy: bool = False,
     exploration_type: ExplorationType = ExplorationType.RANDOM,
 ) -> BaseCollector:
     """Build a TorchRL collector whose rollouts have the shape ``[environments, time]``.
@@ -80,6 +81,7 @@ def make_collector(
             The rollout is then collected again.
         on_restart: called with one line that says why workers are started anew.
         device: where the policy runs and the rollouts are stored. Environments stay on the CPU.
+        compile_policy: act with ``torch.compile(policy)``; on a GPU with CUDA graphs.
         exploration_type: RANDOM samples from the policy.
 
     Returns:
@@ -104,6 +106,12 @@ def make_collector(
     _check_workers(backend, num_workers, restarts)
     device = _with_index(torch.device(device))
     _check_policy_device(policy, device)
+    acting, options = policy, {"exploration_type": exploration_type}
+    if compile_policy and policy is not None and device.type == "cpu":
+        acting = torch.compile(policy)
+    elif compile_policy and policy is not None:
+        # TorchRL copies what the policy writes: the next replay of a CUDA graph overwrites it.
+        options["compile_policy"] = {"mode": "reduce-overhead"}
     env = env_fn()
     try:
         _check_divisible(frames_per_batch, env, num_workers)
@@ -112,10 +120,10 @@ def make_collector(
         raise
     if num_workers:
         env.close()
-        options = {"frames_per_batch": frames_per_batch, "exploration_type": exploration_type}
+        options["frames_per_batch"] = frames_per_batch
         return WorkerCollector(
-            partial(_start, backend, env_fn, policy, seed, num_workers, device, options),
-            policy,
+            partial(_start, backend, env_fn, acting, seed, num_workers, device, options),
+            acting,
             frames_per_batch=frames_per_batch,
             total_frames=total_frames,
             random_frames=random_frames,
@@ -127,17 +135,17 @@ def make_collector(
     on_cpu = device.type == "cpu"
     return Collector(
         env,
-        policy,
+        acting,
         frames_per_batch=frames_per_batch,
         total_frames=total_frames,
         init_random_frames=random_frames,
         env_device=None if on_cpu else torch.device("cpu"),
         policy_device=None if on_cpu else device,
         storing_device=None if on_cpu else device,
-        exploration_type=exploration_type,
         auto_register_policy_transforms=False,
         pre_collect_hook=stream.enter,
         post_collect_hook=stream.leave,
+        **options,
     )
 
 

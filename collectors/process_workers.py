@@ -63,6 +63,7 @@ class ProcessWorkers:
                     sync=True,
                     cat_results=0,
                     use_buffers=True,
+                    env_device=None if device.type == "cpu" else torch.device("cpu"),
                     policy_device=device,
                     storing_device=device,
                     weight_sync_schemes=None if scheme is None else {"policy": scheme},

@@ -155,8 +155,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         """
         seed = partial(derive_seed, self.config.seed, self.global_rank, self.frames)
         seed_random_state(seed(0))
-        policy = torch.compile(self.actor) if self.config.compile else self.actor
-        self._stream = self.start_collecting(policy, seed)
+        self._stream = self.start_collecting(self.actor, seed)
 
     def rank_state(self) -> dict[str, Any]:
         """Episodes, counters and generators of the stream, and the global random state."""
@@ -224,6 +223,11 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
             # An own generator keeps the loader away from the global random state.
             generator=torch.Generator(),
         )
+
+    def begin_update(self) -> None:
+        """Let CUDA graphs overwrite what the last update has computed."""
+        if self.config.compile:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def close(self) -> None:
         """Shut the collector down and close all environments."""

@@ -84,7 +84,12 @@ class RunConfig:
     checkpoint_every: int = option(
         20_000, "environment steps (all ranks) between checkpoints", valid=at_least(1)
     )
-    compile: bool = option(False, "compile the loss and the acting policy")
+    compile: bool = option(
+        False, "compile the loss and the acting policy; on a GPU with CUDA graphs"
+    )
+    deterministic: bool = option(
+        False, "slower GPU kernels that give the same numbers in every run; the CPU's always do"
+    )
     logger: tuple[str, ...] = option(
         ("csv", "tensorboard"),
         "where metrics go besides metrics.csv, which is always there; repeat the flag for several",
@@ -147,6 +152,14 @@ class RunConfig:
     def replay_checkpoints(self) -> str:
         """Which checkpoints hold the replay buffers: never, last or always."""
         return "never"
+
+    @property
+    def compile_mode(self) -> str | None:
+        """The mode of ``torch.compile`` for losses; None leaves them as they are."""
+        if not self.compile:
+            return None
+        # CUDA graphs; an exchange between ranks inside of one is another matter.
+        return "reduce-overhead" if self.gpus and self.ranks == 1 else "default"
 
     @property
     def ranks_per_node(self) -> int:

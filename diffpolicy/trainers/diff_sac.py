@@ -33,7 +33,7 @@ def diffsac_parts(env: EnvBase, config: DiffSACConfig, device: torch.device) -> 
         optimizers["alpha"] = Optimizer("temperature", config.lr_temperature, delayed=True)
     return OffPolicyParts(
         loss=loss,
-        update=delayed_update(loss, compiled=config.compile),
+        update=delayed_update(loss, config.compile_mode),
         keys=list(loss.in_keys),
         optimizers=optimizers,
         warm_up=RandomChains(networks.actor),

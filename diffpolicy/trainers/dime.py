@@ -45,7 +45,7 @@ def dime_parts(env: EnvBase, config: DIMEConfig, device: torch.device) -> OffPol
     if config.learn_temperature:
         optimizers["alpha"] = Optimizer("temperature", config.lr_temperature, delayed=True)
 
-    calculate = delayed_update(loss, compiled=config.compile)
+    calculate = delayed_update(loss, config.compile_mode)
 
     def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
         out = calculate(batch, policy_moves)

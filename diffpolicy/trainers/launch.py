@@ -187,6 +187,8 @@ def make_trainer(run: Run, further: Sequence[L.Callback]) -> L.Trainer:
         callbacks=callbacks,
         logger=make_loggers(config.logger, output, run.frames),
         default_root_dir=output,
+        # None leaves torch's own setting alone.
+        deterministic=config.deterministic or None,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

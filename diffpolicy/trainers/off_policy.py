@@ -139,7 +139,10 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam for each part of the loss."""
         options = self.parts.optimizers.values()
-        return [torch.optim.Adam(self._parameters_of(o), lr=o.lr, betas=o.betas) for o in options]
+        return [
+            torch.optim.Adam(self._parameters_of(o), lr=o.lr, betas=o.betas, fused=True)
+            for o in options
+        ]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         """The batch itself, which is there already: priorities are written into it."""
@@ -195,6 +198,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """One update; the policy takes part in every ``--policy-delay``-th."""
         policy_moves = (self.gradient_steps + 1) % self.config.policy_delay == 0
+        self.begin_update()
         out = self.parts.update(batch, policy_moves)
         moving = [
             (name, options, optimizer)
@@ -273,8 +277,8 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     def _record(self, scalars: Mapping[str, Tensor]) -> None:
         """Add to the sums of this iteration, on the device: nothing waits for it."""
         for name, value in scalars.items():
-            value = value.reshape(())
-            self._totals[name] = self._totals[name] + value if name in self._totals else value
+            # A new tensor each time: the next update of a CUDA graph overwrites the value.
+            self._totals[name] = self._totals.get(name, 0.0) + value.reshape(())
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def _averages(self) -> dict[str, float]:

@@ -61,8 +61,8 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         self._updates = 0
         self._lr = config.lr
         self._multipliers: list[float] = []
-        if config.compile:
-            self.loss.compile()
+        if config.compile_mode is not None:
+            self.loss.compile(mode=config.compile_mode)
 
     @property
     def optimizer(self) -> LightningOptimizer:
@@ -98,7 +98,10 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         # Not kept in the optimiser: a resumed run may have other multipliers.
         self._multipliers = [self.parts.lr_multipliers.get(group, 1.0) for group in groups]
         return torch.optim.Adam(
-            [{"params": parameters} for parameters in groups.values()], lr=self.config.lr, eps=1e-5
+            [{"params": parameters} for parameters in groups.values()],
+            lr=self.config.lr,
+            eps=1e-5,
+            fused=True,
         )
 
     def on_train_start(self) -> None:
@@ -124,6 +127,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
 
     def training_step(self, rows: TensorDictBase, batch_idx: int) -> None:
         """One optimiser step on rows, unless the policy has moved far enough."""
+        self.begin_update()
         config, out = self.config, self.loss(rows)
         scalars = {k: v.detach().float().reshape(()) for k, v in out.items() if v.numel() == 1}
         # The averages are the same on all ranks, hence so is every decision below.

@@ -22,9 +22,10 @@ def sac_parts(env: EnvBase, config: SACConfig, device: torch.device) -> OffPolic
     }
     if config.learn_temperature:
         optimizers["alpha"] = Optimizer("log_alpha", config.lr_temperature, delayed=True)
-    critic_loss = torch.compile(loss.qvalue_v2_loss) if config.compile else loss.qvalue_v2_loss
-    if config.compile:
-        loss.compile()
+    critic_loss = loss.qvalue_v2_loss
+    if config.compile_mode is not None:
+        critic_loss = torch.compile(critic_loss, mode=config.compile_mode)
+        loss.compile(mode=config.compile_mode)
 
     def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
         # The loss adds what the actor computes to its input.

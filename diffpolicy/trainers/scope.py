@@ -82,10 +82,14 @@ class StopSignal:
 def run_scope(device: torch.device) -> Iterator[None]:
     """Quiet the frameworks and, when training on the CPU, use one thread for each rank.
 
-    The environment, log levels, warning filters, random state and number of threads are restored.
+    The environment, log levels, warning filters, random state, number of threads and the choice of
+    deterministic kernels are restored.
     """
     on_cpu = device.type == "cpu"
     with ExitStack() as stack:
+        stack.callback(
+            torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()
+        )
         stack.enter_context(_restored_environment())
         stack.enter_context(_quiet_logging())
         stack.enter_context(warnings.catch_warnings())

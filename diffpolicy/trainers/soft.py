@@ -16,12 +16,13 @@ BOUND_MARGIN = 2.0
 
 
 def delayed_update(
-    loss: DIMELoss | DiffSACLoss, *, compiled: bool
+    loss: DIMELoss | DiffSACLoss, compile_mode: str | None
 ) -> Callable[[TensorDictBase, bool], dict[str, Tensor]]:
     """What :class:`OffPolicyParts` calls: all losses, or the critic's alone."""
-    critic_loss = torch.compile(loss.critic_loss) if compiled else loss.critic_loss
-    if compiled:
-        loss.compile()
+    critic_loss = loss.critic_loss
+    if compile_mode is not None:
+        critic_loss = torch.compile(critic_loss, mode=compile_mode)
+        loss.compile(mode=compile_mode)
 
     def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
         if policy_moves:

@@ -52,6 +52,7 @@ def training_collector(
             restarts=config.restart_workers,
             on_restart=warn,
             device=device,
+            compile_policy=config.compile,
         )
 
 

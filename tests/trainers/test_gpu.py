@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
 import diffpolicy.trainers.launch as launch
 from diffpolicy import trainers as t
-from diffpolicy.trainers import Run, prepare, train
+from diffpolicy.trainers import RLModule, Run, prepare, train
 
 pytestmark = pytest.mark.gpu
 
@@ -45,9 +46,13 @@ METHODS: dict[str, tuple[type[Any], Any, dict[str, Any]]] = {
 DIFFUSION = ["diffppo", "diffwpo", "dime", "diffsac"]
 
 
-def finished(method: str, output: Path, **options: Any) -> Run:
+def prepared(method: str, output: Path, **options: Any) -> Run:
     config_class, build, own = METHODS[method]
-    run = prepare(config_class(**{**COMMON, **own, "output": str(output), **options}), build)
+    return prepare(config_class(**{**COMMON, **own, "output": str(output), **options}), build)
+
+
+def finished(method: str, output: Path, **options: Any) -> Run:
+    run = prepared(method, output, **options)
     before = torch.cuda.get_rng_state()
     assert train(run)
     assert torch.equal(torch.cuda.get_rng_state(), before)
@@ -58,13 +63,20 @@ def finished(method: str, output: Path, **options: Any) -> Run:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_trains_on_a_gpu(method: str, tmp_path: Path) -> None:
-    config_class, build, own = METHODS[method]
-    options = {**COMMON, **own, "output": str(tmp_path)}
-    untrained = prepare(config_class(**options), build).module.state_dict()
-    module = finished(method, tmp_path).module
-    parameters = dict(module.named_parameters())
-    assert all(parameter.is_cuda for parameter in parameters.values())
+def test_a_method_trains_on_a_gpu(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untrained = prepared(method, tmp_path).module.cpu().state_dict()
+    places = set()
+
+    def end_iteration(module: RLModule, metrics: dict[str, float]) -> None:
+        places.update(parameter.device.type for parameter in module.parameters())
+        original(module, metrics)
+
+    original = RLModule.end_iteration
+    monkeypatch.setattr(RLModule, "end_iteration", end_iteration)
+    parameters = dict(finished(method, tmp_path).module.named_parameters())
+    assert places == {"cuda"}
     moved = [name for name, value in parameters.items() if not value.equal(untrained[name])]
     assert len(moved) > len(parameters) / 2
 
@@ -86,11 +98,17 @@ def test_exchanges_between_ranks_go_through_nccl(
     # One rank that exchanges with itself: NCCL refuses whatever is not on the GPU.
     strategy = DDPStrategy(broadcast_buffers=False)
     monkeypatch.setattr(launch, "_strategy", lambda config: strategy)
-    finished(method, tmp_path)
+    options = {} if METHODS[method][2] is ON_POLICY else {"policy_delay": 1}
+    try:
+        finished(method, tmp_path, **options)
+        assert dist.get_backend() == "nccl"
+    finally:
+        dist.destroy_process_group()
 
 
-def test_the_same_seed_repeats_a_run_on_a_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", DIFFUSION)
+def test_the_same_seed_repeats_a_run_on_a_gpu(method: str, tmp_path: Path) -> None:
     for name in ("one", "other"):
-        finished("diffppo", tmp_path / name)
+        finished(method, tmp_path / name, deterministic=True)
     one, other = ((tmp_path / name / "metrics.csv").read_bytes() for name in ("one", "other"))
     assert one == other

@@ -19,6 +19,7 @@ def test_global_settings_are_restored() -> None:
             assert torch.get_num_threads() == 1
             assert logger.level == logging.ERROR
             os.environ["DIFFPOLICY_TEST"] = "1"
+            torch.use_deterministic_algorithms(True)
             torch.rand(3)
         assert torch.get_num_threads() == 2
     finally:
@@ -26,6 +27,7 @@ def test_global_settings_are_restored() -> None:
     after = (logger.level, signal.getsignal(signal.SIGINT), dict(os.environ), warnings.filters[:])
     assert after == before
     assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_settings_are_restored_after_an_error() -> None:
