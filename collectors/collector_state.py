@@ -114,5 +114,4 @@ def _cloned(tensors: dict[str, Any]) -> dict[str, Any]:
 def _leaves(carrier: TensorDictBase) -> list[Any]:
     items = carrier.items(include_nested=True, leaves_only=True)
     paths = [((key,) if isinstance(key, str) else key, value) for key, value in items]
-    # Sorted: a carrier that has been loaded may be in another order.
-    return [[list(path), value.detach().clone()] for path, value in sorted(paths)]
+    return [[list(path), value.detach().clone()] for path, value in paths]
