@@ -19,7 +19,7 @@ OUTPUT ?= runs/$(ENV)-$(shell date +%Y%m%d-%H%M%S)
 TRAIN_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint unit doctest test-slow bench clean
+.PHONY: help install train test lint unit doctest test-slow test-gpu bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ doctest: $(STAMP) ## the examples in the docstrings
 
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(STAMP) ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
 
 # The usual options contain --benchmark-skip, which excludes --benchmark-only.
 bench: $(STAMP) ## time the hot paths
