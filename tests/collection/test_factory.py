@@ -93,6 +93,34 @@ class TestOneProcess:
             expected = policy.module.linear(rollout["observation"]).clamp(-2, 2)
         torch.testing.assert_close(rollout["action"], expected)
 
+    def test_a_compiled_policy_is_the_policy_as_it_is_now(
+        self, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compiled = []
+
+        def compile_eagerly(policy: nn.Module) -> nn.Module:
+            compiled.append(policy)
+            return original(policy, backend="eager")
+
+        original = torch.compile
+        monkeypatch.setattr(torch, "compile", compile_eagerly)
+        both = []
+        for compile_policy in (False, True):
+            policy = make_policy(3, 1, 2.0)
+            collector = make_collector(
+                pendulum, policy, frames_per_batch=20, seed=0, compile_policy=compile_policy
+            )
+            iterator = iter(collector)
+            both.append([next(iterator).clone()])
+            with torch.no_grad():
+                policy.module.linear.bias.fill_(100.0)
+            both[-1].append(next(iterator).clone())
+            collector.shutdown()
+        assert compiled == [policy]
+        for eager, ours in zip(*both, strict=True):
+            assert same(eager, ours)
+        assert (both[1][1]["action"] == 2.0).all()
+
     def test_rollouts_carry_no_gradient(self, make_policy: MakePolicy) -> None:
         collector = make_collector(pendulum, make_policy(3, 1, 2.0), frames_per_batch=20, seed=0)
         (rollout,) = rollouts(collector, 1)

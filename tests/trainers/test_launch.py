@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from diffpolicy.trainers import DiffPPOConfig, diffppo_module, prepare, train
+from diffpolicy.trainers import DiffPPOConfig, RLModule, diffppo_module, prepare, train
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -21,6 +22,22 @@ def test_metrics_are_written_whatever_the_loggers(
     _, rows = read_run(run.output)
     assert [int(row["frames"]) for row in rows] == [128]
     assert (run.output / "tensorboard").exists() == ("tensorboard" in logger)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_kernels_are_chosen_for_the_run_only(
+    small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    chosen = []
+    monkeypatch.setattr(
+        RLModule,
+        "start_clock",
+        lambda module: chosen.append(torch.are_deterministic_algorithms_enabled()),
+    )
+    config = small_config(deterministic=deterministic, total_frames=128)
+    assert train(prepare(config, diffppo_module))
+    assert chosen == [deterministic]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.fixture
