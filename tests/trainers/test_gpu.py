@@ -86,9 +86,9 @@ def test_a_compiled_run_on_a_gpu(method: str, tmp_path: Path) -> None:
     finished(method, tmp_path, compile=True)
 
 
-@pytest.mark.parametrize("method", ["diffppo", "dime"])
-def test_workers_collect_for_a_gpu(method: str, tmp_path: Path) -> None:
-    finished(method, tmp_path, collector="process", num_workers=2)
+@pytest.mark.parametrize(("method", "compiled"), [("diffppo", False), ("dime", True)])
+def test_workers_collect_for_a_gpu(method: str, compiled: bool, tmp_path: Path) -> None:
+    finished(method, tmp_path, collector="process", num_workers=2, compile=compiled)
 
 
 @pytest.mark.parametrize("method", METHODS)
