@@ -4,6 +4,8 @@ Paper letters: z atoms, alpha temperature, K number of atoms, gamma discount.
 Per-row tensors have shape ``[*B, 1]``; shapes that do not match raise instead of broadcasting.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -81,7 +83,16 @@ def clipped_mass(target_atoms: Tensor, probabilities: Tensor, atoms: Tensor) -> 
     return torch.where(outside, probabilities, 0.0).sum(-1, keepdim=True)
 
 
-def categorical_loss(logits: Tensor, target: Tensor, entropy_coeff: Tensor | float) -> Tensor:
+class CategoricalLoss(NamedTuple):
+    """Loss of all critics, and their mean entropy without gradient, both ``[*B, 1]``."""
+
+    loss: Tensor
+    entropy: Tensor
+
+
+def categorical_loss(
+    logits: Tensor, target: Tensor, entropy_coeff: Tensor | float
+) -> CategoricalLoss:
     """``sum_j -sum_i target_i log q_ji + c sum_i q_ji log q_ji`` (arXiv 2502.02316).
 
     The second term keeps the entropy of the critics up.
@@ -90,15 +101,13 @@ def categorical_loss(logits: Tensor, target: Tensor, entropy_coeff: Tensor | flo
         logits: of ``E`` critics ``[*B, E, K]``.
         target: probabilities ``[*B, K]``, without gradient.
         entropy_coeff: c.
-
-    Returns:
-        ``[*B, 1]``.
     """
     check_same_shape(logits=logits[..., 0, :], target=target)
     log_q = logits.log_softmax(-1)
     cross_entropy = -(target.unsqueeze(-2) * log_q).sum(-1)
     negative_entropy = (log_q.exp() * log_q).sum(-1)
-    return (cross_entropy + entropy_coeff * negative_entropy).sum(-1, keepdim=True)
+    loss = (cross_entropy + entropy_coeff * negative_entropy).sum(-1, keepdim=True)
+    return CategoricalLoss(loss, -negative_entropy.detach().mean(-1, keepdim=True))
 
 
 def symmetric_value_range(reward_bound: float, gamma: float, margin: float = 2.0) -> float:

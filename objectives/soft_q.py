@@ -180,9 +180,7 @@ class SoftQLoss(QLoss):
         atoms: Tensor,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         target, clipped = self._target_distribution(tensordict, next_logits, path, atoms)
-        distance = dist.categorical_loss(logits, target, self.critic_entropy_coeff)
-        log_q = logits.detach().log_softmax(-1)
-        entropy = -(log_q.exp() * log_q).sum(-1).mean(-1, keepdim=True)
+        distance, entropy = dist.categorical_loss(logits, target, self.critic_entropy_coeff)
         diagnostics = {"clip_fraction": clipped, "critic_entropy": entropy}
         return distance, (target * atoms).sum(-1, keepdim=True), diagnostics
 

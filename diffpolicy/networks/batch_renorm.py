@@ -100,19 +100,15 @@ class BatchRenorm(nn.Module):
         first = 0 if self.ensemble_size is None else 1
         dims = tuple(range(first, value.ndim - 1))
         weight, bias = (self._expand(x, len(dims)) for x in (self.weight, self.bias))
-        # One scale and one shift per feature, so that the batch is gone through only once.
         if self.training:
-            mean = _over_ranks(value.mean(dims, keepdim=True))
-            value = value - mean
-            var = _over_ranks(value.square().mean(dims, keepdim=True))
+            centered, mean, var = _moments(value, dims)
             scale, shift = self._correction(mean.detach(), var.detach(), len(dims))
             self._track(mean.detach(), var.detach())
             scale, shift = (var + self.eps).rsqrt() * scale * weight, bias + shift * weight
-        else:
-            mean, var = (self._expand(x, len(dims)) for x in (self.running_mean, self.running_var))
-            scale = (var + self.eps).rsqrt() * weight
-            shift = bias - mean * scale
-        return torch.addcmul(shift, value, scale)
+            return centered * scale + shift
+        mean, var = (self._expand(x, len(dims)) for x in (self.running_mean, self.running_var))
+        scale = (var + self.eps).rsqrt() * weight
+        return torch.addcmul(bias - mean * scale, value, scale)
 
     def _check(self, value: Tensor) -> None:
         features = self.running_mean.shape[-1]
@@ -154,25 +150,36 @@ class BatchRenorm(nn.Module):
         )
 
 
-class _MeanOverRanks(torch.autograd.Function):
-    """The average of a tensor over all ranks, and of its gradient."""
+def _moments(value: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The values minus their mean, mean and variance over ``dims`` and all ranks.
+
+    Sums are divided and means negated before they meet the batch, so that the backward pass does
+    the same to statistics instead of whole batches.
+    """
+    total = value.sum(dims, keepdim=True)
+    count = value.numel() // total.numel()
+    mean = total / count
+    centered = value + (-mean)
+    var = (centered * centered).sum(dims, keepdim=True) / count
+    if not (dist.is_available() and dist.is_initialized()):
+        return centered, mean, var
+    means, variances = _GatherOverRanks.apply(torch.stack((mean, var))).unbind(1)
+    mean_of_all = means.mean(0)
+    var_of_all = variances.mean(0) + (means - mean_of_all).square().mean(0)
+    return centered + (mean - mean_of_all), mean_of_all, var_of_all
+
+
+class _GatherOverRanks(torch.autograd.Function):
+    """The tensors of all ranks, stacked; every rank must take part, in the backward pass, too."""
 
     @staticmethod
     def forward(ctx: object, value: Tensor) -> Tensor:
-        mean = value / dist.get_world_size()
-        dist.all_reduce(mean)
-        return mean
+        parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, value)
+        return torch.stack(parts)
 
     @staticmethod
     def backward(ctx: object, *grads: Tensor) -> Tensor:
-        mean = grads[0] / dist.get_world_size()
-        dist.all_reduce(mean)
-        return mean
-
-
-def _over_ranks(statistic: Tensor) -> Tensor:
-    """Average over all ranks; every rank must take part, in the backward pass, too."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return statistic
-    mean: Tensor = _MeanOverRanks.apply(statistic)
-    return mean
+        total = grads[0].clone()
+        dist.all_reduce(total)
+        return total[dist.get_rank()]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from diffpolicy.networks.embeddings import StepEmbedding
 from diffpolicy.networks.mlp import Initialization, mlp
@@ -58,8 +59,8 @@ class ScoreNetwork(nn.Module):
         )
         self.latent_scale = latent_scale
         self.clip = clip
-        in_features = action_dim + observation_dim + self.embedding.out_features
-        self.net = mlp(in_features, hidden_sizes, action_dim, activation, initialization)
+        self._widths = (action_dim, observation_dim, self.embedding.out_features)
+        self.net = mlp(sum(self._widths), hidden_sizes, action_dim, activation, initialization)
         self.initialization = initialization
         self.init_std = init_std
         self.reset_parameters()
@@ -85,21 +86,37 @@ class ScoreNetwork(nn.Module):
         Returns:
             ``[*B, A]``.
         """
-        return self._score(latent, self._standardise(observation), self.embedding(step))
+        parts = (latent / self.latent_scale, self._standardise(observation), self.embedding(step))
+        return self._clipped(self.net(torch.cat(parts, -1)))
 
     def condition(self, observation: Tensor) -> Callable[[Tensor, int], Tensor]:
-        """The score for a fixed observation ``[*B, S]``, a function of ``(latent [*B, A], n)``."""
-        standardised = self._standardise(observation)
-        table = self.embedding.table()
+        """The score for a fixed observation ``[*B, S]``, a function of ``(latent [*B, A], n)``.
+
+        The first layer is linear in its concatenated input, so the parts of observation and step
+        are computed here, once for all steps.
+        """
+        first, *others = self.net
+        assert isinstance(first, nn.Linear)
+        of_latent, of_observation, of_step = first.weight.split(self._widths, -1)
+        of_latent = of_latent / self.latent_scale
+        from_observation = _linear(self._standardise(observation), of_observation, first.bias)
+        from_steps = linear(self.embedding.table(), of_step).unbind()
 
         def score(latent: Tensor, step: int) -> Tensor:
-            return self._score(latent, standardised, table[step].expand(*latent.shape[:-1], -1))
+            hidden = _linear(latent, of_latent, from_steps[step]) + from_observation
+            for layer in others:
+                hidden = layer(hidden)
+            return self._clipped(hidden)
 
         return score
 
     def _standardise(self, observation: Tensor) -> Tensor:
         return observation if self.normalizer is None else self.normalizer(observation)
 
-    def _score(self, latent: Tensor, observation: Tensor, embedding: Tensor) -> Tensor:
-        features = torch.cat((latent / self.latent_scale, observation, embedding), -1)
-        return self.net(features).clamp(-self.clip, self.clip)
+    def _clipped(self, score: Tensor) -> Tensor:
+        return score.clamp(-self.clip, self.clip)
+
+
+def _linear(value: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer whose input takes on a wider type of its weight, as in a concatenation."""
+    return linear(value.to(torch.promote_types(value.dtype, weight.dtype)), weight, bias)

@@ -110,11 +110,12 @@ def rollout_chain(
         ValueError: if ``noise`` does not end in ``[N+1, A]``, or for an unknown mode.
     """
     _check_noise(process, noise)
+    step_sizes = process.step_sizes()
     latents, scores = [noise[..., 0, :] * process.prior_std], []
-    for value, latent in _denoise(process, score, noise, mode):
+    for value, latent in _denoise(process, step_sizes, score, noise, mode):
         scores.append(value)
         latents.append(latent)
-    path, step_sizes = torch.stack(latents, -2), process.step_sizes()
+    path = torch.stack(latents, -2)
     shrunk = process.contraction(step_sizes) * path[..., :-1, :]
     mean = torch.addcmul(shrunk, step_sizes, torch.stack(scores, -2))
     noising = process.noising_kernel(
@@ -135,7 +136,7 @@ def rollout_last(
     Arguments and errors are those of :func:`rollout_chain`.
     """
     _check_noise(process, noise)
-    *_, (_, latent) = _denoise(process, score, noise, mode)
+    *_, (_, latent) = _denoise(process, process.step_sizes(), score, noise, mode)
     return latent
 
 
@@ -148,15 +149,17 @@ def _check_noise(process: DenoisingProcess, noise: Tensor) -> None:
 
 
 def _denoise(
-    process: DenoisingProcess, score: ScoreFunction, noise: Tensor, mode: RolloutMode
+    process: DenoisingProcess,
+    step_sizes: Tensor,
+    score: ScoreFunction,
+    noise: Tensor,
+    mode: RolloutMode,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the score at every latent and the next latent."""
     if mode not in ("sample", "mean", "flow"):
         raise ValueError(f"mode must be 'sample', 'mean' or 'flow', got {mode!r}.")
-    step_sizes = process.step_sizes()
-    jumps = torch.zeros_like(noise[..., 1:, :])
-    if mode == "sample":
-        jumps = (2 * step_sizes).sqrt() * noise[..., 1:, :]
+    drawn = noise[..., 1:, :]
+    jumps = (2 * step_sizes).sqrt() * drawn if mode == "sample" else torch.zeros_like(drawn)
     # Probability flow: half the drift, x_n + eta (-x_n / nu^2 + score / 2).
     gains = 0.5 * step_sizes if mode == "flow" else step_sizes
     steps = zip(

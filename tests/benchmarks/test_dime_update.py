@@ -117,9 +117,9 @@ def test_an_update_against_sac(compare) -> None:
         calls=1,
         turns=60,
     )
-    # The aim is 2.5; measured with one thread at 105 GFLOP/s: 2.7 to 2.8. Matrix products of the
-    # two are 3.5 to 1 and take most of the time; twice as fast ones (bfloat16) give 2.4.
-    assert ratio <= 3.0
+    # The aim is 2.5; measured with one thread at 105 GFLOP/s: 2.65 to 2.75. Matrix products of
+    # the two are 3.3 to 1 and take most of the time; twice as fast ones (bfloat16) give 2.4.
+    assert ratio <= 2.9
 
 
 def test_compilation_speeds_an_update_up(compare) -> None:
@@ -135,7 +135,7 @@ def test_compilation_speeds_an_update_up(compare) -> None:
             turns=40,
         )
     # The aim is 0.6, which is what matrix products alone take of an eager update with one thread
-    # at 105 GFLOP/s; compilation leaves those as they are. Measured: 0.85 to 0.9.
+    # at 105 GFLOP/s; compilation leaves those as they are. Measured: 0.88 to 0.89.
     assert ratio <= 0.95
 
 

@@ -117,14 +117,16 @@ def test_soft_target_with_numbers() -> None:
 def test_categorical_loss_with_a_loop() -> None:
     logits = torch.randn(3, 2, 5, dtype=torch.float64)
     target = torch.randn(3, 5, dtype=torch.float64).softmax(-1)
-    loss = dist.categorical_loss(logits, target, 0.005)
+    loss, entropy = dist.categorical_loss(logits, target, 0.005)
     for row in range(3):
-        expected = 0.0
+        expected, expected_entropy = 0.0, 0.0
         for critic in range(2):
             q = logits[row, critic].softmax(-1)
             for t, p in zip(target[row].tolist(), q.tolist(), strict=True):
                 expected += -t * math.log(p) + 0.005 * p * math.log(p)
+                expected_entropy -= p * math.log(p) / 2
         assert loss[row].item() == pytest.approx(expected, rel=1e-12)
+        assert entropy[row].item() == pytest.approx(expected_entropy, rel=1e-12)
 
 
 def test_value_range_reproduces_the_published_ranges() -> None:

@@ -168,6 +168,7 @@ def _on_a_rank(rank: int, store: str, values: Tensor, results: Any) -> None:
 
 def test_two_ranks_normalise_by_the_whole_batch(tmp_path: Path) -> None:
     values = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values[4:] = 3 * values[4:] - 20  # ranks that see different things
     context = multiprocessing.get_context("fork")
     with context.Manager() as manager:
         results = manager.dict()

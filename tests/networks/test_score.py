@@ -77,6 +77,31 @@ def test_condition_equals_forward(network: ScoreNetwork, shape: tuple[int, ...])
         torch.testing.assert_close(score(latent, step), expected)
 
 
+@pytest.mark.parametrize("hidden_sizes", [(), (16,)])
+def test_condition_passes_on_every_gradient(hidden_sizes: tuple[int, ...]) -> None:
+    network = ScoreNetwork(2, 3, 4, hidden_sizes=hidden_sizes, latent_scale=2.5, init_std=1.0)
+    network.double()
+    latent, _, observation = inputs(5)
+    wanted = (*network.parameters(), latent.requires_grad_(), observation.requires_grad_())
+    weights = torch.arange(1.0, 5.0).double()
+    score = network.condition(observation)
+    whole = [score(latent, step) for step in range(4)]
+    rows = [network(latent, torch.full((5,), step), observation) for step in range(4)]
+    actual, expected = (
+        torch.autograd.grad((weights * torch.stack(out, -1)).square().sum(), wanted)
+        for out in (whole, rows)
+    )
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_condition_takes_inputs_of_a_narrower_type_as_forward_does(network: ScoreNetwork) -> None:
+    latent, observation = torch.randn(5, 2), 5 + torch.randn(5, 3)
+    expected = network(latent, torch.full((5,), 1), observation)
+    assert expected.dtype == torch.float64
+    torch.testing.assert_close(network.condition(observation)(latent, 1), expected)
+
+
 def test_rows_of_mixed_steps_are_independent(network: ScoreNetwork) -> None:
     latent, step, observation = inputs(6)
     together = network(latent, step, observation)
