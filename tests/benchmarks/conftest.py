@@ -1,6 +1,6 @@
 """Side-by-side timing: a claim is a ratio of two callables measured in turns in one process.
 
-`--device cuda` puts everything on a GPU; the limits are for one CPU thread.
+`--device cuda` puts everything on a GPU. Limits are for one CPU thread unless a test says more.
 """
 
 import time

@@ -1,6 +1,6 @@
 """DIME against TorchRL's SAC with networks of the same widths: updating, compiling, acting.
 
-How long an update takes and where, and why two limits are wider than one would like, is in
+How long an update takes and where, and why two limits are wider on a CPU than on a GPU, is in
 docs/dime.md.
 """
 
@@ -108,6 +108,10 @@ def _update(
     return update
 
 
+def _on_gpu() -> bool:
+    return torch.get_default_device().type == "cuda"
+
+
 def test_an_update_against_sac(compare) -> None:
     dime, sac = _dime_loss(), _sac_loss()
     targets = SoftUpdate(sac, tau=0.005)
@@ -117,9 +121,9 @@ def test_an_update_against_sac(compare) -> None:
         calls=1,
         turns=60,
     )
-    # The aim is 2.5; measured with one thread at 105 GFLOP/s: 2.65 to 2.75. Matrix products of
-    # the two are 3.3 to 1 and take most of the time; twice as fast ones (bfloat16) give 2.4.
-    assert ratio <= 2.9
+    # The aim is 2.5, met on a GPU (2.2). With one CPU thread it is 2.65 to 2.8: matrix products of
+    # the two are 3.3 to 1 and take most of the time.
+    assert ratio <= (2.5 if _on_gpu() else 2.9)
 
 
 def test_compilation_speeds_an_update_up(compare) -> None:
@@ -128,7 +132,7 @@ def test_compilation_speeds_an_update_up(compare) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations while it compiles
         # CUDA graphs on a GPU, as the trainers have them.
-        mode = "reduce-overhead" if torch.get_default_device().type == "cuda" else "default"
+        mode = "reduce-overhead" if _on_gpu() else "default"
         compiled = torch.compile(other, fullgraph=True, mode=mode)
         ratio = compare(
             _update(compiled, other.parameters()),
@@ -136,9 +140,9 @@ def test_compilation_speeds_an_update_up(compare) -> None:
             calls=1,
             turns=40,
         )
-    # The aim is 0.6, which is what matrix products alone take of an eager update with one thread
-    # at 105 GFLOP/s; compilation leaves those as they are. Measured: 0.88 to 0.89.
-    assert ratio <= 0.95
+    # The aim is 0.6, met on a GPU (0.2). With one CPU thread it is 0.8 to 0.9: matrix products,
+    # which compilation leaves as they are, alone take 0.6 of an eager update.
+    assert ratio <= (0.6 if _on_gpu() else 0.95)
 
 
 def test_acting_with_one_observation_against_a_gaussian_policy(compare) -> None:
