@@ -81,7 +81,7 @@ def make_collector(
             The rollout is then collected again.
         on_restart: called with one line that says why workers are started anew.
         device: where the policy runs and the rollouts are stored. Environments stay on the CPU.
-        compile_policy: act with ``torch.compile(policy)``; on a GPU with CUDA graphs.
+        compile_policy: act with ``torch.compile(policy)``; with CUDA graphs if that is on a GPU.
         exploration_type: RANDOM samples from the policy.
 
     Returns:
@@ -107,11 +107,12 @@ def make_collector(
     device = _with_index(torch.device(device))
     _check_policy_device(policy, device)
     acting, options = policy, {"exploration_type": exploration_type}
-    if compile_policy and policy is not None and device.type == "cpu":
-        acting = torch.compile(policy)
-    elif compile_policy and policy is not None:
-        # TorchRL copies what the policy writes: the next replay of a CUDA graph overwrites it.
-        options["compile_policy"] = {"mode": "reduce-overhead"}
+    if compile_policy and policy is not None:
+        if device.type == "cpu" or backend == "ray":
+            acting = torch.compile(policy)
+        else:
+            # TorchRL copies what the policy writes: the next replay of a CUDA graph overwrites it.
+            options["compile_policy"] = {"mode": "reduce-overhead"}
     env = env_fn()
     try:
         _check_divisible(frames_per_batch, env, num_workers)

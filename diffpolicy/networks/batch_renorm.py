@@ -105,7 +105,7 @@ class BatchRenorm(nn.Module):
             scale, shift = self._correction(mean.detach(), var.detach(), len(dims))
             self._track(mean.detach(), var.detach())
             scale, shift = (var + self.eps).rsqrt() * scale * weight, bias + shift * weight
-            return centered * scale + shift
+            return torch.addcmul(shift, centered, scale)
         mean, var = (self._expand(x, len(dims)) for x in (self.running_mean, self.running_var))
         scale = (var + self.eps).rsqrt() * weight
         return torch.addcmul(bias - mean * scale, value, scale)
@@ -151,16 +151,10 @@ class BatchRenorm(nn.Module):
 
 
 def _moments(value: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """The values minus their mean, mean and variance over ``dims`` and all ranks.
-
-    Sums are divided and means negated before they meet the batch, so that the backward pass does
-    the same to statistics instead of whole batches.
-    """
-    total = value.sum(dims, keepdim=True)
-    count = value.numel() // total.numel()
-    mean = total / count
-    centered = value + (-mean)
-    var = (centered * centered).sum(dims, keepdim=True) / count
+    """The values minus their mean, mean and variance over ``dims`` and all ranks."""
+    mean = value.mean(dims, keepdim=True)
+    centered = value - mean
+    var = centered.square().mean(dims, keepdim=True)
     if not (dist.is_available() and dist.is_initialized()):
         return centered, mean, var
     means, variances = _GatherOverRanks.apply(torch.stack((mean, var))).unbind(1)

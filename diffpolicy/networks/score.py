@@ -103,6 +103,11 @@ class ScoreNetwork(nn.Module):
         from_steps = linear(self.embedding.table(), of_step).unbind()
 
         def score(latent: Tensor, step: int) -> Tensor:
+            if latent.shape[:-1] != observation.shape[:-1]:
+                raise ValueError(
+                    f"latent must have the batch shape of the observation, "
+                    f"{tuple(observation.shape[:-1])}, got {tuple(latent.shape[:-1])}."
+                )
             hidden = _linear(latent, of_latent, from_steps[step]) + from_observation
             for layer in others:
                 hidden = layer(hidden)

@@ -85,7 +85,7 @@ class RunConfig:
         20_000, "environment steps (all ranks) between checkpoints", valid=at_least(1)
     )
     compile: bool = option(
-        False, "compile the loss and the acting policy; on a GPU with CUDA graphs"
+        False, "compile the loss and the acting policy; on one GPU with CUDA graphs"
     )
     deterministic: bool = option(
         False, "slower GPU kernels that give the same numbers in every run; the CPU's always do"
@@ -158,7 +158,7 @@ class RunConfig:
         """The mode of ``torch.compile`` for losses; None leaves them as they are."""
         if not self.compile:
             return None
-        # CUDA graphs; an exchange between ranks inside of one is another matter.
+        # CUDA graphs, which are not tested with exchanges between ranks inside of them.
         return "reduce-overhead" if self.gpus and self.ranks == 1 else "default"
 
     @property

@@ -13,17 +13,9 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from collectors import (
-    OffPolicyStream,
-    load_replay_state,
-    make_replay_buffer,
-    replay_state,
-)
+from collectors import OffPolicyStream, load_replay_state, make_replay_buffer, replay_state
 from diffpolicy.trainers import files
-from diffpolicy.trainers.collecting import (
-    BuildParts,
-    CollectingModule,
-)
+from diffpolicy.trainers.collecting import BuildParts, CollectingModule
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.off_policy_config import OffPolicyConfig
 from diffpolicy.trainers.resume import replay_file

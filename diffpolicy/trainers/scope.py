@@ -87,9 +87,7 @@ def run_scope(device: torch.device) -> Iterator[None]:
     """
     on_cpu = device.type == "cpu"
     with ExitStack() as stack:
-        stack.callback(
-            torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()
-        )
+        stack.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
         stack.enter_context(_restored_environment())
         stack.enter_context(_quiet_logging())
         stack.enter_context(warnings.catch_warnings())

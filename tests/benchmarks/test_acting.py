@@ -33,7 +33,7 @@ def _hand_written_loop(actor: DenoisingActor) -> Callable[[Tensor], Tensor]:
         step_sizes = process.step_sizes()
         std = (2 * step_sizes).sqrt()
         table = network.embedding.table()
-        noise = torch.randn(STEPS + 1, len(observation), ACTION_DIM)
+        noise = torch.randn(STEPS + 1, len(observation), ACTION_DIM, device=observation.device)
         latent = noise[0] * process.prior_std
         for step in range(STEPS):
             embedding = table[step].expand(len(observation), -1)

@@ -108,11 +108,7 @@ def _update(
     return update
 
 
-def _on_gpu() -> bool:
-    return torch.get_default_device().type == "cuda"
-
-
-def test_an_update_against_sac(compare) -> None:
+def test_an_update_against_sac(compare, device: str) -> None:
     dime, sac = _dime_loss(), _sac_loss()
     targets = SoftUpdate(sac, tau=0.005)
     ratio = compare(
@@ -123,16 +119,16 @@ def test_an_update_against_sac(compare) -> None:
     )
     # The aim is 2.5, met on a GPU (2.2). With one CPU thread it is 2.65 to 2.8: matrix products of
     # the two are 3.3 to 1 and take most of the time.
-    assert ratio <= (2.5 if _on_gpu() else 2.9)
+    assert ratio <= (2.5 if device == "cuda" else 2.9)
 
 
-def test_compilation_speeds_an_update_up(compare) -> None:
+def test_compilation_speeds_an_update_up(compare, device: str) -> None:
     eager = _dime_loss()
     other = copy.deepcopy(eager)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations while it compiles
         # CUDA graphs on a GPU, as the trainers have them.
-        mode = "reduce-overhead" if _on_gpu() else "default"
+        mode = "reduce-overhead" if device == "cuda" else "default"
         compiled = torch.compile(other, fullgraph=True, mode=mode)
         ratio = compare(
             _update(compiled, other.parameters()),
@@ -142,7 +138,7 @@ def test_compilation_speeds_an_update_up(compare) -> None:
         )
     # The aim is 0.6, met on a GPU (0.2). With one CPU thread it is 0.8 to 0.9: matrix products,
     # which compilation leaves as they are, alone take 0.6 of an eager update.
-    assert ratio <= (0.6 if _on_gpu() else 0.95)
+    assert ratio <= (0.6 if device == "cuda" else 0.95)
 
 
 def test_acting_with_one_observation_against_a_gaussian_policy(compare) -> None:

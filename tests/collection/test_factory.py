@@ -14,11 +14,26 @@ from torchrl.collectors import BaseCollector
 from torchrl.envs import ExplorationType
 
 import collectors
-from collectors import make_collector, make_env
+from collectors import factory, make_collector, make_env
+from collectors.factory import Backend
 from diffpolicy.actors import build_ppo_networks
 
 MakePolicy = Callable[..., TensorDictModule]
 pendulum = partial(make_env, "Pendulum-v1", num_envs=2)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Make ``torch.compile`` generate no code; what it has been called with."""
+    modules: list[nn.Module] = []
+
+    def compile_eagerly(module: nn.Module) -> nn.Module:
+        modules.append(module)
+        return original(module, backend="eager")
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    return modules
 
 
 def rollouts(collector: BaseCollector, count: int) -> list[TensorDictBase]:
@@ -94,16 +109,8 @@ class TestOneProcess:
         torch.testing.assert_close(rollout["action"], expected)
 
     def test_a_compiled_policy_is_the_policy_as_it_is_now(
-        self, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+        self, make_policy: MakePolicy, compiled: list[nn.Module]
     ) -> None:
-        compiled = []
-
-        def compile_eagerly(policy: nn.Module) -> nn.Module:
-            compiled.append(policy)
-            return original(policy, backend="eager")
-
-        original = torch.compile
-        monkeypatch.setattr(torch, "compile", compile_eagerly)
         both = []
         for compile_policy in (False, True):
             policy = make_policy(3, 1, 2.0)
@@ -120,6 +127,36 @@ class TestOneProcess:
         for eager, ours in zip(*both, strict=True):
             assert same(eager, ours)
         assert (both[1][1]["action"] == 2.0).all()
+
+    @pytest.mark.parametrize(("backend", "graphs"), [("process", True), ("ray", False)])
+    def test_cuda_graphs_are_for_workers_that_act_on_a_gpu(
+        self,
+        backend: Backend,
+        graphs: bool,
+        compiled: list[nn.Module],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        policy = TensorDictModule(torch.tanh, in_keys=["observation"], out_keys=["action"])
+        built = {}
+
+        def record(start: partial, acting: nn.Module, **options: object) -> None:
+            built.update(acting=acting, options=start.args[-1])
+
+        monkeypatch.setattr(factory, "WorkerCollector", record)
+        monkeypatch.setattr(factory, "check_ray", lambda: None)
+        make_collector(
+            pendulum,
+            policy,
+            frames_per_batch=20,
+            seed=0,
+            backend=backend,
+            num_workers=2,
+            device="cuda:0",
+            compile_policy=True,
+        )
+        assert ("compile_policy" in built["options"]) == graphs
+        assert compiled == ([] if graphs else [policy])
+        assert (built["acting"] is policy) == graphs
 
     def test_rollouts_carry_no_gradient(self, make_policy: MakePolicy) -> None:
         collector = make_collector(pendulum, make_policy(3, 1, 2.0), frames_per_batch=20, seed=0)
@@ -242,7 +279,8 @@ import gymnasium as gym
 import torch
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from tensordict.nn import TensorDictModule
-from collectors import make_collector, make_env
+from collectors import factory, make_collector, make_env
+from collectors.factory import Backend
 
 if __name__ == "__main__":
     gym.register("OnlyInTheParent-v0", entry_point=PendulumEnv)
@@ -284,7 +322,8 @@ import builtins, gc
 from functools import partial
 from tensordict.nn import TensorDictModule
 from torchrl.weight_update import SharedMemWeightSyncScheme
-from collectors import make_collector, make_env
+from collectors import factory, make_collector, make_env
+from collectors.factory import Backend
 
 if __name__ == "__main__":
     gc.disable()

@@ -95,6 +95,14 @@ def test_condition_passes_on_every_gradient(hidden_sizes: tuple[int, ...]) -> No
         torch.testing.assert_close(one, other)
 
 
+def test_condition_refuses_latents_of_another_batch(network: ScoreNetwork) -> None:
+    latent, _, observation = inputs(5)
+    score = network.condition(observation)
+    for other in (latent[:1], latent.unsqueeze(0)):
+        with pytest.raises(ValueError, match=r"latent must have the batch shape .* \(5,\), got"):
+            score(other, 0)
+
+
 def test_condition_takes_inputs_of_a_narrower_type_as_forward_does(network: ScoreNetwork) -> None:
     latent, observation = torch.randn(5, 2), 5 + torch.randn(5, 3)
     expected = network(latent, torch.full((5,), 1), observation)

@@ -166,3 +166,18 @@ def test_options_of_a_new_configuration_need_no_further_code(tmp_path: Path) -> 
 
     given = parse_options(make_parser(Mine), ["--sharpness", "2.5"])
     assert Mine(**given).sharpness == 2.5
+
+
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        ({}, None),
+        ({"gpus": 1}, None),
+        ({"compile": True}, "default"),
+        ({"compile": True, "gpus": 1}, "reduce-overhead"),
+        ({"compile": True, "gpus": 2}, "default"),
+        ({"compile": True, "gpus": 1, "num_nodes": 2, "output": "runs/x"}, "default"),
+    ],
+)
+def test_cuda_graphs_are_for_losses_of_one_rank(options: dict[str, Any], mode: str | None) -> None:
+    assert DiffPPOConfig(**options).compile_mode == mode

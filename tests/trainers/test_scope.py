@@ -14,6 +14,7 @@ def test_global_settings_are_restored() -> None:
     before = (logger.level, signal.getsignal(signal.SIGINT), dict(os.environ), warnings.filters[:])
     state = torch.get_rng_state()
     torch.set_num_threads(2)
+    torch.set_deterministic_debug_mode("warn")
     try:
         with run_scope(torch.device("cpu")), StopSignal().installed():
             assert torch.get_num_threads() == 1
@@ -22,12 +23,13 @@ def test_global_settings_are_restored() -> None:
             torch.use_deterministic_algorithms(True)
             torch.rand(3)
         assert torch.get_num_threads() == 2
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.set_num_threads(1)
+        torch.set_deterministic_debug_mode("default")
     after = (logger.level, signal.getsignal(signal.SIGINT), dict(os.environ), warnings.filters[:])
     assert after == before
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_settings_are_restored_after_an_error() -> None:
