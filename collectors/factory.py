@@ -106,9 +106,10 @@ def make_collector(
     _check_workers(backend, num_workers, restarts)
     device = _with_index(torch.device(device))
     _check_policy_device(policy, device)
+    on_cpu = device.type == "cpu"
     acting, options = policy, {"exploration_type": exploration_type}
     if compile_policy and policy is not None:
-        if device.type == "cpu" or backend == "ray":
+        if on_cpu or backend == "ray":
             acting = torch.compile(policy)
         else:
             # TorchRL copies what the policy writes: the next replay of a CUDA graph overwrites it.
@@ -133,7 +134,6 @@ def make_collector(
         )
     env.set_seed(derive_seed(seed))
     stream = NoiseStream(derive_seed(seed, 0, 1), device)
-    on_cpu = device.type == "cpu"
     return Collector(
         env,
         acting,

@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from diffpolicy.networks.ranks import distributed, gather_over_ranks, sum_over_ranks
+
 
 class BatchRenorm(nn.Module):
     r"""Batch renormalisation (arXiv 1702.03275) with CrossQ's warm-up (arXiv 1902.05605).
@@ -155,7 +157,7 @@ def _moments(value: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, Tens
     mean = value.mean(dims, keepdim=True)
     centered = value - mean
     var = centered.square().mean(dims, keepdim=True)
-    if not (dist.is_available() and dist.is_initialized()):
+    if not distributed():
         return centered, mean, var
     means, variances = _GatherOverRanks.apply(torch.stack((mean, var))).unbind(1)
     mean_of_all = means.mean(0)
@@ -168,12 +170,8 @@ class _GatherOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: object, value: Tensor) -> Tensor:
-        parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, value)
-        return torch.stack(parts)
+        return gather_over_ranks(value)
 
     @staticmethod
     def backward(ctx: object, *grads: Tensor) -> Tensor:
-        total = grads[0].clone()
-        dist.all_reduce(total)
-        return total[dist.get_rank()]
+        return sum_over_ranks(grads[0].clone())[dist.get_rank()]

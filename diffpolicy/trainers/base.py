@@ -18,6 +18,7 @@ from torchrl.objectives import LossModule
 
 from collectors import NonFiniteError, UnfinishedEpisodeError, evaluate
 from collectors.errors import describe
+from diffpolicy.networks.ranks import distributed, sum_over_ranks
 from diffpolicy.trainers.config import RunConfig
 from diffpolicy.trainers.environments import evaluation_env
 from diffpolicy.trainers.errors import TrainingError
@@ -124,10 +125,9 @@ class RLModule(L.LightningModule, ABC):
 
     def reduce(self, values: Tensor, *, average: bool = False) -> Tensor:
         """Sum or average over the ranks; every rank gets the same result and must call it."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if not distributed():
             return values
-        total = values.detach().clone()
-        dist.all_reduce(total)
+        total = sum_over_ranks(values.detach().clone())
         return total / dist.get_world_size() if average else total
 
     def any_rank(self, flag: bool) -> bool:
@@ -136,7 +136,7 @@ class RLModule(L.LightningModule, ABC):
 
     def gather(self, value: Any) -> list[Any]:
         """What every rank gives, in the order of the ranks; every rank must call it."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if not distributed():
             return [value]
         values: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(values, value)

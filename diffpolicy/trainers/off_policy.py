@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from collectors import OffPolicyStream, load_replay_state, make_replay_buffer, replay_state
+from diffpolicy.networks.ranks import gather_over_ranks
 from diffpolicy.trainers import files
 from diffpolicy.trainers.collecting import BuildParts, CollectingModule
 from diffpolicy.trainers.errors import TrainingError
@@ -164,7 +164,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         self.frames += len(rows) * self.trainer.world_size
         if first:
             try:
-                self.parts.begin(_of_all_ranks(rows["next", "reward"]))
+                self.parts.begin(gather_over_ranks(rows["next", "reward"]).flatten(0, 1))
             except ValueError as error:
                 raise TrainingError(str(error)) from error
 
@@ -302,12 +302,3 @@ def _check_prioritized_replay() -> None:
     except ValueError as error:
         text = str(error).replace("prioritized=True", "--prioritized-replay")
         raise ValueError(text.replace("use prioritized=False", "leave it out")) from error
-
-
-def _of_all_ranks(values: Tensor) -> Tensor:
-    """The values ``[R, ...]`` of every rank, concatenated."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    gathered = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, values.contiguous())
-    return torch.cat(gathered)
