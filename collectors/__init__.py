@@ -1,9 +1,18 @@
 """Data collection: environments, collectors, buffers, and the streams that trainers read."""
 
-from collectors.buffers import RolloutBuffer
-from collectors.chains import flatten_chains
-from collectors.collector_state import collector_state, load_collector_state
-from collectors.envs import derive_seed, make_env
+from collectors.collection.evaluation import EpisodeStats, episode_stats, evaluate
+from collectors.collection.factory import make_collector
+from collectors.collection.ray_workers import check_ray
+from collectors.collection.rollouts import check_finite
+from collectors.environments.factory import derive_seed, make_env
+from collectors.environments.tasks.modes import (
+    ModeCoverage,
+    count_modes,
+    mode_coverage,
+    nearest_mode,
+    reached_goal,
+)
+from collectors.environments.tasks.multimodal import optimal_density, register_tasks
 from collectors.errors import (
     CollectionError,
     NonFiniteError,
@@ -11,16 +20,13 @@ from collectors.errors import (
     UnsupportedStateError,
     WorkerError,
 )
-from collectors.evaluation import EpisodeStats, episode_stats, evaluate
-from collectors.factory import make_collector
-from collectors.modes import ModeCoverage, count_modes, mode_coverage, nearest_mode, reached_goal
-from collectors.multimodal import optimal_density, register_tasks
-from collectors.off_policy_stream import OffPolicyStream
-from collectors.ray_workers import check_ray
-from collectors.replay import make_replay_buffer
-from collectors.replay_state import load_replay_state, replay_state
-from collectors.rollouts import check_finite
-from collectors.stream import OnPolicyStream
+from collectors.state.collector_state import collector_state, load_collector_state
+from collectors.state.replay_state import load_replay_state, replay_state
+from collectors.streams.chains import flatten_chains
+from collectors.streams.minibatches import RolloutBuffer
+from collectors.streams.off_policy import OffPolicyStream
+from collectors.streams.on_policy import OnPolicyStream
+from collectors.streams.replay import make_replay_buffer
 
 register_tasks()
 

@@ -4,7 +4,7 @@ from tensordict import NestedKey
 from torchrl.envs import EnvBase
 
 from collectors import make_env
-from collectors.envs import EPISODE_REWARD_KEY, STEP_COUNT_KEY
+from collectors.environments.factory import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 from diffpolicy.trainers.config import OnPolicyConfig, RunConfig
 from diffpolicy.trainers.off_policy_config import OffPolicyConfig
 

@@ -47,9 +47,14 @@ from collectors import (
     optimal_density,
     reached_goal,
 )
-from collectors.modes import NO_MODE
-from collectors.multi_goal import GOAL_RADIUS, GOALS, MultiGoalEnv, multi_goal_step
-from collectors.multimodal import ActionModes, ActionModesEnv, Measure
+from collectors.environments.tasks.modes import NO_MODE
+from collectors.environments.tasks.multi_goal import (
+    GOAL_RADIUS,
+    GOALS,
+    MultiGoalEnv,
+    multi_goal_step,
+)
+from collectors.environments.tasks.multimodal import ActionModes, ActionModesEnv, Measure
 from diffpolicy.trainers import EVALUATION_SEED, RLModule
 
 # The losses of the denoising MDP measure the entropy before the action is squashed, unless they

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
-from collectors.modes import NO_MODE, reached_goal
-from collectors.multi_goal import BOUND, GOAL_RADIUS, GOALS
+from collectors.environments.tasks.modes import NO_MODE, reached_goal
+from collectors.environments.tasks.multi_goal import BOUND, GOAL_RADIUS, GOALS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

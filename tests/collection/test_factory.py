@@ -15,7 +15,7 @@ from torchrl.envs import ExplorationType
 
 import collectors
 from collectors import factory, make_collector, make_env
-from collectors.factory import Backend
+from collectors.collection.factory import Backend
 from diffpolicy.actors import build_ppo_networks
 
 MakePolicy = Callable[..., TensorDictModule]
@@ -280,7 +280,7 @@ import torch
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from tensordict.nn import TensorDictModule
 from collectors import factory, make_collector, make_env
-from collectors.factory import Backend
+from collectors.collection.factory import Backend
 
 if __name__ == "__main__":
     gym.register("OnlyInTheParent-v0", entry_point=PendulumEnv)
@@ -323,7 +323,7 @@ from functools import partial
 from tensordict.nn import TensorDictModule
 from torchrl.weight_update import SharedMemWeightSyncScheme
 from collectors import factory, make_collector, make_env
-from collectors.factory import Backend
+from collectors.collection.factory import Backend
 
 if __name__ == "__main__":
     gc.disable()

@@ -9,8 +9,8 @@ from gymnasium.utils.env_checker import check_env
 from torchrl.envs.utils import check_env_specs
 
 from collectors import make_env, optimal_density, register_tasks
-from collectors.multi_goal import GOALS, MultiGoalEnv, multi_goal_step
-from collectors.multimodal import (
+from collectors.environments.tasks.multi_goal import GOALS, MultiGoalEnv, multi_goal_step
+from collectors.environments.tasks.multimodal import (
     GMM_MEANS,
     ActionModesEnv,
     TurningMultiWellEnv,

@@ -24,7 +24,7 @@ from collectors import (
     make_replay_buffer,
     ray_workers,
 )
-from collectors.rollouts import RolloutReader
+from collectors.collection.rollouts import RolloutReader
 from diffpolicy.actors import DenoisingActor, build_ppo_networks
 
 pendulum = partial(make_env, "Pendulum-v1", num_envs=2)

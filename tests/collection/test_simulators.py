@@ -23,7 +23,7 @@ from gymnasium.wrappers import (
 )
 
 from collectors import UnsupportedStateError
-from collectors.simulators import load_simulator_state, simulator_state
+from collectors.state.simulators import load_simulator_state, simulator_state
 
 
 class Phase(enum.Enum):

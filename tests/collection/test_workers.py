@@ -22,8 +22,8 @@ from collectors import (
     make_env,
     make_replay_buffer,
 )
-from collectors.rollouts import RolloutReader
-from collectors.workers import WorkerCollector, WorkerEnv
+from collectors.collection.rollouts import RolloutReader
+from collectors.collection.workers import WorkerCollector, WorkerEnv
 
 pendulum = partial(make_env, "Pendulum-v1", num_envs=2)
 

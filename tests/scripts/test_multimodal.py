@@ -15,7 +15,7 @@ import torch
 from tensordict.nn import TensorDictModule
 
 from collectors import optimal_density
-from collectors.multimodal import double_well_reward
+from collectors.environments.tasks.multimodal import double_well_reward
 from diffpolicy.trainers import run_script
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"

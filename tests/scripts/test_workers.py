@@ -186,7 +186,9 @@ def test_ray_is_not_installed(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("collectors.ray_workers.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "collectors.collection.ray_workers.importlib.util.find_spec", lambda name: None
+    )
     output = tmp_path / "run"
     flags = ["--collector", "ray", "--num-workers", "2", "--output", str(output)]
     line = error_line(load_main("diffppo_lightning"), [*ON_POLICY, *flags])

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 import diffpolicy.trainers.launch as launch
 from collectors import EpisodeStats
-from collectors.rollouts import RolloutReader
+from collectors.collection.rollouts import RolloutReader
 from diffpolicy import trainers as t
 from diffpolicy.trainers import (
     Evaluation,

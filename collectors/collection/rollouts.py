@@ -7,7 +7,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torchrl.collectors import BaseCollector
 
-from collectors.envs import EPISODE_REWARD_KEY
+from collectors.environments.factory import EPISODE_REWARD_KEY
 from collectors.errors import CollectionError, NonFiniteError, describe
 
 

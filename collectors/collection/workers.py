@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import BaseCollector
 from torchrl.envs import EnvBase
 
-from collectors.envs import derive_seed
+from collectors.environments.factory import derive_seed
 from collectors.errors import WorkerError
 
 

@@ -7,7 +7,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
-from collectors.envs import EPISODE_REWARD_KEY, STEP_COUNT_KEY, derive_seed
+from collectors.environments.factory import EPISODE_REWARD_KEY, STEP_COUNT_KEY, derive_seed
 from collectors.errors import NonFiniteError, UnfinishedEpisodeError
 
 

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike
 
-from collectors.modes import FloatArray, nearest_mode
+from collectors.environments.tasks.modes import FloatArray, nearest_mode
 
 Reward: TypeAlias = Callable[[ArrayLike], FloatArray]
 Measure: TypeAlias = Literal["action", "latent"]
@@ -241,17 +241,20 @@ class GMMBanditEnv(ActionModesEnv):
 # Time limits and arguments of the tasks; without a limit every episode has one step.
 _TASKS: dict[str, dict[str, Any]] = {
     "TurningDoubleWell-v0": {
-        "entry_point": "collectors.multimodal:TurningDoubleWellEnv",
+        "entry_point": "collectors.environments.tasks.multimodal:TurningDoubleWellEnv",
         "max_episode_steps": 100,
     },
     "TurningMultiWell-v0": {
-        "entry_point": "collectors.multimodal:TurningMultiWellEnv",
+        "entry_point": "collectors.environments.tasks.multimodal:TurningMultiWellEnv",
         "max_episode_steps": 100,
     },
-    "GMMBandit-v0": {"entry_point": "collectors.multimodal:GMMBanditEnv"},
-    "MultiGoal-v0": {"entry_point": "collectors.multi_goal:MultiGoalEnv", "max_episode_steps": 50},
+    "GMMBandit-v0": {"entry_point": "collectors.environments.tasks.multimodal:GMMBanditEnv"},
+    "MultiGoal-v0": {
+        "entry_point": "collectors.environments.tasks.multi_goal:MultiGoalEnv",
+        "max_episode_steps": 50,
+    },
     "MultiGoalAnywhere-v0": {
-        "entry_point": "collectors.multi_goal:MultiGoalEnv",
+        "entry_point": "collectors.environments.tasks.multi_goal:MultiGoalEnv",
         "max_episode_steps": 50,
         "kwargs": {"start_anywhere": True},
     },

@@ -11,10 +11,10 @@ from torch.utils.data import IterableDataset
 from torchrl.collectors import BaseCollector
 from torchrl.data import TensorDictPrioritizedReplayBuffer, TensorDictReplayBuffer
 
-from collectors.collector_state import collector_state, load_collector_state
-from collectors.evaluation import EpisodeStats, episode_stats
-from collectors.frame_counts import check_whole_rollouts
-from collectors.rollouts import RolloutReader, check_finite, check_order
+from collectors.collection.evaluation import EpisodeStats, episode_stats
+from collectors.collection.frame_counts import check_whole_rollouts
+from collectors.collection.rollouts import RolloutReader, check_finite, check_order
+from collectors.state.collector_state import collector_state, load_collector_state
 
 
 class OffPolicyStream(IterableDataset[TensorDictBase]):

@@ -18,7 +18,7 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from collectors.registry import make_arguments
+from collectors.environments.sources import make_arguments
 
 EPISODE_REWARD_KEY = "episode_reward"
 STEP_COUNT_KEY = "step_count"

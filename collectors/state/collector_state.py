@@ -6,10 +6,10 @@ from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector, Collector
 from torchrl.envs import EnvBase, GymWrapper, TransformedEnv
 
+from collectors.collection.noise import NoiseStream
 from collectors.errors import UnsupportedStateError
-from collectors.noise import NoiseStream
-from collectors.object_state import class_name
-from collectors.simulators import load_simulator_state, simulator_state
+from collectors.state.object_state import class_name
+from collectors.state.simulators import load_simulator_state, simulator_state
 
 
 def collector_state(collector: BaseCollector) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from tensordict import TensorDictBase
 from torch.utils.data import IterableDataset
 from torchrl.collectors import BaseCollector
 
-from collectors.buffers import RolloutBuffer
-from collectors.collector_state import collector_state, load_collector_state
-from collectors.rollouts import RolloutReader, check_finite
+from collectors.collection.rollouts import RolloutReader, check_finite
+from collectors.state.collector_state import collector_state, load_collector_state
+from collectors.streams.minibatches import RolloutBuffer
 
 
 class OnPolicyStream(IterableDataset[TensorDictBase]):

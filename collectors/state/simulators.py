@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from collectors.errors import UnsupportedStateError
-from collectors.object_state import ObjectLoader, ObjectSaver, Rules, Special, class_name
+from collectors.state.object_state import ObjectLoader, ObjectSaver, Rules, Special, class_name
 
 # What Gymnasium keeps of how an environment was made.
 _CONSTRUCTION = {

@@ -10,12 +10,12 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import BaseCollector, Collector
 from torchrl.envs import EnvBase, ExplorationType
 
-from collectors.envs import derive_seed
-from collectors.frame_counts import check_whole_rollouts
-from collectors.noise import NoiseStream
-from collectors.process_workers import ProcessWorkers
-from collectors.ray_workers import RayWorkers, check_ray
-from collectors.workers import WorkerCollector, WorkerEnv, WorkerGroup
+from collectors.collection.frame_counts import check_whole_rollouts
+from collectors.collection.noise import NoiseStream
+from collectors.collection.process_workers import ProcessWorkers
+from collectors.collection.ray_workers import RayWorkers, check_ray
+from collectors.collection.workers import WorkerCollector, WorkerEnv, WorkerGroup
+from collectors.environments.factory import derive_seed
 
 Backend = Literal["local", "process", "ray"]
 
@@ -161,7 +161,7 @@ def _start(
     attempt: int,
     random_frames: int,
 ) -> WorkerGroup:
-    """Start workers; see ``collectors.workers.StartWorkers`` for the last two arguments."""
+    """Start workers; see ``collectors.collection.workers.StartWorkers`` for the last two arguments."""
     group = ProcessWorkers if backend == "process" else RayWorkers
     env_fns = [WorkerEnv(env_fn, seed, worker, attempt) for worker in range(num_workers)]
     return group(env_fns, policy, device=device, init_random_frames=random_frames, **options)

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collectors.modes import NO_MODE, FloatArray, reached_goal
+from collectors.environments.tasks.modes import NO_MODE, FloatArray, reached_goal
 
 GOALS = np.array([[5.0, 0.0], [-5.0, 0.0], [0.0, 5.0], [0.0, -5.0]])
 GOAL_RADIUS = 1.0

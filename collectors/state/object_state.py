@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from collectors.errors import UnsupportedStateError
-from collectors.leaf_state import LEAVES, load_leaf, load_view, save_leaf, save_view
+from collectors.state.leaf_state import LEAVES, load_leaf, load_view, save_leaf, save_view
 
 _PLAIN = (bool, int, float, str)
 _SEQUENCES = (list, set, deque)

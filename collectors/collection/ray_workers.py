@@ -16,8 +16,8 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.collectors import BaseCollector, Collector
 
+from collectors.collection.workers import WorkerEnv
 from collectors.errors import WorkerError, describe
-from collectors.workers import WorkerEnv
 
 # Seconds that a cluster has to find a CPU for each worker.
 _PLACEMENT_TIMEOUT = 60.0

@@ -20,8 +20,8 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import BaseCollector, Collector
 from torchrl.weight_update import SharedMemWeightSyncScheme
 
+from collectors.collection.workers import WorkerEnv
 from collectors.errors import WorkerError, describe
-from collectors.workers import WorkerEnv
 
 
 class ProcessWorkers:

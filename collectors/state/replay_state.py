@@ -8,7 +8,7 @@ from torch import Tensor
 from torchrl.data import PrioritizedSampler, RandomSampler, TensorDictReplayBuffer, TensorStorage
 
 from collectors.errors import UnsupportedStateError
-from collectors.object_state import class_name
+from collectors.state.object_state import class_name
 
 _CHUNK = 4096  # rows that are copied at once
 

@@ -1,0 +1,1 @@
+"""Collectors, their workers, and evaluation."""

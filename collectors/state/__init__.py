@@ -1,0 +1,1 @@
+"""State of collectors, simulators and buffers: what an exact resume needs."""

@@ -1,0 +1,1 @@
+"""Streams of training batches, and the buffers they read from."""
