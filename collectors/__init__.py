@@ -4,7 +4,9 @@ from collectors.collection.evaluation import EpisodeStats, episode_stats, evalua
 from collectors.collection.factory import make_collector
 from collectors.collection.ray_workers import check_ray
 from collectors.collection.rollouts import check_finite
-from collectors.environments.factory import derive_seed, make_env
+from collectors.environments.factory import make_env
+from collectors.environments.gymnasium_env import GymnasiumEnv
+from collectors.environments.spaces import Entry, observation_entries
 from collectors.environments.tasks.modes import (
     ModeCoverage,
     count_modes,
@@ -20,9 +22,10 @@ from collectors.errors import (
     UnsupportedStateError,
     WorkerError,
 )
+from collectors.randomness import RandomStream
+from collectors.seeding import derive_seed
 from collectors.state.collector_state import collector_state, load_collector_state
 from collectors.state.replay_state import load_replay_state, replay_state
-from collectors.streams.chains import flatten_chains
 from collectors.streams.minibatches import RolloutBuffer
 from collectors.streams.off_policy import OffPolicyStream
 from collectors.streams.on_policy import OnPolicyStream
@@ -32,11 +35,14 @@ register_tasks()
 
 __all__ = [
     "CollectionError",
+    "Entry",
     "EpisodeStats",
+    "GymnasiumEnv",
     "ModeCoverage",
     "NonFiniteError",
     "OffPolicyStream",
     "OnPolicyStream",
+    "RandomStream",
     "RolloutBuffer",
     "UnfinishedEpisodeError",
     "UnsupportedStateError",
@@ -48,7 +54,6 @@ __all__ = [
     "derive_seed",
     "episode_stats",
     "evaluate",
-    "flatten_chains",
     "load_collector_state",
     "load_replay_state",
     "make_collector",
@@ -56,6 +61,7 @@ __all__ = [
     "make_replay_buffer",
     "mode_coverage",
     "nearest_mode",
+    "observation_entries",
     "optimal_density",
     "reached_goal",
     "register_tasks",

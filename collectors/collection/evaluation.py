@@ -7,8 +7,10 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
-from collectors.environments.factory import EPISODE_REWARD_KEY, STEP_COUNT_KEY, derive_seed
+from collectors.environments.factory import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 from collectors.errors import NonFiniteError, UnfinishedEpisodeError
+from collectors.randomness import RandomStream
+from collectors.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,10 @@ def evaluate(
     """Run ``episodes`` episodes from fixed seeds and return their returns and lengths.
 
     In each round every copy in the batched environment runs exactly one episode, so long episodes
-    count as much as short ones. The same seed gives the same initial states and the same noise.
-    The policy acts in eval mode without gradients; its mode and the global random state are as
-    before afterwards.
+    count as much as short ones. The same seed gives the same initial states and the same noise,
+    also where the environment draws from the global generators of NumPy, Python or torch. The
+    policy acts in eval mode without gradients; its mode and the global generators are as before
+    afterwards.
 
     Args:
         policy: writes ``action``.
@@ -101,14 +104,13 @@ def evaluate(
     modes = {module: module.training for module in policy.modules()}
     policy.eval()
     try:
-        with torch.random.fork_rng(devices), set_exploration_type(exploration_type):
-            for round_index in range(-(-episodes // env.batch_size[0])):
-                round_seed = derive_seed(seed, round_index)
-                _seed_noise(round_seed, devices)
+        for round_index in range(-(-episodes // env.batch_size[0])):
+            round_seed = derive_seed(seed, round_index)
+            with RandomStream(round_seed, devices), set_exploration_type(exploration_type):
                 env.set_seed(round_seed)
                 round_returns, round_lengths = _one_episode_each(policy, env, max_steps)
-                returns += round_returns
-                lengths += round_lengths
+            returns += round_returns
+            lengths += round_lengths
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -160,11 +162,3 @@ def _check_observations(env: EnvBase, tensordict: TensorDictBase, running: torch
 def _cuda_devices(policy: TensorDictModuleBase) -> list[torch.device]:
     tensors = (*policy.parameters(), *policy.buffers())
     return list({tensor.device for tensor in tensors if tensor.is_cuda})
-
-
-def _seed_noise(seed: int, devices: list[torch.device]) -> None:
-    # torch.manual_seed would also move the generators of devices that are not restored.
-    torch.default_generator.manual_seed(seed)
-    for device in devices:
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)

@@ -11,11 +11,12 @@ from torchrl.collectors import BaseCollector, Collector
 from torchrl.envs import EnvBase, ExplorationType
 
 from collectors.collection.frame_counts import check_whole_rollouts
-from collectors.collection.noise import NoiseStream
 from collectors.collection.process_workers import ProcessWorkers
 from collectors.collection.ray_workers import RayWorkers, check_ray
 from collectors.collection.workers import WorkerCollector, WorkerEnv, WorkerGroup
-from collectors.environments.factory import derive_seed
+from collectors.environments.own_memory import with_own_memory
+from collectors.randomness import RandomStream
+from collectors.seeding import derive_seed
 
 Backend = Literal["local", "process", "ray"]
 
@@ -39,9 +40,10 @@ def make_collector(
     """Build a TorchRL collector whose rollouts have the shape ``[environments, time]``.
 
     The same seed gives the same rollouts and different seeds give different ones, simulators and
-    exploration noise alike: the noise comes from a random stream of the collector's own, so that
-    collecting neither reads nor moves the global one. Give each rank its own seed, for example
-    ``derive_seed(seed, rank)``.
+    exploration noise alike. The noise, and whatever an environment draws from the global generators
+    of NumPy, Python or torch, comes from generators of the collector's own
+    (:class:`collectors.RandomStream`), so that collecting neither reads nor moves the global ones.
+    Give each rank its own seed, for example ``derive_seed(seed, rank)``.
 
     A local collector acts with ``policy`` itself, not with a copy, so changes made in place (as
     optimisers do) are seen at the next step. With workers, call
@@ -114,32 +116,43 @@ def make_collector(
         else:
             # TorchRL copies what the policy writes: the next replay of a CUDA graph overwrites it.
             options["compile_policy"] = {"mode": "reduce-overhead"}
-    env = env_fn()
-    try:
-        _check_divisible(frames_per_batch, env, num_workers)
-    except ValueError:
+    # Environments may draw from global generators, in their constructors, too.
+    with RandomStream(derive_seed(seed, 0, 2)):
+        env = env_fn()
+        try:
+            _check_divisible(frames_per_batch, env, num_workers)
+        except ValueError:
+            env.close()
+            raise
+        if not num_workers:
+            options |= {"total_frames": total_frames, "init_random_frames": random_frames}
+            return _local(env, acting, seed, device, frames_per_batch=frames_per_batch, **options)
         env.close()
-        raise
-    if num_workers:
-        env.close()
-        options["frames_per_batch"] = frames_per_batch
-        return WorkerCollector(
-            partial(_start, backend, env_fn, acting, seed, num_workers, device, options),
-            acting,
-            frames_per_batch=frames_per_batch,
-            total_frames=total_frames,
-            random_frames=random_frames,
-            restarts=restarts,
-            on_restart=on_restart,
-        )
-    env.set_seed(derive_seed(seed))
-    stream = NoiseStream(derive_seed(seed, 0, 1), device)
-    return Collector(
-        env,
+    options["frames_per_batch"] = frames_per_batch
+    return WorkerCollector(
+        partial(_start, backend, env_fn, acting, seed, num_workers, device, options),
         acting,
         frames_per_batch=frames_per_batch,
         total_frames=total_frames,
-        init_random_frames=random_frames,
+        random_frames=random_frames,
+        restarts=restarts,
+        on_restart=on_restart,
+    )
+
+
+def _local(
+    env: EnvBase,
+    policy: TensorDictModuleBase | None,
+    seed: int,
+    device: torch.device,
+    **options: Any,
+) -> Collector:
+    env.set_seed(derive_seed(seed))
+    on_cpu = device.type == "cpu"
+    stream = RandomStream(derive_seed(seed, 0, 1), [] if on_cpu else [device])
+    return Collector(
+        with_own_memory(env),
+        policy,
         env_device=None if on_cpu else torch.device("cpu"),
         policy_device=None if on_cpu else device,
         storing_device=None if on_cpu else device,
@@ -161,7 +174,7 @@ def _start(
     attempt: int,
     random_frames: int,
 ) -> WorkerGroup:
-    """Start workers; see ``collectors.collection.workers.StartWorkers`` for the last two arguments."""
+    """Start workers; the last two arguments are those of :data:`StartWorkers`."""
     group = ProcessWorkers if backend == "process" else RayWorkers
     env_fns = [WorkerEnv(env_fn, seed, worker, attempt) for worker in range(num_workers)]
     return group(env_fns, policy, device=device, init_random_frames=random_frames, **options)

@@ -5,14 +5,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import BaseCollector
 from torchrl.envs import EnvBase
 
-from collectors.environments.factory import derive_seed
+from collectors.environments.own_memory import with_own_memory
 from collectors.errors import WorkerError
+from collectors.randomness import seed_random_state
+from collectors.seeding import derive_seed
 
 
 class WorkerEnv:
@@ -38,10 +39,10 @@ class WorkerEnv:
         """Seed this process and build its environment."""
         # The process belongs to this collector, so its global random state is ours to set: every
         # fresh process starts from the same state, and all workers would draw the same noise.
-        torch.manual_seed(self._noise_seed)
+        seed_random_state(self._noise_seed)
         env = self._env_fn()
         env.set_seed(self._env_seed)
-        return env
+        return with_own_memory(env)
 
 
 class WorkerGroup(Protocol):

@@ -1,90 +1,117 @@
-"""From the name of an environment to what Gymnasium makes it of."""
+"""From the name of an environment to what builds copies of it."""
 
 import difflib
 import importlib
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.wrappers import FlattenObservation
 
+from diffpolicy.errors import ArgumentError
+
 _SUITE = "dmc:"
 
 
-def make_arguments(
+def gymnasium_source(
     name: str, max_episode_steps: int | None, gym_kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments of ``gymnasium.make_vec`` for the environment ``name``.
+) -> Callable[[], gym.Env[Any, Any]]:
+    """Return what builds a copy of the environment ``name``.
 
     Args:
         name: a registered Gymnasium id, ``"module:Id-v0"`` to import the module first, or
             ``"dmc:domain-task"`` for a task of the DeepMind Control Suite.
         max_episode_steps: replaces the environment's own time limit.
-        gym_kwargs: further arguments of the environment's constructor.
+        gym_kwargs: further arguments of the environment's constructor, and ``wrappers``.
 
     Raises:
-        ValueError: there is no such environment, or what it needs is not installed.
+        ArgumentError: there is no such environment, or what it needs is not installed.
     """
-    arguments: dict[str, Any] = {"id": name}
-    if max_episode_steps is not None:
-        arguments["max_episode_steps"] = max_episode_steps
-    if not name.startswith(_SUITE):
+    arguments = dict(gym_kwargs)
+    wrappers = list(arguments.pop("wrappers", ()))
+    env_id = name
+    if name.startswith(_SUITE):
+        _check_suite_task(name)
+        env_id = f"dm_control/{name.removeprefix(_SUITE)}-v0"
+        # Scalars (the height of walker) and vectors become one vector, in the order of their names.
+        wrappers.insert(0, FlattenObservation)
+        if max_episode_steps is not None:
+            # The task's own limit ends an episode too, and Gymnasium's can only come before it.
+            limit = {"time_limit": math.inf}
+            arguments["task_kwargs"] = limit | arguments.pop("task_kwargs", {})
+    else:
         _check_registered(name)
-        return arguments | gym_kwargs
-    _check_suite_task(name)
-    # Scalars (the height of walker) and vectors become one vector, in the order of their names.
-    wrappers = [FlattenObservation, *gym_kwargs.pop("wrappers", ())]
-    arguments |= {"id": f"dm_control/{name.removeprefix(_SUITE)}-v0", "wrappers": wrappers}
-    if max_episode_steps is not None:
-        # The task's own limit ends an episode too, and Gymnasium's can only come before it.
-        limit = {"time_limit": math.inf}
-        arguments["task_kwargs"] = limit | gym_kwargs.pop("task_kwargs", {})
-    return arguments | gym_kwargs
+    return partial(_make, env_id, max_episode_steps, wrappers, arguments)
+
+
+def _make(
+    env_id: str,
+    max_episode_steps: int | None,
+    wrappers: Sequence[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]],
+    arguments: dict[str, Any],
+) -> gym.Env[Any, Any]:
+    env = gym.make(env_id, max_episode_steps=max_episode_steps, **arguments)
+    for wrapper in wrappers:
+        env = wrapper(env)
+    return env
 
 
 def _check_registered(name: str) -> None:
-    """Raise ValueError with close matches unless ``name`` is a registered Gymnasium id."""
+    """Raise ArgumentError with close matches unless ``name`` is a registered Gymnasium id."""
     module, _, env_id = name.rpartition(":")
     if module:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            raise ValueError(
-                f"name={name!r}: the module {module!r} cannot be imported ({error}); install it "
-                "or give an id without a module."
+            raise ArgumentError(
+                "name",
+                name,
+                f"names the module {module!r}, which cannot be imported ({error}); install it, or "
+                "give an id without a module.",
             ) from error
     if env_id in gym.registry:
         return
     hint = _close_matches(env_id, gym.registry) or "gymnasium.pprint_registry() lists the known ids"
-    raise ValueError(f"name={name!r} is not a registered Gymnasium environment id; {hint}.")
+    problem = f"is not a registered Gymnasium environment id; {hint}."
+    if not module:
+        problem += (
+            f" An id of your own is named 'module:{env_id}': the module that registers it is then "
+            "imported wherever the environment is built, in worker processes, too."
+        )
+    raise ArgumentError("name", name, problem)
 
 
 def _check_suite_task(name: str) -> None:
-    """Raise ValueError with close matches unless ``name`` is a task that can be learned."""
+    """Raise ArgumentError with close matches unless ``name`` is a task that can be learned."""
     try:
         with _quiet_import():
             suite = importlib.import_module("dm_control.suite")
             importlib.import_module("shimmy")  # registers the tasks with Gymnasium
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"name={name!r} is a task of the DeepMind Control Suite, which is not installed "
-            f"({error}); pip install 'diffpolicy[dmc]'."
+        raise ArgumentError(
+            "name",
+            name,
+            f"is a task of the DeepMind Control Suite, which is not installed ({error}); "
+            "pip install 'diffpolicy[dmc]'.",
         ) from error
     tasks = [f"{_SUITE}{domain}-{task}" for domain, task in suite.ALL_TASKS if domain != "lqr"]
     if name in tasks:
         return
     if name.startswith(f"{_SUITE}lqr-"):
-        raise ValueError(
-            f"name={name!r} is not supported: lqr has no bounds on its actions, and another model "
-            f"whenever it is built; choose another domain, for example {_SUITE}point_mass-easy."
+        raise ArgumentError(
+            "name",
+            name,
+            "is not supported: lqr has no bounds on its actions, and another model whenever it is "
+            f"built; choose another domain, for example {_SUITE}point_mass-easy.",
         )
     domains = ", ".join(dict.fromkeys(task.split("-")[0].removeprefix(_SUITE) for task in tasks))
     hint = _close_matches(name, tasks) or f"the domains are {domains}"
-    raise ValueError(f"name={name!r} is not a task of the DeepMind Control Suite; {hint}.")
+    raise ArgumentError("name", name, f"is not a task of the DeepMind Control Suite; {hint}.")
 
 
 @contextmanager

@@ -1,13 +1,14 @@
-"""State of a collector that runs in this process: simulators, counters, noise."""
+"""State of a collector that runs in this process: simulators, counters, generators."""
 
 from typing import Any
 
 from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector, Collector
-from torchrl.envs import EnvBase, GymWrapper, TransformedEnv
+from torchrl.envs import TransformedEnv
 
-from collectors.collection.noise import NoiseStream
+from collectors.environments.gymnasium_env import GymnasiumEnv, gymnasium_env
 from collectors.errors import UnsupportedStateError
+from collectors.randomness import RandomStream
 from collectors.state.object_state import class_name
 from collectors.state.simulators import load_simulator_state, simulator_state
 
@@ -20,23 +21,25 @@ def collector_state(collector: BaseCollector) -> dict[str, Any]:
 
     Returns:
         Plain data: loadable with ``torch.load(weights_only=True)``, and independent of what the
-        collector does next.
+        collector does next. ``"outside"`` names what the environments keep on their classes or in
+        their modules: it has changed since they were built, and is not part of the state.
 
     Raises:
         UnsupportedStateError: the collector does not run in this process, or an environment holds
             something whose state cannot be saved.
     """
     local = _local(collector)
-    noise = _noise(local)
+    stream = _stream(local)
     return {
         "environments": local.env.batch_size.numel(),
-        "simulator": simulator_state(_simulator(local)),
+        "outside": _simulators(local).changed_outside(),
+        "simulator": simulator_state(_simulators(local).envs),
         "transforms": _cloned(_transforms(local)),
         "carrier": _leaves(local._carrier),
         "frames": local._frames,
         "rollouts": local._iter,
         "trajectories": local._traj_pool.state_dict() if local.track_traj_ids else None,
-        "noise": None if noise is None else noise.state_dict(),
+        "generators": None if stream is None else stream.state_dict(),
     }
 
 
@@ -53,14 +56,14 @@ def load_collector_state(collector: BaseCollector, state: dict[str, Any]) -> Non
             copies. Nothing has been changed then.
     """
     local = _local(collector)
-    noise = _noise(local)
+    stream = _stream(local)
     environments = local.env.batch_size.numel()
     if state["environments"] != environments:
         raise UnsupportedStateError(
             f"the saved state does not fit: it is that of {state['environments']} environments, "
             f"but here are {environments}; use num_envs={state['environments']}."
         )
-    load_simulator_state(_simulator(local), state["simulator"])
+    load_simulator_state(_simulators(local).envs, state["simulator"])
     if isinstance(local.env, TransformedEnv):
         local.env.transform.load_state_dict(_cloned(state["transforms"]))
     carrier = local._carrier.empty()
@@ -70,8 +73,8 @@ def load_collector_state(collector: BaseCollector, state: dict[str, Any]) -> Non
     local._frames, local._iter = state["frames"], state["rollouts"]
     if local.track_traj_ids:
         local._traj_pool.load_state_dict(state["trajectories"])
-    if noise is not None:
-        noise.load_state_dict(state["noise"])
+    if stream is not None:
+        stream.load_state_dict(state["generators"])
 
 
 def _local(collector: BaseCollector) -> Collector:
@@ -84,22 +87,20 @@ def _local(collector: BaseCollector) -> Collector:
     return collector
 
 
-def _simulator(collector: Collector) -> Any:
-    env: EnvBase = collector.env
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    if not isinstance(env, GymWrapper):
+def _simulators(collector: Collector) -> GymnasiumEnv:
+    env = gymnasium_env(collector.env)
+    if env is None:
         raise UnsupportedStateError(
-            f"the state of a {class_name(env)} cannot be saved, only that of Gymnasium "
+            f"the state of a {class_name(collector.env)} cannot be saved, only that of Gymnasium "
             "environments; build it with collectors.make_env."
         )
-    return env._env
+    return env
 
 
-def _noise(collector: Collector) -> NoiseStream | None:
-    """The collector's own noise; without it the noise is that of the global random state."""
+def _stream(collector: Collector) -> RandomStream | None:
+    """The collector's own generators; without them it draws from the global ones."""
     owner = getattr(collector.pre_collect_hook, "__self__", None)
-    return owner if isinstance(owner, NoiseStream) else None
+    return owner if isinstance(owner, RandomStream) else None
 
 
 def _transforms(collector: Collector) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """State of simulators: MuJoCo, the DeepMind Control Suite, and environments in plain Python."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,11 @@ _SHAPES = ("mesh_", "skin_", "bvh_", "oct_")
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
-def simulator_state(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> dict[str, Any]:
+#: An environment, or several of them that may share objects.
+Simulators = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | Sequence[gym.Env[Any, Any]]
+
+
+def simulator_state(env: Simulators) -> dict[str, Any]:
     """Return the state of an environment, its wrappers, copies and generators.
 
     Kept are all attributes of the environment and its wrappers (and of plain objects in them):
@@ -52,7 +56,7 @@ def simulator_state(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> dict[s
     are kept with what tasks change in their models; contacts are found again when loading.
 
     Args:
-        env: an environment of this process, or several as a ``SyncVectorEnv``.
+        env: an environment of this process, or several as a list or a ``SyncVectorEnv``.
 
     Returns:
         Plain data: loadable with ``torch.load(weights_only=True)``, and independent of what the
@@ -62,12 +66,10 @@ def simulator_state(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> dict[s
         UnsupportedStateError: an attribute is none of these; names its class and the attribute.
     """
     _check_in_process(env)
-    return {"environment": ObjectSaver(_RULES).save(env, type(env).__name__)}
+    return {"environment": ObjectSaver(_RULES).save(_copies(env), type(env).__name__)}
 
 
-def load_simulator_state(
-    env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any], state: dict[str, Any]
-) -> None:
+def load_simulator_state(env: Simulators, state: dict[str, Any]) -> None:
     """Let an environment continue where another one was when its state was saved.
 
     Args:
@@ -79,8 +81,12 @@ def load_simulator_state(
     """
     _check_in_process(env)
     loader = ObjectLoader(_RULES)
-    loader.load(state["environment"], env, type(env).__name__)
+    loader.load(state["environment"], _copies(env), type(env).__name__)
     loader.finish()
+
+
+def _copies(env: Simulators) -> Any:
+    return env if isinstance(env, (gym.Env, VectorEnv)) else list(env)
 
 
 def _check_in_process(env: object) -> None:

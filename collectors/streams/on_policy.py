@@ -29,7 +29,7 @@ class OnPolicyStream(IterableDataset[TensorDictBase]):
     Args:
         collector: yields rollouts ``[E, T]``; see :func:`collectors.make_collector`.
         prepare: takes a rollout and returns its flat rows ``[rows]``, for example estimates
-            advantages and calls :func:`collectors.flatten_chains`. Called without gradients.
+            advantages and calls the loss's ``chain_rows``. Called without gradients.
         rows: number of rows that ``prepare`` returns: environment steps in a rollout, times the
             denoising steps when chains are flattened.
         minibatch_size: rows in a minibatch, at most ``rows``.

@@ -20,7 +20,7 @@ from torchrl.data import (
     TensorStorage,
 )
 
-from collectors.environments.factory import derive_seed
+from collectors.seeding import derive_seed
 
 
 def make_replay_buffer(

@@ -20,6 +20,7 @@ from collectors import (
     UnsupportedStateError,
     derive_seed,
 )
+from collectors.randomness import load_random_state, random_state, seed_random_state
 from diffpolicy.trainers import resume
 from diffpolicy.trainers.base import RLModule
 from diffpolicy.trainers.config import OnPolicyConfig
@@ -27,7 +28,6 @@ from diffpolicy.trainers.console import warn
 from diffpolicy.trainers.environments import spec_env
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.off_policy_config import OffPolicyConfig
-from diffpolicy.trainers.random_state import load_random_state, random_state, seed_random_state
 from diffpolicy.trainers.workers import check_collector, faults_end_training, training_collector
 
 
@@ -110,6 +110,11 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         return self.loss.actor_network
 
     @property
+    def _cuda(self) -> list[torch.device]:
+        """The CUDA device of this rank, if it has one."""
+        return [self.device] if self.device.type == "cuda" else []
+
+    @property
     def stream(self) -> StreamT:
         """The stream of batches of this rank."""
         assert self._stream is not None
@@ -159,18 +164,26 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
 
     def rank_state(self) -> dict[str, Any]:
         """Episodes, counters and generators of the stream, and the global random state."""
-        state = {"stream": None, "unsupported": "", "random": random_state(self.device)}
+        state = {"stream": None, "unsupported": "", "random": random_state(self._cuda)}
         try:
             state["stream"] = self.stream.state_dict()
         except UnsupportedStateError as error:
             state["unsupported"] = str(error).rstrip(".")
-            if self.global_rank == 0 and not self._warned:
-                self._warned = True
-                warn(
-                    f"checkpoints of this run do not hold its episodes: {state['unsupported']}. "
-                    "Resumed from one, it starts new episodes."
-                )
+            self._warn_once(
+                f"checkpoints of this run do not hold its episodes: {state['unsupported']}. "
+                "Resumed from one, it starts new episodes."
+            )
+        outside = resume.outside_names(state)
+        if outside:
+            self._warn_once(
+                f"checkpoints of this run do not hold all of it: {resume.outside_words(outside)}."
+            )
         return state
+
+    def _warn_once(self, text: str) -> None:
+        if self.global_rank == 0 and not self._warned:
+            self._warned = True
+            warn(text)
 
     def load_replay(self, folder: Path) -> None:
         """Read this rank's replay buffer from ``folder``, for methods that have one.
@@ -212,7 +225,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         """Take over the random state, if all else has been; the last thing before training."""
         state, self._loaded = self._loaded, None
         if state is not None and self.continued.episodes:
-            load_random_state(state["ranks"][self.global_rank]["random"], self.device)
+            load_random_state(state["ranks"][self.global_rank]["random"], self._cuda)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The stream of batches; one pass over it is one iteration."""

@@ -4,24 +4,29 @@ from tensordict import NestedKey
 from torchrl.envs import EnvBase
 
 from collectors import make_env
-from collectors.environments.factory import EPISODE_REWARD_KEY, STEP_COUNT_KEY
+from collectors.environments.gymnasium_env import gymnasium_env
+from collectors.environments.spaces import is_image
+from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers.config import OnPolicyConfig, RunConfig
 from diffpolicy.trainers.off_policy_config import OffPolicyConfig
-
-# What make_env adds to the observations of an environment.
-_BOOKKEEPING = (EPISODE_REWARD_KEY, STEP_COUNT_KEY)
 
 
 def spec_env(config: RunConfig) -> EnvBase:
     """One environment, to read its specs.
 
     Raises:
-        ValueError: for an environment that does not exist or is not supported, naming the flag.
+        ArgumentError: for an environment that does not exist or is not supported.
     """
     try:
-        return make_env(config.env, max_episode_steps=config.max_episode_steps)
-    except ValueError as error:
-        raise ValueError(str(error).replace("name=", "--env ", 1)) from error
+        return make_env(
+            config.env,
+            max_episode_steps=config.max_episode_steps,
+            observation_keys=config.observation_keys,
+        )
+    except ArgumentError as error:
+        if error.argument != "name":
+            raise
+        raise ArgumentError("env", error.value, error.problem) from error
 
 
 def training_env(config: OnPolicyConfig | OffPolicyConfig, num_envs: int) -> EnvBase:
@@ -31,6 +36,7 @@ def training_env(config: OnPolicyConfig | OffPolicyConfig, num_envs: int) -> Env
         num_envs=num_envs,
         reward_scale=config.reward_scale,
         max_episode_steps=config.max_episode_steps,
+        observation_keys=config.observation_keys,
     )
 
 
@@ -40,6 +46,7 @@ def evaluation_env(config: RunConfig) -> EnvBase:
         config.env,
         num_envs=config.eval_episodes,
         max_episode_steps=config.max_episode_steps,
+        observation_keys=config.observation_keys,
     )
 
 
@@ -54,35 +61,21 @@ def reward_bound(config: OffPolicyConfig) -> float | None:
 def observation_keys(env: EnvBase, config: RunConfig) -> list[NestedKey]:
     """The observation entries that the networks read, in the order of their concatenation.
 
-    These are the entries of ``--observation-keys``, by default all vectors of floating-point
-    numbers. Entries of dictionaries inside of dictionaries are named with dots.
+    These are the entries of ``--observation-keys``, by default all.
 
     Raises:
-        ValueError: if there are none, or one that was asked for is not among them.
+        ArgumentError: if one of them is an image.
     """
-    spec = env.observation_spec_unbatched
-    entries = {
-        key if isinstance(key, str) else ".".join(key): key
-        for key in spec.keys(True, True)
-        if key not in _BOOKKEEPING
-    }
-    vectors = {
-        name: key
-        for name, key in entries.items()
-        if spec[key].dtype.is_floating_point and len(spec[key].shape) == 1
-    }
-    if not vectors:
-        found = ", ".join(f"{name} {tuple(spec[key].shape)}" for name, key in entries.items())
-        raise ValueError(
-            f"--env {config.env} must observe vectors of floating-point numbers, but its "
-            f"observations are {found}."
+    own = gymnasium_env(env)
+    assert own is not None
+    image = next((entry for entry in own.entries if is_image(entry.space)), None)
+    if image is not None:
+        others = [entry.name for entry in own.entries if not is_image(entry.space)]
+        choice = f"read other entries (observation_keys: {', '.join(others)})" if others else ""
+        raise ArgumentError(
+            "env",
+            config.env,
+            f"observes {image.name}, an image of the shape {image.shape}, which these networks do "
+            f"not read; {choice or 'let the environment make vectors of it'}.",
         )
-    if config.observation_keys is None:
-        return list(vectors.values())
-    for name in config.observation_keys:
-        if name not in vectors:
-            raise ValueError(
-                f"--observation-keys {name} is not a vector of floating-point numbers that --env "
-                f"{config.env} observes; choose from {', '.join(vectors)}."
-            )
-    return [vectors[name] for name in config.observation_keys]
+    return [entry.key for entry in own.entries]

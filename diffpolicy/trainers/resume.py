@@ -6,7 +6,7 @@ and random states of as many environments. What does not go on is restarted: epi
 seeds, and a replay buffer is filled again with steps of the policy. One warning says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,13 @@ def continuation(state: Mapping[str, Any], config: RunConfig) -> Continuation:
         had = f"is that of {len(ranks)} rank(s)" if ranks else "holds no state of the ranks"
         reason = f"the checkpoint {had}, and this run has {config.ranks}"
         return Continuation(reasons=(reason,))
-    reasons = _against_episodes(state, config)
+    reasons, outside = _against_episodes(state, config), _outside(ranks)
     if not config.refill_frames:
-        return Continuation(not reasons, None, tuple(reasons))
+        return Continuation(not reasons, None, (*reasons, *outside))
     # Episodes that went on without the buffer would not make the run exact.
     lost = _against_replay(state, config)
     replay = None if lost else Path(config.resume).parent / state["replay"]
-    return Continuation(not (reasons or lost), replay, (*reasons, *lost))
+    return Continuation(not (reasons or lost), replay, (*reasons, *lost, *outside))
 
 
 def replay_file(folder: Path, rank: int) -> Path:
@@ -67,10 +67,8 @@ def warning(config: RunConfig, plan: Continuation) -> str:
             f"the replay buffer is first filled again with {config.refill_frames} steps of the "
             "policy"
         )
-    return (
-        f"--resume {config.resume} does not go on exactly: {'; '.join(plan.reasons)}. So "
-        f"{' and '.join(effects)}."
-    )
+    told = f"--resume {config.resume} does not go on exactly: {'; '.join(plan.reasons)}."
+    return f"{told} So {' and '.join(effects)}." if effects else told
 
 
 def _against_episodes(state: Mapping[str, Any], config: RunConfig) -> list[str]:
@@ -80,6 +78,26 @@ def _against_episodes(state: Mapping[str, Any], config: RunConfig) -> list[str]:
         reasons.append("it changes between CPU and GPU")
     unsaved = [rank["unsupported"] for rank in state["ranks"] if rank["unsupported"]]
     return reasons + unsaved[:1]
+
+
+def _outside(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the environments keep where no checkpoint finds it; the rest goes on all the same."""
+    names = {name for rank in ranks for name in outside_names(rank)}
+    return [outside_words(sorted(names))] if names else []
+
+
+def outside_names(rank: Mapping[str, Any]) -> list[str]:
+    """Names of what the environments of a rank keep on classes and in modules."""
+    names: list[str] = ((rank["stream"] or {}).get("collector") or {}).get("outside", [])
+    return names
+
+
+def outside_words(names: Sequence[str]) -> str:
+    """Say where environments keep something that no checkpoint holds."""
+    return (
+        f"the environment keeps {', '.join(names)} on a class or in a module, which a new process "
+        "starts anew"
+    )
 
 
 def _against_replay(state: Mapping[str, Any], config: RunConfig) -> list[str]:

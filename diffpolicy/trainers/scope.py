@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from diffpolicy.trainers.random_state import restored_random_state
+from collectors.randomness import restored_random_state
 
 _QUIET_LOGGERS = (
     "lightning",
@@ -93,8 +93,7 @@ def run_scope(device: torch.device) -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=_QUIET_MODULES)
         # Touching CUDA here would keep the ranks of a CPU run from being forked.
-        stack.enter_context(torch.random.fork_rng([] if on_cpu else [device]))
-        stack.enter_context(restored_random_state())
+        stack.enter_context(restored_random_state([] if on_cpu else [device]))
         if on_cpu:
             stack.enter_context(_one_thread())
         yield

@@ -121,7 +121,7 @@ class TestEvaluate:
         self, bad_step: int, as_dict: bool
     ) -> None:
         env = make_env("Counting-v0", num_envs=2, bad_step=bad_step, as_dict=as_dict)
-        key: NestedKey = ("body", "speed") if as_dict else "observation"
+        key: NestedKey = ("observation", "body", "speed") if as_dict else "observation"
         policy = TensorDictModule(lambda x: 0 * x[..., 1:], in_keys=[key], out_keys=["action"])
         words = f"{re.escape(repr(key))} is not finite in 2 of 2 environments at step {bad_step} "
         with pytest.raises(NonFiniteError, match=words):
@@ -131,7 +131,7 @@ class TestEvaluate:
         self, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         env = make_env("Counting-v0", num_envs=2, length=6)
-        first, second = env.base_env._env.envs
+        first, second = env.base_env.envs
         first.unwrapped.length = 2
         observe, resets = first.unwrapped._observe, []
 

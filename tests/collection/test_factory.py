@@ -14,7 +14,8 @@ from torchrl.collectors import BaseCollector
 from torchrl.envs import ExplorationType
 
 import collectors
-from collectors import factory, make_collector, make_env
+from collectors import make_collector, make_env
+from collectors.collection import factory
 from collectors.collection.factory import Backend
 from diffpolicy.actors import build_ppo_networks
 
@@ -279,7 +280,8 @@ import gymnasium as gym
 import torch
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from tensordict.nn import TensorDictModule
-from collectors import factory, make_collector, make_env
+from collectors import make_collector, make_env
+from collectors.collection import factory
 from collectors.collection.factory import Backend
 
 if __name__ == "__main__":
@@ -299,7 +301,7 @@ if __name__ == "__main__":
         ("Pendulum-v1", "ArithmeticError: the training failed"),
         (
             "OnlyInTheParent-v0",
-            "WorkerError: the workers could not be started: ValueError: name='OnlyInT",
+            "An id of your own is named 'module:OnlyInTheParent-v0'",
         ),
     ],
 )
@@ -322,7 +324,8 @@ import builtins, gc
 from functools import partial
 from tensordict.nn import TensorDictModule
 from torchrl.weight_update import SharedMemWeightSyncScheme
-from collectors import factory, make_collector, make_env
+from collectors import make_collector, make_env
+from collectors.collection import factory
 from collectors.collection.factory import Backend
 
 if __name__ == "__main__":
@@ -360,7 +363,7 @@ class TestBadInput:
             ({"total_frames": 30}, "multiple of frames_per_batch=20, got 30; try 40"),
             ({"random_frames": -20}, "random_frames must be 0 or a multiple .*got -20; try 0"),
             ({"random_frames": 30}, "frames_per_batch=20, got 30; try 40"),
-            ({"seed": -3}, "seed must be a non-negative integer, got -3"),
+            ({"seed": -3}, "seed=-3 must be a non-negative integer"),
         ],
     )
     def test_counts(self, arguments: dict[str, int], message: str) -> None:

@@ -201,11 +201,11 @@ class TestRows:
         collector = make_collector(
             partial(counting, as_dict=True), None, frames_per_batch=ENVS, seed=0
         )
-        keys = [("body", "speed"), ("next", "body", "speed")]
+        keys = [("observation", "body", "speed"), ("next", "observation", "body", "speed")]
         stream = make_stream(collector=collector, keys=keys)
         rows = stream.warm_up(2 * ENVS)
-        assert rows["body", "speed"][:, 0].tolist() == [0, 0, 1, 1]
-        assert rows["next", "body", "speed"][:, 0].tolist() == [1, 1, 2, 2]
+        assert rows["observation", "body", "speed"][:, 0].tolist() == [0, 0, 1, 1]
+        assert rows["next", "observation", "body", "speed"][:, 0].tolist() == [1, 1, 2, 2]
 
 
 class TestWarmUp:

@@ -22,8 +22,8 @@ from collectors import (
     make_collector,
     make_env,
     make_replay_buffer,
-    ray_workers,
 )
+from collectors.collection import ray_workers
 from collectors.collection.rollouts import RolloutReader
 from diffpolicy.actors import DenoisingActor, build_ppo_networks
 

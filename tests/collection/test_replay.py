@@ -154,7 +154,7 @@ class TestFiles:
     [
         ({"capacity": 0}, "capacity must be .* at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be .* at least 1, got 0"),
-        ({"seed": -1}, "seed must be a non-negative integer, got -1"),
+        ({"seed": -1}, "seed=-1 must be a non-negative integer"),
         ({"storage": "tape"}, "storage must be 'memory' or 'disk', got 'tape'"),
         ({"scratch_dir": "x"}, "scratch_dir='x' is only used by storage='disk'"),
         ({"alpha": -0.1}, "alpha must be a finite number of at least 0, got -0.1"),

@@ -368,15 +368,20 @@ def test_the_stream_reads_a_random_policy_quietly(
 
 
 def test_the_stream_reads_a_real_collector_with_chains() -> None:
-    from collectors import flatten_chains
-    from diffpolicy.actors import build_ppo_networks
+    from diffpolicy.actors import build_ppo_networks, chain_rows
 
     env_fn: Callable[..., object] = partial(make_env, "Pendulum-v1", num_envs=2)
     env = env_fn()
     actor = build_ppo_networks(env, denoising_steps=3).actor
     collector = make_collector(env_fn, actor, frames_per_batch=8, seed=0)
     stream = OnPolicyStream(
-        collector, flatten_chains, rows=8 * 3, minibatch_size=6, epochs=2, rollouts=2, seed=0
+        collector,
+        lambda rollout: chain_rows(rollout).reshape(-1),
+        rows=8 * 3,
+        minibatch_size=6,
+        epochs=2,
+        rollouts=2,
+        seed=0,
     )
     batches = list(loader(stream))
     assert [batch.shape for batch in batches] == [(6,)] * 16

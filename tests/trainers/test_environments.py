@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import diffpolicy.trainers.base as base
+from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers import (
     DiffPPOConfig,
     GaussianPPOConfig,
@@ -36,7 +37,7 @@ class Robot(gym.Env[Any, Any]):
         {
             "target": gym.spaces.Box(-9.0, 9.0, (2,), np.float64),
             "body": gym.spaces.Dict({"speed": gym.spaces.Box(-9.0, 9.0, (3,))}),
-            "camera": gym.spaces.Box(0, 255, (4, 4), np.uint8),
+            "camera": gym.spaces.Box(0, 255, (4, 4, 3), np.uint8),
             "mode": gym.spaces.Discrete(3),
         }
     )
@@ -47,7 +48,7 @@ class Robot(gym.Env[Any, Any]):
         return {
             "target": np.full(2, 2.0 + bad),
             "body": {"speed": np.full(3, 3.0, np.float32)},
-            "camera": np.zeros((4, 4), np.uint8),
+            "camera": np.zeros((4, 4, 3), np.uint8),
             "mode": 1,
         }
 
@@ -63,10 +64,10 @@ class Robot(gym.Env[Any, Any]):
 class Pixels(Robot):
     """Observes a picture only."""
 
-    observation_space = gym.spaces.Box(0, 255, (4, 4), np.uint8)
+    observation_space = gym.spaces.Box(0, 255, (4, 4, 3), np.uint8)
 
     def _observe(self) -> Any:
-        return np.zeros((4, 4), np.uint8)
+        return np.zeros((4, 4, 3), np.uint8)
 
 
 class BadRobot(Robot):
@@ -85,7 +86,7 @@ def gaussian(config: DiffPPOConfig, **options: Any) -> GaussianPPOConfig:
 @pytest.mark.parametrize(
     ("chosen", "means"),
     [
-        (None, [3.0, 3.0, 3.0, 2.0, 2.0]),
+        (("body.speed", "mode", "target"), [3.0, 3.0, 3.0, 0.0, 1.0, 0.0, 2.0, 2.0]),
         (("target", "body.speed"), [2.0, 2.0, 3.0, 3.0, 3.0]),
         (("target",), [2.0, 2.0]),
     ],
@@ -95,7 +96,7 @@ def test_dictionary_observations_are_concatenated(
     register: Register,
     read_run: ReadRun,
     method: str,
-    chosen: tuple[str, ...] | None,
+    chosen: tuple[str, ...],
     means: list[float],
 ) -> None:
     config: Any = small_config(
@@ -114,22 +115,33 @@ def test_dictionary_observations_are_concatenated(
     assert {float(row["episode_length"]) for row in rows} == {10.0}
 
 
-@pytest.mark.parametrize("name", ["camera", "mode", "speed", "step_count"])
-def test_an_unknown_observation_key_is_refused_with_the_flag_and_the_choices(
+@pytest.mark.parametrize("name", ["speed", "step_count"])
+def test_an_unknown_observation_key_is_refused_with_the_choices(
     small_config: SmallConfig, register: Register, name: str
 ) -> None:
     config = small_config(env=register(Robot), observation_keys=("target", name))
-    with pytest.raises(ValueError, match=f"^--observation-keys {name} is not a vector") as raised:
+    with pytest.raises(ArgumentError, match=f"^observation_keys='{name}' is not obs") as raised:
         prepare(config, diffppo_module)
-    assert str(raised.value).endswith("--env Robot-v0 observes; choose from body.speed, target.")
+    assert str(raised.value).endswith("by Robot-v0; choose from body.speed, camera, mode, target.")
 
 
-def test_an_environment_without_vectors_is_refused(
-    small_config: SmallConfig, register: Register
+@pytest.mark.parametrize(
+    ("environment", "advice"),
+    [
+        (Robot, r"read other entries \(observation_keys: body.speed, mode, target\)"),
+        (Pixels, "let the environment make vectors of it"),
+    ],
+)
+def test_pictures_are_refused(
+    small_config: SmallConfig,
+    register: Register,
+    environment: type[gym.Env[Any, Any]],
+    advice: str,
 ) -> None:
-    with pytest.raises(ValueError, match=r"^--env Pixels-v0 must observe vectors") as raised:
-        prepare(small_config(env=register(Pixels)), diffppo_module)
-    assert str(raised.value).endswith("its observations are observation (4, 4).")
+    with pytest.raises(
+        ArgumentError, match=rf"^env='{environment.__name__}-v0' .* image.*{advice}"
+    ):
+        prepare(small_config(env=register(environment)), diffppo_module)
 
 
 @pytest.mark.parametrize("cpu_ranks", [1, 2])
@@ -140,7 +152,10 @@ def test_an_evaluation_without_an_end_stops_the_run_and_names_the_flag(
     cpu_ranks: int,
 ) -> None:
     monkeypatch.setattr(base, "evaluate", partial(base.evaluate, max_steps=20))
-    run = prepare(small_config(env=register(Robot), cpu_ranks=cpu_ranks), diffppo_module)
+    run = prepare(
+        small_config(env=register(Robot), observation_keys=("target",), cpu_ranks=cpu_ranks),
+        diffppo_module,
+    )
     words = r"evaluation after 0 .* --env Robot-v0 does not end; .* --max-episode-steps\."
     with pytest.raises(TrainingError, match=words) as raised:
         train(run)
@@ -151,9 +166,16 @@ def test_an_evaluation_without_an_end_stops_the_run_and_names_the_flag(
 def test_an_evaluation_that_sees_nan_stops_the_run(
     small_config: SmallConfig, register: Register, cpu_ranks: int
 ) -> None:
-    config = small_config(env=register(BadRobot), cpu_ranks=cpu_ranks, max_episode_steps=10)
+    config = small_config(
+        env=register(BadRobot),
+        observation_keys=("target",),
+        cpu_ranks=cpu_ranks,
+        max_episode_steps=10,
+    )
     run = prepare(config, diffppo_module)
-    words = r"evaluation after 0 .*'target' is not finite .* step 1 .*; check .* --env BadRobot-v0"
+    words = (
+        r"evaluation after 0 .*'target'\) is not finite .* step 1 .*; check .* --env BadRobot-v0"
+    )
     with pytest.raises(TrainingError, match=words):
         train(run)
     assert not (run.output / "results.json").exists()
@@ -182,6 +204,6 @@ def test_a_checkpoint_keeps_the_observation_keys(
     last = str(run.output / "checkpoints" / "last.ckpt")
     state = torch.load(last, weights_only=True)["diffpolicy"]
     assert state["config"]["observation_keys"] == ("target",)
-    other = small_config(**options, resume=last, total_frames=512)
-    with pytest.raises(ValueError, match=r"--observation-keys .*target.* cannot change to None"):
+    other = small_config(**options, observation_keys=("mode",), resume=last, total_frames=512)
+    with pytest.raises(ValueError, match=r"--observation-keys .*target.* cannot change to .*mode"):
         prepare(other, diffppo_module)

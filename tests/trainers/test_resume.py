@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from collectors.randomness import load_random_state, random_state
 from diffpolicy.trainers import (
     DiffPPOConfig,
     DiffSACConfig,
@@ -27,7 +28,6 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
-from diffpolicy.trainers.random_state import load_random_state, random_state
 from diffpolicy.trainers.scope import StopSignal
 
 # What differs between any two runs: times that MuJoCo takes, and the random state of action spaces,
@@ -273,10 +273,9 @@ def test_random_states_of_torch_numpy_and_python_come_back() -> None:
     def draws() -> list[float]:
         return [float(torch.rand(())), np.random.rand(), random.random()]  # noqa: NPY002
 
-    device = torch.device("cpu")
     np.random.randn()  # noqa: NPY002 -- the generator then keeps a second number
-    state = random_state(device)
+    state = random_state()
     expected = [*draws(), np.random.randn()]  # noqa: NPY002
     draws()
-    load_random_state(state, device)
+    load_random_state(state)
     assert [*draws(), np.random.randn()] == expected  # noqa: NPY002
