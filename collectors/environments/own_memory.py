@@ -16,6 +16,9 @@ def with_own_memory(env: EnvBase) -> EnvBase:
     """
     if gymnasium_env(env) is not None:
         return env
+    if isinstance(env, TransformedEnv):
+        env.append_transform(OwnMemory())
+        return env
     return TransformedEnv(env, OwnMemory())
 
 
