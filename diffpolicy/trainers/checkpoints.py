@@ -131,8 +131,6 @@ class Checkpoints(RunCallback):
             orphan = not (self.folder / f"{checkpoint}.ckpt").exists()
             if folder.name != kept and (superseded or orphan):
                 shutil.rmtree(folder, ignore_errors=True)
-        for temporary in self.folder.glob(".*.tmp"):
-            temporary.unlink()
 
 
 class _AtomicIO(TorchCheckpointIO):

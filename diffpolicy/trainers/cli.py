@@ -9,7 +9,7 @@ from diffpolicy.trainers import files
 from diffpolicy.trainers.cluster import is_first_process
 from diffpolicy.trainers.errors import RunFinishedError, TrainingError
 from diffpolicy.trainers.launch import ConfigT, MakeModule, prepare, train
-from diffpolicy.trainers.options import make_parser, parse_options
+from diffpolicy.trainers.options import in_flags, make_parser, parse_options
 from diffpolicy.trainers.scope import StopSignal
 
 EXIT_FAILED = 1
@@ -77,7 +77,7 @@ def run_script(
     try:
         run = prepare(parse_config(config_class, given), make_module)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(in_flags(error))
     except RunFinishedError as reason:
         _say(str(reason))
         return 0

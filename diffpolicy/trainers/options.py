@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any, NoReturn, TypeVar
 
+from diffpolicy.errors import ArgumentError
+
 ConfigT = TypeVar("ConfigT")
 
 
@@ -92,6 +94,13 @@ def fixed_options(config: Any) -> dict[str, Any]:
 def flag_name(name: str) -> str:
     """The command line spelling of a field: ``--total-frames`` for ``total_frames``."""
     return "--" + name.replace("_", "-")
+
+
+def in_flags(error: ValueError) -> str:
+    """The sentence of an error as the command line shows it: with the flag of the argument."""
+    if not isinstance(error, ArgumentError):
+        return str(error)
+    return f"{flag_name(error.argument)} {error.value} {error.problem}"
 
 
 def check_options(config: Any) -> None:
