@@ -21,6 +21,7 @@ from torchrl.collectors import BaseCollector, Collector
 from torchrl.weight_update import SharedMemWeightSyncScheme
 
 from collectors.errors import WorkerError, describe
+from collectors.signals import outlive_signals, signals_blocked
 from collectors.workers import WorkerEnv
 
 
@@ -54,7 +55,7 @@ class ProcessWorkers:
         scheme = None if policy is None else _SharedWeights()
         others = set(multiprocessing.active_children())
         try:
-            with _restored_threads(), _spawning():
+            with _restored_threads(), _spawning(), signals_blocked():
                 self.collector: BaseCollector = Collector(
                     list(env_fns),
                     policy,
@@ -69,7 +70,7 @@ class ProcessWorkers:
                     weight_sync_schemes=None if scheme is None else {"policy": scheme},
                     auto_register_policy_transforms=False,
                     collector_class=partial(_ReportingCollector, folder=self._reports.name),
-                    init_fn=_outlive_signals,
+                    init_fn=outlive_signals,
                     **options,
                 )
         except BaseException as error:
@@ -117,7 +118,7 @@ class ProcessWorkers:
             worker = f"worker {index + 1} of {len(self._processes)}"
             report = _report(self._reports.name, index)
             if report.exists():
-                return WorkerError(f"{worker} raised {report.read_text()}")
+                return WorkerError(f"{worker} raised {report.read_text(encoding='utf-8')}")
             return WorkerError(f"{worker} died with {_exit_words(process.exitcode)}.")
         return WorkerError(f"collecting with worker processes failed: {describe(error)}")
 
@@ -146,7 +147,9 @@ class _ReportingCollector(Collector):
         try:
             yield from super().iterator()
         except Exception as error:
-            _report(self._folder, self.worker_idx).write_text(describe(error))
+            _report(self._folder, self.worker_idx).write_text(
+                describe(error), encoding="utf-8", errors="backslashreplace"
+            )
             # At once: closing an environment that is broken may take for ever, and an ordinary end
             # takes seconds and prints the traceback once more.
             sys.stdout.flush()
@@ -156,14 +159,6 @@ class _ReportingCollector(Collector):
 
 def _report(folder: str, worker: int) -> Path:
     return Path(folder, f"{worker}.txt")
-
-
-def _outlive_signals() -> None:
-    # Ctrl-C and a cluster's SIGTERM reach all processes. The one that trains decides when to stop;
-    # its workers end with it, because their pipe to it is closed. Handlers, unlike SIG_IGN, are
-    # not inherited by programs that an environment starts.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
 
 
 def _open(processes: Sequence[BaseProcess]) -> list[BaseProcess]:

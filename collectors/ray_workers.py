@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchrl.collectors import BaseCollector, Collector
 
 from collectors.errors import WorkerError, describe
+from collectors.signals import signals_blocked
 from collectors.workers import WorkerEnv
 
 # Seconds that a cluster has to find a CPU for each worker.
@@ -142,7 +143,8 @@ def _connect(workers: int) -> None:
         cpus = max(workers, os.cpu_count() or 1)
         # Without an address Ray would join any cluster that it finds on this machine.
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    with _kept_signal_handler():
+    # The cluster's processes inherit the mask, and so outlive signals that reach all processes.
+    with _kept_signal_handler(), signals_blocked():
         ray.init(**options)
 
 

@@ -3,7 +3,6 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from diffpolicy.trainers.environments import evaluation_env
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.files import CHECKPOINT_KEY, Disk
 from diffpolicy.trainers.options import fixed_options
+from diffpolicy.trainers.scope import StopSignal
 
 # Evaluations start from the same states in every run, whatever its seed.
 EVALUATION_SEED = 1_000_003
@@ -75,8 +75,10 @@ class RLModule(L.LightningModule, ABC):
         gradient_steps: optimiser steps so far.
         wall_seconds: time spent so far, evaluations included.
         evaluations: every evaluation so far.
-        stop_requested: asked after each iteration whether this rank wants the run to stop.
+        signals: asked after each iteration whether this rank wants the run to stop, or to make a
+            checkpoint.
         stopping: whether the run stops after this iteration, before it is finished.
+        checkpointing: whether a rank was asked for a checkpoint after this iteration.
         disk: carries out writes that may fail.
         replay_folder: where the replay buffers of the next checkpoint are, beside it; None if
             there are none.
@@ -91,8 +93,9 @@ class RLModule(L.LightningModule, ABC):
         self.gradient_steps = 0
         self.wall_seconds = 0.0
         self.evaluations: list[Evaluation] = []
-        self.stop_requested: Callable[[], bool] = lambda: False
+        self.signals = StopSignal()
         self.stopping = False
+        self.checkpointing = False
         self.disk = Disk()
         self.replay_folder: str | None = None
         self._loaded: dict[str, Any] | None = None
@@ -130,9 +133,10 @@ class RLModule(L.LightningModule, ABC):
         total = sum_over_ranks(values.detach().clone())
         return total / dist.get_world_size() if average else total
 
-    def any_rank(self, flag: bool) -> bool:
-        """Whether ``flag`` is true on any rank; every rank must call it."""
-        return bool(self.reduce(torch.tensor(float(flag), device=self.device)) > 0)
+    def any_rank(self, *flags: bool) -> list[bool]:
+        """Which of ``flags`` are true on any rank; every rank must call it."""
+        counts = self.reduce(torch.tensor(flags, dtype=torch.float32, device=self.device))
+        return [count > 0 for count in counts.tolist()]
 
     def gather(self, value: Any) -> list[Any]:
         """What every rank gives, in the order of the ranks; every rank must call it."""
@@ -221,8 +225,13 @@ class RLModule(L.LightningModule, ABC):
         return {"eval_return_mean": mean, "eval_return_std": std}
 
     def end_iteration(self, metrics: dict[str, float]) -> None:
-        """Decide on all ranks alike whether to stop, and tell the callbacks."""
-        self.stopping = self.any_rank(self.stop_requested()) and not self.finished
+        """Decide on all ranks alike whether to stop or save, and tell the callbacks."""
+        wanted = (self.signals.requested(), self.signals.checkpoint_requested())
+        stop, checkpoint = self.any_rank(*wanted)
+        self.stopping = stop and not self.finished
+        self.checkpointing = checkpoint
+        if checkpoint:
+            self.signals.begin_checkpoint()
         for callback in self.run_callbacks():
             callback.on_iteration_end(self.trainer, self, metrics)
         self.trainer.should_stop = self.finished or self.stopping

@@ -67,7 +67,8 @@ def run_script(
         description: for ``--help``.
 
     Returns:
-        The exit code: 0, also after SIGTERM; 1 if training failed; 130 after Ctrl-C.
+        The exit code: 0, also after SIGTERM, SIGUSR1 and SIGHUP; 1 if training failed; 130 after
+        Ctrl-C.
 
     Raises:
         SystemExit: with code 2 and one line on the console, for wrong flags.

@@ -113,12 +113,12 @@ def _build(
 
 
 def train(run: Run, stop: StopSignal | None = None) -> bool:
-    """Train until ``--total-frames``, or until Ctrl-C or SIGTERM, after the current iteration.
+    """Train until ``--total-frames``, or until Ctrl-C or a signal, after the current iteration.
 
     Args:
         run: what :func:`prepare` has made.
-        stop: collects Ctrl-C and SIGTERM, and tells afterwards which of them it was; None is one
-            of this call's own.
+        stop: collects Ctrl-C, SIGTERM and other signals, and tells afterwards which of them it was;
+            None is one of this call's own.
 
     Returns:
         Whether the run was finished; False if it was stopped. A checkpoint exists in both cases.
@@ -131,7 +131,7 @@ def train(run: Run, stop: StopSignal | None = None) -> bool:
     if run.lock is not None:
         _start_folder(run, run.lock)
     stopped, bar = _Stopped(), ProgressBar()
-    module.stop_requested = stop.requested
+    module.signals = stop
     with run_scope(_device(config)), stop.installed():
         os.environ[OUTPUT] = str(run.output)
         trainer = make_trainer(run, [bar, stopped])
