@@ -186,7 +186,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         for name in dict.fromkeys(name for record in self._records for name in record):
             values = [record[name] for record in self._records if name in record]
             metrics[name] = sum(values) / len(values)
-        return {**metrics, **self.parts.diagnostics()}
+        return {**metrics, **self.parts.diagnostics(), **self.bound_metrics()}
 
 
 def _policy_distance(record: Mapping[str, float]) -> float:
