@@ -79,7 +79,7 @@ class BoundedCoefficient(nn.Module):
 
     def at_bound(self) -> int:
         """1 at the largest value, -1 at the smallest one, 0 between them."""
-        log_value, (low, high) = float(self._log_value()), map(math.log, self.bounds)
+        log_value, (low, high) = float(self._log_value().detach()), map(math.log, self.bounds)
         # In the precision of the parameter.
         close = 1e-6
         return int(log_value >= high - close) - int(log_value <= low + close)
