@@ -19,10 +19,12 @@ from collectors import NonFiniteError, UnfinishedEpisodeError, evaluate
 from collectors.errors import describe
 from diffpolicy.networks.ranks import distributed, sum_over_ranks
 from diffpolicy.trainers.config import RunConfig
+from diffpolicy.trainers.console import warn
 from diffpolicy.trainers.environments import evaluation_env
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.files import CHECKPOINT_KEY, Disk
 from diffpolicy.trainers.options import fixed_options
+from diffpolicy.trainers.schedule import LinearSchedule
 from diffpolicy.trainers.scope import StopSignal
 
 # Evaluations start from the same states in every run, whatever its seed.
@@ -82,6 +84,7 @@ class RLModule(L.LightningModule, ABC):
         disk: carries out writes that may fail.
         replay_folder: where the replay buffers of the next checkpoint are, beside it; None if
             there are none.
+        schedule: of the learning rate, for methods with ``--lr-schedule linear``.
     """
 
     def __init__(self, config: RunConfig, loss: LossModule) -> None:
@@ -98,6 +101,7 @@ class RLModule(L.LightningModule, ABC):
         self.checkpointing = False
         self.disk = Disk()
         self.replay_folder: str | None = None
+        self.schedule = LinearSchedule()
         self._loaded: dict[str, Any] | None = None
         self._clock = 0.0
         self._evaluation_env: EnvBase | None = None
@@ -106,11 +110,6 @@ class RLModule(L.LightningModule, ABC):
     @abstractmethod
     def actor(self) -> TensorDictModuleBase:
         """The acting policy; it shares its parameters with the loss."""
-
-    @property
-    def progress(self) -> float:
-        """Fraction of the run that is done, in [0, 1]."""
-        return min(1.0, self.frames / self.config.total_frames)
 
     @property
     def finished(self) -> bool:
@@ -278,6 +277,7 @@ class RLModule(L.LightningModule, ABC):
             # Before the first step there is nothing but the seed.
             "ranks": self.gather(self.rank_state()) if self.frames else [],
             "replay": self.replay_folder,
+            "schedule": asdict(self.schedule),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -290,6 +290,9 @@ class RLModule(L.LightningModule, ABC):
         self.gradient_steps = state["gradient_steps"]
         self.wall_seconds = state["wall_seconds"]
         self.evaluations = [Evaluation(**values) for values in state["evaluations"]]
+        self.schedule, change = LinearSchedule.resumed(state, self.config.total_frames)
+        if change and self.global_rank == 0:
+            warn(change)
 
     def _coefficients(self) -> dict[str, Tensor]:
         """Discounts and coefficients of the loss: part of its state, but not trained."""

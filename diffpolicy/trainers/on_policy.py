@@ -117,7 +117,8 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         self._records.clear()
         self._updates = 0
         falling = self.config.lr_schedule == "linear"
-        self._lr = self.config.lr * (1.0 - self.progress if falling else 1.0)
+        factor = self.schedule.at(self.frames, self.config.total_frames) if falling else 1.0
+        self._lr = self.config.lr * factor
         groups = self.optimizer.param_groups
         for group, multiplier in zip(groups, self._multipliers, strict=True):
             group["lr"] = self._lr * multiplier
