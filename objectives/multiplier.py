@@ -2,36 +2,38 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
+from diffpolicy.errors import ArgumentError
+from objectives.bounds import BOUNDS, BoundedCoefficient, bounded_exp
 
-class LearnedMultiplier(nn.Module):
+
+class LearnedMultiplier(BoundedCoefficient):
     """``lambda = exp(log_multiplier)``, raised while a constraint is violated, else lowered.
 
-    The loss is ``-lambda stopgrad(value - bound)`` (arXiv 2512.02019). Calling the module gives
-    the multiplier as a detached scalar.
+    The loss is ``-lambda stopgrad(value - bound)`` (arXiv 2512.02019). The multiplier stays within
+    ``bounds``, also where the constraint cannot be met or never matters.
 
     Args:
-        initial: initial multiplier, positive.
+        initial: initial multiplier, within the bounds.
         bound: the largest value that the constraint allows.
+        bounds: smallest and largest multiplier.
 
     Raises:
-        ValueError: if ``initial`` or ``bound`` is not positive and finite.
+        ArgumentError: ``initial`` (named ``initial_multiplier``) is not within the bounds,
+            ``bound`` is not positive and finite, or ``bounds`` are not a positive and a greater
+            finite number.
     """
 
-    def __init__(self, initial: float, bound: float) -> None:
-        super().__init__()
-        for name, value in (("initial multiplier", initial), ("bound", bound)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value}.")
-        self.log_multiplier = nn.Parameter(torch.tensor(math.log(initial)))
-        self.bound = bound
+    log_multiplier: nn.Parameter
 
-    def forward(self) -> Tensor:
-        """The multiplier, a scalar without gradient."""
-        return self.log_multiplier.detach().exp()
+    def __init__(self, initial: float, bound: float, bounds: tuple[float, float] = BOUNDS) -> None:
+        super().__init__("log_multiplier", "initial_multiplier", initial, bounds)
+        if not (math.isfinite(bound) and bound > 0):
+            raise ArgumentError("bound", bound, "must be positive and finite.")
+        self.bound = bound
 
     def loss(self, value: Tensor) -> Tensor:
         """``-lambda stopgrad(value - bound)``, in the shape of ``value``."""
-        return -self.log_multiplier.exp() * (value.detach() - self.bound)
+        slack = self.bound - value.detach()
+        return bounded_exp(self.log_multiplier, slack.mean(), self.bounds) * slack

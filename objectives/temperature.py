@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from diffpolicy.errors import ArgumentError
+from objectives.bounds import BOUNDS, BoundedCoefficient, bounded_exp
+
 
 class Temperature(nn.Module, ABC):
     """Base class: calling it gives the temperature as a detached scalar tensor."""
@@ -60,39 +63,42 @@ class FixedTemperature(Temperature):
         return self._is_zero
 
 
-class LearnedTemperature(Temperature):
+class LearnedTemperature(BoundedCoefficient, Temperature):
     """``T = exp(log_alpha)``, lowered while the entropy is above its target and raised below.
 
     The loss is ``T stopgrad(H - H_target)`` (arXiv 2512.02019). For a denoising chain H is
     ``-sum_n LR_n``, which lacks the constant entropy of the prior and the tanh term: its target is
     not SAC's ``-dim(A)``. Published choices are -8 (DiffWPO) and -5 per action dimension.
 
+    The temperature stays within ``bounds``: where the target cannot be reached it would grow or
+    fall for ever. Inside the gradient is exact, and from a bound it comes back as soon as the
+    entropy is on the other side of its target.
+
     Args:
-        initial: initial temperature, positive.
+        initial: initial temperature, within the bounds.
         target_entropy: ``H_target``.
+        bounds: smallest and largest temperature.
 
     Raises:
-        ValueError: if ``initial`` is not positive or ``target_entropy`` not finite.
+        ArgumentError: ``initial`` is not within the bounds, ``target_entropy`` is not finite, or
+            ``bounds`` are not a positive and a greater finite number.
     """
 
     learned = True
+    log_alpha: nn.Parameter
 
-    def __init__(self, initial: float, target_entropy: float) -> None:
-        super().__init__()
-        if not (math.isfinite(initial) and initial > 0):
-            raise ValueError(f"initial temperature must be positive and finite, got {initial}.")
+    def __init__(
+        self, initial: float, target_entropy: float, bounds: tuple[float, float] = BOUNDS
+    ) -> None:
+        super().__init__("log_alpha", "initial", initial, bounds)
         if not math.isfinite(target_entropy):
-            raise ValueError(f"target_entropy must be finite, got {target_entropy}.")
-        self.log_alpha = nn.Parameter(torch.tensor(math.log(initial)))
+            raise ArgumentError("target_entropy", target_entropy, "must be finite.")
         self.target_entropy = target_entropy
-
-    def forward(self) -> Tensor:
-        """The temperature, a scalar without gradient."""
-        return self.log_alpha.detach().exp()
 
     def loss(self, entropy: Tensor) -> Tensor:
         """``T stopgrad(H - H_target)``, element by element in the shape of ``entropy``."""
-        return self.log_alpha.exp() * (entropy.detach() - self.target_entropy)
+        excess = entropy.detach() - self.target_entropy
+        return bounded_exp(self.log_alpha, excess.mean(), self.bounds) * excess
 
 
 def as_temperature(temperature: float | Temperature) -> Temperature:

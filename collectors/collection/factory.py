@@ -54,7 +54,8 @@ def make_collector(
     A worker that raises or dies, even by ``kill -9``, ends the rollout within seconds by a
     :class:`collectors.WorkerError` that holds its traceback or exit code. The other workers end
     too, unless ``restarts`` allows to start all of them anew. Workers end with this process and
-    ignore SIGINT and SIGTERM, so that Ctrl-C leaves the decision to it (those of Ray take SIGTERM).
+    ignore SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2, so that Ctrl-C leaves the decision to it
+    (those of Ray take SIGTERM).
 
     Ray: without a cluster, one is started on this machine and ends with this process. To use
     others, start a cluster on them (``ray start``), install this package on all of them, and set

@@ -20,6 +20,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import BaseCollector, Collector
 from torchrl.weight_update import SharedMemWeightSyncScheme
 
+from collectors.collection.signals import outlive_signals, signals_blocked
 from collectors.collection.workers import WorkerEnv
 from collectors.errors import WorkerError, describe
 
@@ -54,7 +55,7 @@ class ProcessWorkers:
         scheme = None if policy is None else _SharedWeights()
         others = set(multiprocessing.active_children())
         try:
-            with _restored_threads(), _spawning():
+            with _restored_threads(), _spawning(), signals_blocked():
                 self.collector: BaseCollector = Collector(
                     list(env_fns),
                     policy,
@@ -69,7 +70,7 @@ class ProcessWorkers:
                     weight_sync_schemes=None if scheme is None else {"policy": scheme},
                     auto_register_policy_transforms=False,
                     collector_class=partial(_ReportingCollector, folder=self._reports.name),
-                    init_fn=_outlive_signals,
+                    init_fn=outlive_signals,
                     **options,
                 )
         except BaseException as error:
@@ -77,7 +78,8 @@ class ProcessWorkers:
             _end(processes, None, scheme, self._reports)
             if not isinstance(error, Exception):
                 raise
-            raise WorkerError(f"the workers could not be started: {describe(error)}") from None
+            reason = error if isinstance(error, WorkerError) else describe(error)
+            raise WorkerError(f"the workers could not be started: {reason}") from None
         self._processes: list[BaseProcess] = list(self.collector.procs)
         # TorchRL does not shut the scheme down with the collector. Left to the end of the
         # interpreter it would start a thread there, and wait for it; as would living processes.
@@ -117,7 +119,7 @@ class ProcessWorkers:
             worker = f"worker {index + 1} of {len(self._processes)}"
             report = _report(self._reports.name, index)
             if report.exists():
-                return WorkerError(f"{worker} raised {report.read_text()}")
+                return WorkerError(f"{worker} raised {report.read_text(encoding='utf-8')}")
             return WorkerError(f"{worker} died with {_exit_words(process.exitcode)}.")
         return WorkerError(f"collecting with worker processes failed: {describe(error)}")
 
@@ -138,7 +140,12 @@ class _ReportingCollector(Collector):
     """The collector inside of a worker: leaves a traceback when it fails."""
 
     def __init__(self, *args: Any, folder: str, **options: Any) -> None:
-        super().__init__(*args, **options)
+        try:
+            super().__init__(*args, **options)
+        except Exception as error:
+            # TorchRL builds an exception of the same class from one text, which not all classes
+            # can be built from.
+            raise WorkerError(describe(error)) from None
         self._folder = folder
 
     def iterator(self) -> Iterator[TensorDictBase]:
@@ -146,7 +153,9 @@ class _ReportingCollector(Collector):
         try:
             yield from super().iterator()
         except Exception as error:
-            _report(self._folder, self.worker_idx).write_text(describe(error))
+            _report(self._folder, self.worker_idx).write_text(
+                describe(error), encoding="utf-8", errors="backslashreplace"
+            )
             # At once: closing an environment that is broken may take for ever, and an ordinary end
             # takes seconds and prints the traceback once more.
             sys.stdout.flush()
@@ -156,14 +165,6 @@ class _ReportingCollector(Collector):
 
 def _report(folder: str, worker: int) -> Path:
     return Path(folder, f"{worker}.txt")
-
-
-def _outlive_signals() -> None:
-    # Ctrl-C and a cluster's SIGTERM reach all processes. The one that trains decides when to stop;
-    # its workers end with it, because their pipe to it is closed. Handlers, unlike SIG_IGN, are
-    # not inherited by programs that an environment starts.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
 
 
 def _open(processes: Sequence[BaseProcess]) -> list[BaseProcess]:

@@ -16,6 +16,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.collectors import BaseCollector, Collector
 
+from collectors.collection.signals import signals_blocked
 from collectors.collection.workers import WorkerEnv
 from collectors.errors import WorkerError, describe
 
@@ -142,7 +143,8 @@ def _connect(workers: int) -> None:
         cpus = max(workers, os.cpu_count() or 1)
         # Without an address Ray would join any cluster that it finds on this machine.
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    with _kept_signal_handler():
+    # The cluster's processes inherit the mask, and so outlive signals that reach all processes.
+    with _kept_signal_handler(), signals_blocked():
         ray.init(**options)
 
 

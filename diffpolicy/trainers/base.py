@@ -3,7 +3,6 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,13 @@ from collectors import NonFiniteError, UnfinishedEpisodeError, evaluate
 from collectors.errors import describe
 from diffpolicy.networks.ranks import distributed, sum_over_ranks
 from diffpolicy.trainers.config import RunConfig
+from diffpolicy.trainers.console import warn
 from diffpolicy.trainers.environments import evaluation_env
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.files import CHECKPOINT_KEY, Disk
 from diffpolicy.trainers.options import fixed_options
+from diffpolicy.trainers.schedule import LinearSchedule
+from diffpolicy.trainers.scope import StopSignal
 
 # Evaluations start from the same states in every run, whatever its seed.
 EVALUATION_SEED = 1_000_003
@@ -75,11 +77,14 @@ class RLModule(L.LightningModule, ABC):
         gradient_steps: optimiser steps so far.
         wall_seconds: time spent so far, evaluations included.
         evaluations: every evaluation so far.
-        stop_requested: asked after each iteration whether this rank wants the run to stop.
+        signals: asked after each iteration whether this rank wants the run to stop, or to make a
+            checkpoint.
         stopping: whether the run stops after this iteration, before it is finished.
+        checkpointing: whether a rank was asked for a checkpoint after this iteration.
         disk: carries out writes that may fail.
         replay_folder: where the replay buffers of the next checkpoint are, beside it; None if
             there are none.
+        schedule: of the learning rate, for methods with ``--lr-schedule linear``.
     """
 
     def __init__(self, config: RunConfig, loss: LossModule) -> None:
@@ -91,10 +96,12 @@ class RLModule(L.LightningModule, ABC):
         self.gradient_steps = 0
         self.wall_seconds = 0.0
         self.evaluations: list[Evaluation] = []
-        self.stop_requested: Callable[[], bool] = lambda: False
+        self.signals = StopSignal()
         self.stopping = False
+        self.checkpointing = False
         self.disk = Disk()
         self.replay_folder: str | None = None
+        self.schedule = LinearSchedule()
         self._loaded: dict[str, Any] | None = None
         self._clock = 0.0
         self._evaluation_env: EnvBase | None = None
@@ -103,11 +110,6 @@ class RLModule(L.LightningModule, ABC):
     @abstractmethod
     def actor(self) -> TensorDictModuleBase:
         """The acting policy; it shares its parameters with the loss."""
-
-    @property
-    def progress(self) -> float:
-        """Fraction of the run that is done, in [0, 1]."""
-        return min(1.0, self.frames / self.config.total_frames)
 
     @property
     def finished(self) -> bool:
@@ -130,9 +132,10 @@ class RLModule(L.LightningModule, ABC):
         total = sum_over_ranks(values.detach().clone())
         return total / dist.get_world_size() if average else total
 
-    def any_rank(self, flag: bool) -> bool:
-        """Whether ``flag`` is true on any rank; every rank must call it."""
-        return bool(self.reduce(torch.tensor(float(flag), device=self.device)) > 0)
+    def any_rank(self, *flags: bool) -> list[bool]:
+        """Which of ``flags`` are true on any rank; every rank must call it."""
+        counts = self.reduce(torch.tensor(flags, dtype=torch.float32, device=self.device))
+        return [count > 0 for count in counts.tolist()]
 
     def gather(self, value: Any) -> list[Any]:
         """What every rank gives, in the order of the ranks; every rank must call it."""
@@ -221,8 +224,13 @@ class RLModule(L.LightningModule, ABC):
         return {"eval_return_mean": mean, "eval_return_std": std}
 
     def end_iteration(self, metrics: dict[str, float]) -> None:
-        """Decide on all ranks alike whether to stop, and tell the callbacks."""
-        self.stopping = self.any_rank(self.stop_requested()) and not self.finished
+        """Decide on all ranks alike whether to stop or save, and tell the callbacks."""
+        wanted = (self.signals.requested(), self.signals.checkpoint_requested())
+        stop, checkpoint = self.any_rank(*wanted)
+        self.stopping = stop and not self.finished
+        self.checkpointing = checkpoint
+        if checkpoint:
+            self.signals.begin_checkpoint()
         for callback in self.run_callbacks():
             callback.on_iteration_end(self.trainer, self, metrics)
         self.trainer.should_stop = self.finished or self.stopping
@@ -269,6 +277,7 @@ class RLModule(L.LightningModule, ABC):
             # Before the first step there is nothing but the seed.
             "ranks": self.gather(self.rank_state()) if self.frames else [],
             "replay": self.replay_folder,
+            "schedule": asdict(self.schedule),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -281,6 +290,9 @@ class RLModule(L.LightningModule, ABC):
         self.gradient_steps = state["gradient_steps"]
         self.wall_seconds = state["wall_seconds"]
         self.evaluations = [Evaluation(**values) for values in state["evaluations"]]
+        self.schedule, change = LinearSchedule.resumed(state, self.config.total_frames)
+        if change and self.global_rank == 0:
+            warn(change)
 
     def _coefficients(self) -> dict[str, Tensor]:
         """Discounts and coefficients of the loss: part of its state, but not trained."""

@@ -5,9 +5,7 @@ import errno
 import io
 import math
 import os
-import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import lightning as L
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from diffpolicy.trainers import files
+from diffpolicy.trainers import console, files
 from diffpolicy.trainers.base import Evaluation, RLModule, RunCallback
 
 _BAR_FORMAT = (
@@ -98,7 +96,7 @@ class _Table:
         if not self.path.exists():
             return []
         # A run that is killed may leave the beginning of a row.
-        text, end, _ = self.path.read_text().rpartition("\n")
+        text, end, _ = self.path.read_text(encoding="utf-8").rpartition("\n")
         rows = csv.DictReader(io.StringIO(text + end))
         return [row for row in rows if int(row["frames"]) <= self.frames]
 
@@ -188,10 +186,7 @@ def learning_curve(evaluations: list[Evaluation], title: str) -> Figure:
 
 
 class ProgressBar(RunCallback):
-    """A bar with environment steps, return and speed, and a line for each evaluation.
-
-    It may be drawn into a file on a full disk, which is no reason to end a run.
-    """
+    """A bar with environment steps, return and speed, and a line for each evaluation."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -207,20 +202,20 @@ class ProgressBar(RunCallback):
                 unit="frame",
                 unit_scale=True,
                 bar_format=_BAR_FORMAT,
-                mininterval=0.2 if sys.stderr.isatty() else 10.0,
+                mininterval=0.2 if console.STDERR.isatty() else 10.0,
                 dynamic_ncols=True,
+                file=console.STDERR,
             )
 
     def on_evaluation(self, trainer: L.Trainer, module: RLModule, evaluation: Evaluation) -> None:
         """Print the evaluation above the bar."""
         if self._bar is not None:
             self._returns["eval"] = f"{evaluation.return_mean:.1f}"
-            with suppress(OSError):
-                self._bar.write(
-                    f"evaluation at {evaluation.env_steps} frames: return "
-                    f"{evaluation.return_mean:.1f} ± {evaluation.return_std:.1f} over "
-                    f"{evaluation.episodes} episodes"
-                )
+            console.say(
+                f"evaluation at {evaluation.env_steps} frames: return "
+                f"{evaluation.return_mean:.1f} ± {evaluation.return_std:.1f} over "
+                f"{evaluation.episodes} episodes"
+            )
 
     def on_iteration_end(
         self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
@@ -235,14 +230,12 @@ class ProgressBar(RunCallback):
         # Whole iterations may overshoot the number that was asked for.
         self._bar.total = max(self._bar.total, module.frames)
         self._bar.set_postfix_str(f"{shown}, {speed}" if shown else speed, refresh=False)
-        with suppress(OSError):
-            self._bar.update(module.frames - self._bar.n)
+        self._bar.update(module.frames - self._bar.n)
 
     def close(self) -> None:
         """Close the bar if it is open."""
         if self._bar is not None:
-            with suppress(OSError):
-                self._bar.close()
+            self._bar.close()
             self._bar = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -65,9 +65,9 @@ class Checkpoints(RunCallback):
     def on_iteration_end(
         self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
     ) -> None:
-        """Save when due, and at the end of the run."""
+        """Save when due or asked to, and at the end of the run."""
         due = module.frames // self.every > self._saved // self.every
-        if not (due or module.finished or module.stopping):
+        if not (due or module.checkpointing or module.finished or module.stopping):
             return
         self._saved = module.frames
         path = self._path(module)
@@ -131,8 +131,6 @@ class Checkpoints(RunCallback):
             orphan = not (self.folder / f"{checkpoint}.ckpt").exists()
             if folder.name != kept and (superseded or orphan):
                 shutil.rmtree(folder, ignore_errors=True)
-        for temporary in self.folder.glob(".*.tmp"):
-            temporary.unlink()
 
 
 class _AtomicIO(TorchCheckpointIO):

@@ -1,15 +1,13 @@
 """The command line that all training scripts share."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from diffpolicy.trainers import files
-from diffpolicy.trainers.cluster import is_first_process
+from diffpolicy.trainers import console, files
 from diffpolicy.trainers.errors import RunFinishedError, TrainingError
 from diffpolicy.trainers.launch import ConfigT, MakeModule, prepare, train
-from diffpolicy.trainers.options import make_parser, parse_options
+from diffpolicy.trainers.options import in_flags, make_parser, parse_options
 from diffpolicy.trainers.scope import StopSignal
 
 EXIT_FAILED = 1
@@ -67,19 +65,33 @@ def run_script(
         description: for ``--help``.
 
     Returns:
-        The exit code: 0, also after SIGTERM; 1 if training failed; 130 after Ctrl-C.
+        The exit code: 0, also after SIGTERM, SIGUSR1 and SIGHUP; 1 if training failed; 130 after
+        Ctrl-C.
 
     Raises:
         SystemExit: with code 2 and one line on the console, for wrong flags.
     """
+    try:
+        return _run(config_class, make_module, argv, description)
+    finally:
+        console.STDOUT.settle()
+        console.STDERR.settle()
+
+
+def _run(
+    config_class: type[ConfigT],
+    make_module: MakeModule[ConfigT],
+    argv: Sequence[str] | None,
+    description: str | None,
+) -> int:
     parser = make_parser(config_class, description)
     given = parse_options(parser, argv)
     try:
         run = prepare(parse_config(config_class, given), make_module)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(in_flags(error))
     except RunFinishedError as reason:
-        _say(str(reason))
+        console.say(str(reason))
         return 0
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -90,16 +102,11 @@ def run_script(
         finished = False
     except TrainingError as error:
         # Of ranks that torchrun or srun has started, any may be the one that knows why.
-        print(f"{parser.prog}: training failed: {error}", file=sys.stderr)
+        console.fail(f"{parser.prog}: training failed: {error}")
         return EXIT_FAILED
     if not finished:
         last = run.output / files.CHECKPOINT_FOLDER / files.LAST_CHECKPOINT
-        _say(f"stopped; continue with --resume {last}" if last.exists() else "stopped")
+        console.say(f"stopped; continue with --resume {last}" if last.exists() else "stopped")
         return EXIT_INTERRUPTED if stop.interrupted() else 0
-    _say(f"finished; results are in {run.output}")
+    console.say(f"finished; results are in {run.output}")
     return 0
-
-
-def _say(line: str) -> None:
-    if is_first_process():
-        print(line)

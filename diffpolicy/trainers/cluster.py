@@ -1,13 +1,16 @@
 """Who has started the ranks of a run: this library itself, torchrun, or Slurm's srun."""
 
 import os
+from typing import TYPE_CHECKING
 
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from diffpolicy.trainers.config import RunConfig
+if TYPE_CHECKING:
+    # At run time the configurations, which speak on the console, are above this module.
+    from diffpolicy.trainers.config import RunConfig
 
 # Tells the further ranks on several GPUs, which run the script anew, the folder of the run.
 OUTPUT = "DIFFPOLICY_OUTPUT"
@@ -48,7 +51,7 @@ def is_first_process() -> bool:
     return (cluster().global_rank() if launched_outside() else local_rank()) == 0
 
 
-def check_launcher(config: RunConfig) -> None:
+def check_launcher(config: "RunConfig") -> None:
     """Compare the processes that were started with those that a configuration asks for.
 
     Raises:
@@ -70,7 +73,7 @@ def check_launcher(config: RunConfig) -> None:
         raise ValueError(f"--output is needed with {name}: all ranks work in one folder.")
 
 
-def _check_own_launcher(config: RunConfig) -> None:
+def _check_own_launcher(config: "RunConfig") -> None:
     if config.num_nodes > 1:
         raise ValueError(
             f"--num-nodes {config.num_nodes} needs torchrun or srun to start the script on each "

@@ -23,6 +23,7 @@ from collectors import (
 from collectors.randomness import load_random_state, random_state, seed_random_state
 from diffpolicy.trainers import resume
 from diffpolicy.trainers.base import RLModule
+from diffpolicy.trainers.bounds import BoundWatch
 from diffpolicy.trainers.config import OnPolicyConfig
 from diffpolicy.trainers.console import warn
 from diffpolicy.trainers.environments import spec_env
@@ -80,6 +81,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
 
     Attributes:
         continued: what of the collection goes on from a checkpoint.
+        bounds: tells of learned coefficients at their bounds.
     """
 
     config: OnPolicyConfig | OffPolicyConfig
@@ -103,6 +105,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         self._stream: StreamT | None = None
         self.continued = resume.Continuation()
         self._warned = False
+        self.bounds = BoundWatch(self.loss, config)
 
     @property
     def actor(self) -> TensorDictModuleBase:
@@ -247,6 +250,12 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         super().close()
         if self._stream is not None:
             self._stream.collector.shutdown()
+
+    def bound_metrics(self) -> dict[str, float]:
+        """Which learned coefficients are at a bound; the first time, rank zero warns."""
+        if self.global_rank == 0:
+            self.bounds.warn()
+        return self.bounds.metrics()
 
     def check_finite(self, values: Mapping[str, float]) -> None:
         """Raise TrainingError if a number is NaN or infinite, naming it."""

@@ -190,7 +190,10 @@ class OnPolicyConfig(RunConfig):
     )
     lr: float = option(1e-3, "learning rate of the networks", valid=above(0))
     lr_schedule: str = option(
-        "linear", "learning rate over the run", choices=("linear", "constant")
+        "linear",
+        "learning rate over the run; linear falls to zero at --total-frames, a resumed run with "
+        "another --total-frames goes on from the learning rate that it has reached",
+        choices=("linear", "constant"),
     )
     gamma: float = option(0.99, "discount of an environment step", valid=between(0, 1))
     lmbda: float = option(

@@ -1,4 +1,4 @@
-"""Files of a run: atomic writing, reading plain data, the output folder, checkpoint headers.
+"""Files of a run: atomic writing, reading plain data, checkpoint headers.
 
 Whatever is written is complete or not there: it goes into a temporary file in the same folder, onto
 the disk, and then in place of the old file. Whatever is read back is plain data (tensors, numbers,
@@ -10,8 +10,7 @@ import json
 import os
 import pickle
 import platform
-import re
-import time
+import uuid
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 
-from diffpolicy.trainers.config import RunConfig
 from diffpolicy.trainers.console import say, warn
 
 CONFIG_FILE = "config.json"
@@ -71,9 +69,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         path: the file.
         write: writes the content to the path that it is given, in the same folder.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    # One that was left behind may be another name of a file that must stay as it is.
-    temporary.unlink(missing_ok=True)
+    # A name of its own: another process may be writing the same file.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         write(temporary)
         _flush(temporary)
@@ -149,7 +146,7 @@ def _check_archive(path: Path) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` as indented JSON, atomically."""
     text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def versions() -> dict[str, str]:
@@ -162,39 +159,6 @@ def versions() -> dict[str, str]:
             # Run from a checkout that is not installed.
             found[package] = "not installed"
     return found
-
-
-def output_folder(config: RunConfig) -> Path:
-    """Choose the folder of a run, without creating it.
-
-    ``--output``, else the folder of the run that ``--resume`` continues, else a new one in runs/.
-
-    Raises:
-        ValueError: if the folder holds another run, or is a file.
-    """
-    resumed = None if config.resume is None else _folder_of_checkpoint(Path(config.resume))
-    if config.output is not None:
-        folder = Path(config.output)
-    elif resumed is not None:
-        folder = resumed
-    else:
-        name = re.sub(r"[^\w.-]+", "_", f"{config.method}-{config.env}-seed{config.seed}")
-        folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output {folder} is a file; give a folder.")
-    last = folder / CHECKPOINT_FOLDER / LAST_CHECKPOINT
-    if last.exists() and folder.resolve() != resumed:
-        raise ValueError(
-            f"--output {folder} already holds a run; choose another folder, or continue that run "
-            f"with --resume {last}."
-        )
-    return folder
-
-
-def _folder_of_checkpoint(path: Path) -> Path | None:
-    """The folder of the run that wrote a checkpoint; None if the file has been moved."""
-    folder = path.resolve().parent
-    return folder.parent if folder.name == CHECKPOINT_FOLDER else None
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers import files
 from diffpolicy.trainers.base import RLModule, RunCallback
 from diffpolicy.trainers.callbacks import MetricsFiles, ProgressBar, ResultsFile
@@ -27,7 +28,14 @@ from diffpolicy.trainers.cluster import (
 )
 from diffpolicy.trainers.config import RunConfig
 from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.folders import (
+    FolderLock,
+    check_unused,
+    output_folder,
+    remove_temporaries,
+)
 from diffpolicy.trainers.loggers import LoggerMetrics, make_loggers
+from diffpolicy.trainers.options import in_flags
 from diffpolicy.trainers.resume import continuation
 from diffpolicy.trainers.scope import StopSignal, run_scope
 
@@ -44,12 +52,15 @@ class Run:
         config: its configuration.
         module: the Lightning module.
         output: its folder.
+        lock: held on that folder while the run trains, and from the moment that its checkpoint is
+            read; None in ranks that another process has started.
         frames: environment steps that its checkpoint has already.
     """
 
     config: RunConfig
     module: RLModule
     output: Path
+    lock: FolderLock | None = None
     frames: int = 0
 
 
@@ -72,7 +83,24 @@ def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
         check_loggers(config)
     # The launcher of several GPUs starts this program once more for each further rank.
     own = is_first_process() or launched_outside()
-    output = files.output_folder(config) if own else Path(os.environ[OUTPUT])
+    output = output_folder(config) if own else Path(os.environ[OUTPUT])
+    lock = FolderLock(output) if is_first_process() else None
+    try:
+        if lock is not None and (output / files.CHECKPOINT_FOLDER).is_dir():
+            # Before the checkpoint is read: a run that goes on would replace it.
+            _acquire(lock)
+        module, frames = _build(config, make_module, device)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    return Run(config, module, output, lock, frames)
+
+
+def _build(
+    config: ConfigT, make_module: MakeModule[ConfigT], device: torch.device
+) -> tuple[RLModule, int]:
+    """The module, compared with the checkpoint if there is one, and the frames of the latter."""
     state = None if config.resume is None else files.read_checkpoint(config.resume)
     if config.resume is not None and state is not None:
         files.check_method(config.resume, state, config.method)
@@ -81,16 +109,16 @@ def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
     if config.resume is not None and state is not None:
         files.check_metadata(config.resume, state, module.metadata())
         _check_frames_left(config, state)
-    return Run(config, module, output, 0 if state is None else state["frames"])
+    return module, 0 if state is None else state["frames"]
 
 
 def train(run: Run, stop: StopSignal | None = None) -> bool:
-    """Train until ``--total-frames``, or until Ctrl-C or SIGTERM, after the current iteration.
+    """Train until ``--total-frames``, or until Ctrl-C or a signal, after the current iteration.
 
     Args:
         run: what :func:`prepare` has made.
-        stop: collects Ctrl-C and SIGTERM, and tells afterwards which of them it was; None is one
-            of this call's own.
+        stop: collects Ctrl-C, SIGTERM and other signals, and tells afterwards which of them it was;
+            None is one of this call's own.
 
     Returns:
         Whether the run was finished; False if it was stopped. A checkpoint exists in both cases.
@@ -100,10 +128,10 @@ def train(run: Run, stop: StopSignal | None = None) -> bool:
     """
     config, module = run.config, run.module
     stop = StopSignal() if stop is None else stop
-    if is_first_process():
-        _start_folder(run)
+    if run.lock is not None:
+        _start_folder(run, run.lock)
     stopped, bar = _Stopped(), ProgressBar()
-    module.stop_requested = stop.requested
+    module.signals = stop
     with run_scope(_device(config)), stop.installed():
         os.environ[OUTPUT] = str(run.output)
         trainer = make_trainer(run, [bar, stopped])
@@ -125,18 +153,41 @@ def train(run: Run, stop: StopSignal | None = None) -> bool:
         finally:
             bar.close()
             module.close()
+            if run.lock is not None:
+                run.lock.release()
     return not stopped
 
 
-def _start_folder(run: Run) -> None:
-    """Make the folder of a run, with its configuration."""
+def _start_folder(run: Run, lock: FolderLock) -> None:
+    """Make the folder of a run, with its configuration, and keep other runs out of it.
+
+    Raises:
+        TrainingError: before any work is lost, if it cannot be written to, or if another run has
+            taken it since this one was prepared.
+    """
     content = {"method": run.config.method, **asdict(run.config)}
+    checkpoints = run.output / files.CHECKPOINT_FOLDER
     try:
-        (run.output / files.CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        _acquire(lock)
+        check_unused(run.output, run.config)
+        for folder in (run.output, checkpoints):
+            remove_temporaries(folder)
         files.write_json(run.output / files.CONFIG_FILE, content)
-    except OSError as error:
-        # Before any work is lost.
+    except (ArgumentError, OSError) as error:
+        lock.release()
+        if isinstance(error, ArgumentError):
+            raise TrainingError(in_flags(error)) from error
         raise TrainingError(f"--output {run.output} cannot be written to: {error}.") from error
+
+
+def _acquire(lock: FolderLock) -> None:
+    """Take the lock; raise ArgumentError if another run has it or the folder is read-only."""
+    try:
+        lock.acquire()
+    except OSError as error:
+        problem = f"cannot be written to: {error}."
+        raise ArgumentError("output", str(lock.folder), problem) from error
 
 
 class _Stopped(RunCallback):

@@ -226,6 +226,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
             "replay_size": len(stream.buffer) * self.trainer.world_size,
             **averages,
             **self.parts.diagnostics(),
+            **self.bound_metrics(),
         }
         metrics.update(self.evaluate_if_due())
         self.end_iteration(metrics)

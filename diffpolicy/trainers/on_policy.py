@@ -117,7 +117,8 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         self._records.clear()
         self._updates = 0
         falling = self.config.lr_schedule == "linear"
-        self._lr = self.config.lr * (1.0 - self.progress if falling else 1.0)
+        factor = self.schedule.at(self.frames, self.config.total_frames) if falling else 1.0
+        self._lr = self.config.lr * factor
         groups = self.optimizer.param_groups
         for group, multiplier in zip(groups, self._multipliers, strict=True):
             group["lr"] = self._lr * multiplier
@@ -186,7 +187,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         for name in dict.fromkeys(name for record in self._records for name in record):
             values = [record[name] for record in self._records if name in record]
             metrics[name] = sum(values) / len(values)
-        return {**metrics, **self.parts.diagnostics()}
+        return {**metrics, **self.parts.diagnostics(), **self.bound_metrics()}
 
 
 def _policy_distance(record: Mapping[str, float]) -> float:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any, NoReturn, TypeVar
 
+from diffpolicy.errors import ArgumentError
+from diffpolicy.trainers import console
+
 ConfigT = TypeVar("ConfigT")
 
 
@@ -94,6 +97,13 @@ def flag_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def in_flags(error: ValueError) -> str:
+    """The sentence of an error as the command line shows it: with the flag of the argument."""
+    if not isinstance(error, ArgumentError):
+        return str(error)
+    return f"{flag_name(error.argument)} {error.value} {error.problem}"
+
+
 def check_options(config: Any) -> None:
     """Check every option of a dataclass against its range and choices.
 
@@ -114,11 +124,20 @@ def check_options(config: Any) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose error message is one line, without the list of all flags."""
+    """An argument parser for any console, whose errors are one line without all flags."""
 
     def error(self, message: str) -> NoReturn:
         """Print ``message`` and leave with exit code 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Print ``message`` on stderr and leave."""
+        console.STDERR.write(message or "")
+        raise SystemExit(status)
+
+    def print_help(self, file: Any = None) -> None:
+        """Print all flags on stdout, or into ``file``."""
+        (console.STDOUT if file is None else file).write(self.format_help())
 
 
 def make_parser(config_class: type[Any], description: str | None = None) -> Parser:

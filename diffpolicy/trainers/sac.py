@@ -11,6 +11,7 @@ from diffpolicy.trainers.environments import observation_keys
 from diffpolicy.trainers.networks import normalization
 from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
 from diffpolicy.trainers.off_policy_config import SACConfig
+from objectives.bounds import BOUNDS
 
 
 def sac_parts(env: EnvBase, config: SACConfig, device: torch.device) -> OffPolicyParts:
@@ -77,6 +78,8 @@ def _loss(env: EnvBase, config: SACConfig, device: torch.device) -> SACLoss:
         num_qvalue_nets=config.num_qvalue_nets,
         loss_function="l2",
         alpha_init=config.temperature,
+        min_alpha=BOUNDS[0],
+        max_alpha=BOUNDS[1],
         fixed_alpha=not config.learn_temperature,
         target_entropy=config.target_entropy * env.action_spec_unbatched.shape[-1],
     )

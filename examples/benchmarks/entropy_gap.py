@@ -215,7 +215,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "four_modes": runs,
     }
     args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "entropy_gap.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.results / "entropy_gap.json").write_text(
+        json.dumps(results, indent=1) + "\n", encoding="utf-8"
+    )
     draw(results, args.results / "entropy_gap.png")
     print(table(runs))
 

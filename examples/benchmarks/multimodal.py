@@ -248,7 +248,7 @@ def write(measured: Measured, folder: Path) -> None:
         "config": {**vars(config), "output": output},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{measured.name}.json").write_text(json.dumps(content) + "\n")
+    (folder / f"{measured.name}.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def table(runs: Sequence[Measured]) -> str:

@@ -66,7 +66,7 @@ def load_run(path: Path) -> Curve:
     Raises:
         ValueError: if the file does not say how its evaluations acted.
     """
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_text(encoding="utf-8"))
     policy = results.get("config", {}).get("eval_policy")
     if policy not in ACTING:
         raise ValueError(

@@ -45,7 +45,7 @@ def flags(method: str, env: str, ranks: int, iterations: int) -> list[str]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
     content = {"env": args.env, "cpus": os.cpu_count(), "versions": versions(), "speeds": speeds}
     args.results.parent.mkdir(parents=True, exist_ok=True)
-    args.results.write_text(json.dumps(content, indent=2) + "\n")
+    args.results.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(table(speeds))
 
 

@@ -301,7 +301,7 @@ if __name__ == "__main__":
         ("Pendulum-v1", "ArithmeticError: the training failed"),
         (
             "OnlyInTheParent-v0",
-            "An id of your own is named 'module:OnlyInTheParent-v0'",
+            "the workers could not be started: ArgumentError: name='OnlyInTheParent-v0' is not a",
         ),
     ],
 )
@@ -317,6 +317,8 @@ def test_workers_do_not_outlive_a_script_that_fails(name: str, error: str, tmp_p
     )
     assert result.returncode == 1
     assert error in result.stderr
+    if name == "OnlyInTheParent-v0":
+        assert "An id of your own is named 'module:OnlyInTheParent-v0'" in result.stderr
 
 
 KEPT = """

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import warnings
 from functools import partial
@@ -23,6 +24,7 @@ from collectors import (
     make_replay_buffer,
 )
 from collectors.collection.rollouts import RolloutReader
+from collectors.collection.signals import OUTLIVED
 from collectors.collection.workers import WorkerCollector, WorkerEnv
 
 pendulum = partial(make_env, "Pendulum-v1", num_envs=2)
@@ -254,11 +256,38 @@ class TestProcesses:
         iterator = iter(collector)
         next(iterator)
         for process in multiprocessing.active_children():
-            os.kill(process.pid, signal.SIGINT)
-            os.kill(process.pid, signal.SIGTERM)
+            for number in OUTLIVED:
+                os.kill(process.pid, number)
         assert next(iterator).shape == (4, 10)
         collector.shutdown()
         assert not multiprocessing.active_children()
+
+    @pytest.mark.slow
+    def test_signals_while_workers_start(self) -> None:
+        """All processes get them, also the one of Python's that watches over shared resources."""
+        sent: list[int] = []
+
+        def send(stop: threading.Event) -> None:
+            while not stop.wait(0.05):
+                for child in psutil.Process().children(recursive=True):
+                    sent.append(child.pid)
+                    child.send_signal(signal.SIGUSR1)
+
+        stop = threading.Event()
+        thread = threading.Thread(target=send, args=(stop,))
+        thread.start()
+        try:
+            collector = make_collector(
+                pendulum, None, frames_per_batch=40, seed=0, backend="process", num_workers=2
+            )
+        finally:
+            stop.set()
+            thread.join()
+        workers = {process.pid for process in multiprocessing.active_children()}
+        assert workers <= set(sent)
+        assert next(iter(collector)).shape == (4, 10)
+        collector.shutdown()
+        assert signal.SIGUSR1 not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
     @pytest.mark.slow
     def test_an_environment_that_cannot_be_built_there(

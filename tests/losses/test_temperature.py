@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from objectives import FixedTemperature, LearnedTemperature, Temperature
+from diffpolicy.errors import ArgumentError
+from objectives import FixedTemperature, LearnedMultiplier, LearnedTemperature, Temperature
 from objectives.temperature import as_temperature
 
 
@@ -73,13 +74,13 @@ def test_learned_temperature_value_is_detached_and_never_zero() -> None:
 
 @pytest.mark.parametrize("initial", [0.0, -1.0, math.inf, math.nan])
 def test_learned_temperature_rejects_initial(initial: float) -> None:
-    with pytest.raises(ValueError, match="initial temperature must be positive and finite"):
+    with pytest.raises(ValueError, match=r"initial=.* must be between 1e-06 and 10000"):
         LearnedTemperature(initial, target_entropy=-1.0)
 
 
 @pytest.mark.parametrize("target", [math.inf, math.nan])
 def test_learned_temperature_rejects_target(target: float) -> None:
-    with pytest.raises(ValueError, match="target_entropy must be finite"):
+    with pytest.raises(ValueError, match=r"target_entropy=.* must be finite"):
         LearnedTemperature(1.0, target_entropy=target)
 
 
@@ -111,3 +112,74 @@ def test_as_temperature() -> None:
 def test_as_temperature_rejects(value: object) -> None:
     with pytest.raises(TypeError, match="temperature must be a number or a Temperature"):
         as_temperature(value)
+
+
+# ---------------------------------------------------------------------------------------------
+# Bounds
+
+BUILDERS = {
+    # What drives it up, and what down.
+    "temperature": (lambda initial: LearnedTemperature(initial, 0.0, (0.1, 10.0)), -1.0, 1.0),
+    "multiplier": (lambda initial: LearnedMultiplier(initial, 1.0, (0.1, 10.0)), 2.0, 0.5),
+}
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+@pytest.mark.parametrize(("side", "bound"), [(1, 10.0), (-1, 0.1)])
+def test_a_coefficient_stops_at_its_bound_and_comes_back(
+    kind: str, side: int, bound: float
+) -> None:
+    build, up, down = BUILDERS[kind]
+    outwards, inwards = (up, down) if side > 0 else (down, up)
+    coefficient = build(1.0)
+    optimizer = torch.optim.Adam(coefficient.parameters(), 0.05)
+
+    def train(value: float, steps: int) -> list[float]:
+        values = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            coefficient.loss(torch.full((4, 1), value)).mean().backward()
+            optimizer.step()
+            values.append(float(coefficient()))
+        return values
+
+    assert coefficient.at_bound() == 0
+    values = train(outwards, 500)
+    assert values == sorted(values, reverse=side < 0)
+    assert values[-1] == pytest.approx(bound)
+    assert coefficient.at_bound() == side
+    assert any(0.5 < value < 2.0 for value in train(inwards, 100))
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_single_rows_beyond_the_bound_do_not_decide(kind: str) -> None:
+    """At the upper bound the mean counts: rows that would lower the value must not bias it."""
+    build, up, down = BUILDERS[kind]
+    coefficient = build(10.0)
+    mostly_up = torch.tensor([[up], [up], [up], [up], [down]])
+    coefficient.loss(mostly_up).mean().backward()
+    assert [float(parameter.grad) for parameter in coefficient.parameters()] == [0.0]
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_coefficient_that_is_not_finite_shows(kind: str, value: float) -> None:
+    coefficient = BUILDERS[kind][0](1.0)
+    for parameter in coefficient.parameters():
+        parameter.data.fill_(value)
+    assert math.isnan(float(coefficient()))
+    assert coefficient.loss(torch.zeros(3, 1)).isnan().all()
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (1.0, 1.0), (2.0, 1.0), (0.1, math.inf)])
+def test_bounds_that_are_none(bounds: tuple[float, float]) -> None:
+    with pytest.raises(ArgumentError, match=r"bounds=.* must be a positive and a greater finite"):
+        LearnedTemperature(1.0, -1.0, bounds)
+
+
+@pytest.mark.parametrize(
+    ("argument", "initial", "bound"), [("initial_multiplier", 0.0, 1.0), ("bound", 1.0, 0.0)]
+)
+def test_multiplier_rejects(argument: str, initial: float, bound: float) -> None:
+    with pytest.raises(ArgumentError, match=f"{argument}=0.0 must be"):
+        LearnedMultiplier(initial, bound)

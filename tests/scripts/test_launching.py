@@ -42,28 +42,30 @@ def main(load_main: Callable[[str], Main]) -> Main:
 
 
 # ---------------------------------------------------------------------------------------------
-# SIGTERM
+# Signals
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 @pytest.mark.parametrize("cpu_ranks", [1, 2])
-def test_sigterm_ends_a_run_with_a_checkpoint_and_exit_code_0(
+def test_a_termination_ends_a_run_with_a_checkpoint_and_exit_code_0(
     main: Main,
     after_iterations: AfterIterations,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     cpu_ranks: int,
+    number: signal.Signals,
 ) -> None:
     def terminate_twice() -> None:
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
+        signal.raise_signal(number)
 
-    output, handler = tmp_path / "run", signal.getsignal(signal.SIGTERM)
+    output, handler = tmp_path / "run", signal.getsignal(number)
     argv = [*SMALL, "--cpu-ranks", str(cpu_ranks), "--output", str(output)]
     with monkeypatch.context() as patch:
         after_iterations(patch, 3, terminate_twice)
         assert main([*argv, "--total-frames", "100000"]) == 0
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.getsignal(number) is handler
     frames = 3 * 128 * cpu_ranks
     last = output / "checkpoints" / "last.ckpt"
     assert read_checkpoint(str(last))["frames"] == frames
@@ -72,6 +74,23 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_exit_code_0(
     again = [*argv, "--resume", "last", "--total-frames", str(frames + 1)]
     assert main(again) == 0
     assert read_checkpoint(str(last))["frames"] == frames + 128 * cpu_ranks
+
+
+@pytest.mark.parametrize("cpu_ranks", [1, 2])
+def test_sigusr2_makes_a_checkpoint_and_the_run_goes_on(
+    main: Main,
+    after_iterations: AfterIterations,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cpu_ranks: int,
+) -> None:
+    output, total = tmp_path / "run", 4 * 128 * cpu_ranks
+    argv = [*SMALL, "--cpu-ranks", str(cpu_ranks), "--output", str(output)]
+    after_iterations(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGUSR2))
+    assert main([*argv, "--total-frames", str(total), "--checkpoint-every", "100000"]) == 0
+    saved = [path.name for path in (output / "checkpoints").glob("frames_*.ckpt")]
+    # One for all ranks, although each of them has asked, and that at the end of the run.
+    assert sorted(saved) == [f"frames_{frames:010d}.ckpt" for frames in (total // 2, total)]
 
 
 def test_sigterm_to_the_process_that_was_started_reaches_its_ranks(

@@ -1,6 +1,7 @@
 """SAC and DiffSAC in the off-policy Lightning module."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -455,3 +456,36 @@ def test_a_range_that_is_not_known_is_asked_for(build: Build) -> None:
     with pytest.raises(ValueError, match="--critic-head hl_gauss needs --value-range MIN MAX"):
         prepare(config, diffsac_module)
     assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "target", "end", "words"),
+    [
+        (1e4, 1e3, 1.0, "stays below --target-entropy 1000.0 although .* largest value, 10000: "),
+        (
+            1e-6,
+            -1e3,
+            -1.0,
+            "stays above --target-entropy -1000.0 although .* smallest value, 1e-06",
+        ),
+        (1.0, -1.0, 0.0, None),
+    ],
+)
+def test_a_temperature_at_its_bound_shows_and_is_said_once(
+    method: Method,
+    build: Build,
+    read_run: ReadRun,
+    capsys: pytest.CaptureFixture[str],
+    temperature: float,
+    target: float,
+    end: float,
+    words: str | None,
+) -> None:
+    config = build(method, temperature=temperature, target_entropy=target)
+    trained(config, method)
+    _, rows = read_run(Path(config.output))
+    assert [float(row["alpha_at_bound"]) for row in rows] == [end, end]
+    assert float(rows[-1]["alpha"]) == pytest.approx(temperature, rel=0.2 if end == 0 else 1e-4)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    assert len(warnings) == (words is not None)
+    assert words is None or re.search(words, warnings[0])

@@ -1,6 +1,7 @@
 import logging
 import os
 import signal
+import threading
 import warnings
 
 import pytest
@@ -58,15 +59,55 @@ def test_the_first_interrupt_is_a_request_and_the_second_is_raised() -> None:
         assert stop.forced()
 
 
-def test_sigterm_is_a_request_however_often_it_comes() -> None:
-    stop, before = StopSignal(), signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_termination_is_a_request_however_often_it_comes(number: signal.Signals) -> None:
+    stop, before = StopSignal(), signal.getsignal(number)
     with stop.installed():
         for _ in range(3):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
     assert stop.requested()
+    assert not stop.checkpoint_requested()
     assert not stop.forced()
     assert not stop.interrupted()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+
+
+def test_every_sigusr2_is_answered_by_a_checkpoint_that_begins_after_it() -> None:
+    stop = StopSignal()
+    with stop.installed():
+        for times in (1, 2, 255):
+            assert not stop.checkpoint_requested()
+            for _ in range(times):
+                signal.raise_signal(signal.SIGUSR2)
+            assert stop.checkpoint_requested()
+            stop.begin_checkpoint()
+    assert not stop.requested()
+
+
+def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored() -> None:
+    """As ``nohup`` does it."""
+    stop, before = StopSignal(), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop.installed():
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.requested()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_handlers_are_for_the_main_thread_only() -> None:
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    seen: list[bool] = []
+
+    def other() -> None:
+        with StopSignal().installed():
+            seen.append({n: signal.getsignal(n) for n in signal.valid_signals()} == before)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

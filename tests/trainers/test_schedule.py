@@ -1,0 +1,67 @@
+"""The learning rate of a run that is made longer or shorter."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffpolicy.trainers import DiffPPOConfig, diffppo_module, prepare, train
+from diffpolicy.trainers.schedule import LinearSchedule
+from diffpolicy.trainers.scope import StopSignal
+
+SmallConfig = Callable[..., DiffPPOConfig]
+ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
+
+
+def test_it_falls_linearly_to_zero_and_stays_there() -> None:
+    assert [LinearSchedule().at(n, 400) for n in (0, 100, 300, 400, 450)] == [1, 0.75, 0.25, 0, 0]
+    later = LinearSchedule(start=100, factor=0.5)
+    assert [later.at(frames, 300) for frames in (100, 200, 300)] == [0.5, 0.25, 0]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+@pytest.mark.parametrize("total", [512, 640, 1024])
+def test_a_stopped_run_goes_on_from_the_learning_rate_it_has_reached(
+    small_config: SmallConfig,
+    read_run: ReadRun,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    schedule: str,
+    total: int,
+) -> None:
+    """Stopped after 256 of 512 steps, and once more 128 steps later; 128 are an iteration."""
+    options = {"lr": 1e-3, "lr_schedule": schedule, "epochs": 1}
+    for frames, given in ((256, {"total_frames": 512}), (384, {"resume": "last"})):
+        run = prepare(small_config(**{**options, "total_frames": total, **given}), diffppo_module)
+        stop = StopSignal()
+        monkeypatch.setattr(
+            stop, "requested", lambda module=run.module, until=frames: module.frames >= until
+        )
+        assert not train(run, stop)
+    warned = "warning: --total-frames was 512" in capsys.readouterr().err
+    assert warned == (total != 512 and schedule == "linear")
+    assert train(
+        prepare(small_config(**options, resume="last", total_frames=total), diffppo_module)
+    )
+    # The second time it was the same: the first change is in the checkpoint.
+    assert "--total-frames was" not in capsys.readouterr().err
+    rates = [float(row["lr"]) for row in read_run(run.output)[1]]
+    left = range(total - 256, 0, -128)
+    falling = [1e-3, 7.5e-4, *(5e-4 * frames / (total - 256) for frames in left)]
+    assert rates == pytest.approx(falling if schedule == "linear" else [1e-3] * len(falling))
+
+
+def test_a_finished_run_that_is_made_longer_learns_again_and_says_so(
+    small_config: SmallConfig, read_run: ReadRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"lr": 1e-3, "epochs": 1}
+    assert train(prepare(small_config(**options, total_frames=128), diffppo_module))
+    run = prepare(small_config(**options, resume="last", total_frames=512), diffppo_module)
+    assert train(run)
+    said = capsys.readouterr().err
+    assert (
+        "the learning rate had fallen to zero at --total-frames 128; it goes on with 0.75" in said
+    )
+    rates = [float(row["lr"]) for row in read_run(run.output)[1]]
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
