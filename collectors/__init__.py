@@ -24,7 +24,7 @@ from collectors.errors import (
 )
 from collectors.randomness import RandomStream
 from collectors.seeding import derive_seed
-from collectors.state.collector_state import collector_state, load_collector_state
+from collectors.state.collector_state import borrowed_env, collector_state, load_collector_state
 from collectors.state.replay_state import load_replay_state, replay_state
 from collectors.streams.minibatches import RolloutBuffer
 from collectors.streams.off_policy import OffPolicyStream
@@ -47,6 +47,7 @@ __all__ = [
     "UnfinishedEpisodeError",
     "UnsupportedStateError",
     "WorkerError",
+    "borrowed_env",
     "check_finite",
     "check_ray",
     "collector_state",

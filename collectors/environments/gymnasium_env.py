@@ -72,6 +72,8 @@ class GymnasiumEnv(EnvBase):
             self._close_copies()
             raise
         self._make_specs(num_envs)
+        # TorchRL takes environments for closed that are not wrapped in its own way.
+        self.is_closed = False
         self._outside = outside_state(self.envs)
 
     def changed_outside(self) -> list[str]:

@@ -1,10 +1,12 @@
 """State of a collector that runs in this process: simulators, counters, generators."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector, Collector
-from torchrl.envs import TransformedEnv
+from torchrl.envs import EnvBase, TransformedEnv
 
 from collectors.environments.gymnasium_env import GymnasiumEnv, gymnasium_env
 from collectors.errors import UnsupportedStateError
@@ -75,6 +77,43 @@ def load_collector_state(collector: BaseCollector, state: dict[str, Any]) -> Non
         local._traj_pool.load_state_dict(state["trajectories"])
     if stream is not None:
         stream.load_state_dict(state["generators"])
+
+
+@contextmanager
+def borrowed_env(
+    collector: BaseCollector,
+    *,
+    seed: int,
+    on_restart: Callable[[UnsupportedStateError], None] = lambda error: None,
+) -> Iterator[EnvBase]:
+    """Lend the environments of a collector, between two of its rollouts.
+
+    Afterwards the collector goes on as if nothing had happened. Where the state of its environments
+    cannot be saved, it begins new episodes.
+
+    Args:
+        collector: from :func:`collectors.make_collector`, without worker processes.
+        seed: of the new episodes.
+        on_restart: called with the reason if there are new episodes.
+
+    Raises:
+        UnsupportedStateError: the environments are not in this process.
+    """
+    local = _local(collector)
+    try:
+        state = collector_state(local)
+    except UnsupportedStateError as error:
+        on_restart(error)
+        state = None
+    try:
+        yield local.env
+    finally:
+        if state is None:
+            with _stream(local) or nullcontext():
+                local.env.set_seed(seed)
+                local.reset()
+        else:
+            load_collector_state(local, state)
 
 
 def _local(collector: BaseCollector) -> Collector:

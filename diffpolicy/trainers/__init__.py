@@ -12,7 +12,7 @@ from diffpolicy.trainers.algorithms import (
     gaussian_ppo_module,
     gaussian_ppo_parts,
 )
-from diffpolicy.trainers.base import EVALUATION_SEED, Evaluation, RLModule, RunCallback
+from diffpolicy.trainers.base import RLModule, RunCallback
 from diffpolicy.trainers.cli import run_script
 from diffpolicy.trainers.config import OnPolicyConfig, PPOConfig, RunConfig
 from diffpolicy.trainers.diff_sac import diffsac_module, diffsac_parts
@@ -20,6 +20,7 @@ from diffpolicy.trainers.diff_sac_config import DiffSACConfig
 from diffpolicy.trainers.dime import dime_module, dime_parts
 from diffpolicy.trainers.dime_config import DIMEConfig
 from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.evaluator import EVALUATION_SEED, Evaluation
 from diffpolicy.trainers.launch import Run, prepare, train
 from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
 from diffpolicy.trainers.off_policy_config import OffPolicyConfig, SACConfig

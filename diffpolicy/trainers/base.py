@@ -3,7 +3,7 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +12,19 @@ import torch
 import torch.distributed as dist
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.envs import EnvBase, ExplorationType
+from torchrl.collectors import BaseCollector
 from torchrl.objectives import LossModule
 
-from collectors import NonFiniteError, UnfinishedEpisodeError, evaluate
-from collectors.errors import describe
 from diffpolicy.networks.ranks import distributed, sum_over_ranks
 from diffpolicy.trainers.config import RunConfig
 from diffpolicy.trainers.console import warn
-from diffpolicy.trainers.environments import evaluation_env
+from diffpolicy.trainers.environments import Notes
 from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.evaluator import Evaluation, Evaluator
 from diffpolicy.trainers.files import CHECKPOINT_KEY, Disk
 from diffpolicy.trainers.options import fixed_options
 from diffpolicy.trainers.schedule import LinearSchedule
 from diffpolicy.trainers.scope import StopSignal
-
-# Evaluations start from the same states in every run, whatever its seed.
-EVALUATION_SEED = 1_000_003
-_EXPLORATION = {
-    "deterministic": ExplorationType.DETERMINISTIC,
-    "stochastic": ExplorationType.RANDOM,
-}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Returns of one evaluation.
-
-    Attributes:
-        env_steps: environment steps (all ranks) trained on before it.
-        return_mean: mean undiscounted return.
-        return_std: standard deviation over the episodes.
-        episodes: number of episodes.
-    """
-
-    env_steps: int
-    return_mean: float
-    return_std: float
-    episodes: int
 
 
 class RunCallback(L.Callback):
@@ -76,6 +51,7 @@ class RLModule(L.LightningModule, ABC):
         frames: environment steps so far, of all ranks together.
         gradient_steps: optimiser steps so far.
         wall_seconds: time spent so far, evaluations included.
+        evaluator: evaluates on this rank.
         evaluations: every evaluation so far.
         signals: asked after each iteration whether this rank wants the run to stop, or to make a
             checkpoint.
@@ -86,6 +62,9 @@ class RLModule(L.LightningModule, ABC):
             there are none.
         schedule: of the learning rate, for methods with ``--lr-schedule linear``.
     """
+
+    #: What the run says about itself before it begins.
+    notes: Notes
 
     def __init__(self, config: RunConfig, loss: LossModule) -> None:
         super().__init__()
@@ -99,17 +78,22 @@ class RLModule(L.LightningModule, ABC):
         self.signals = StopSignal()
         self.stopping = False
         self.checkpointing = False
+        self.evaluator = Evaluator(config)
         self.disk = Disk()
         self.replay_folder: str | None = None
         self.schedule = LinearSchedule()
         self._loaded: dict[str, Any] | None = None
         self._clock = 0.0
-        self._evaluation_env: EnvBase | None = None
 
     @property
     @abstractmethod
     def actor(self) -> TensorDictModuleBase:
         """The acting policy; it shares its parameters with the loss."""
+
+    @property
+    @abstractmethod
+    def collector(self) -> BaseCollector:
+        """The collector of this rank."""
 
     @property
     def finished(self) -> bool:
@@ -118,9 +102,7 @@ class RLModule(L.LightningModule, ABC):
 
     def close(self) -> None:
         """Close the environments."""
-        if self._evaluation_env is not None:
-            self._evaluation_env.close()
-            self._evaluation_env = None
+        self.evaluator.close()
 
     # ---------------------------------------------------------------------------------------
     # Several ranks
@@ -174,7 +156,9 @@ class RLModule(L.LightningModule, ABC):
             TrainingError: on every rank, if a return or an observation is not finite, or an
                 episode does not end.
         """
-        own = self._evaluate() if self.global_rank == 0 else None
+        own = None
+        if self.global_rank == 0:
+            own = self.evaluator.evaluate(self.actor, self.frames, self.collector)
         evaluation = self.trainer.strategy.broadcast(own)
         if not isinstance(evaluation, Evaluation):
             raise TrainingError(
@@ -185,35 +169,6 @@ class RLModule(L.LightningModule, ABC):
         for callback in self.run_callbacks():
             callback.on_evaluation(self.trainer, self, evaluation)
         return evaluation
-
-    def _evaluate(self) -> Evaluation | str:
-        """An evaluation, or the words on what is wrong with it."""
-        config = self.config
-        if self._evaluation_env is None:
-            self._evaluation_env = evaluation_env(config)
-        advice = f"check the observations and rewards of --env {config.env}."
-        try:
-            returns, _ = evaluate(
-                self.actor,
-                self._evaluation_env,
-                config.eval_episodes,
-                seed=EVALUATION_SEED,
-                exploration_type=_EXPLORATION[config.eval_policy],
-            )
-        except NonFiniteError as error:
-            return f"{str(error).rstrip('.')}; {advice}"
-        except UnfinishedEpisodeError:
-            return (
-                f"an episode of --env {config.env} does not end; cut episodes off with "
-                "--max-episode-steps."
-            )
-        except Exception as error:  # whatever an environment may raise
-            return f"--env {config.env} or the policy raised {describe(error)}\n"
-        values = torch.tensor(returns, dtype=torch.float64)
-        mean, std = float(values.mean()), float(values.std(correction=0))
-        if not math.isfinite(mean):
-            return f"the mean return is {mean}; {advice}"
-        return Evaluation(self.frames, mean, std, config.eval_episodes)
 
     def evaluate_if_due(self) -> dict[str, float]:
         """The evaluation columns of an iteration's metrics; NaN where none is due."""

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from diffpolicy.trainers import console, files
-from diffpolicy.trainers.base import Evaluation, RLModule, RunCallback
+from diffpolicy.trainers.base import RLModule, RunCallback
+from diffpolicy.trainers.evaluator import Evaluation
 
 _BAR_FORMAT = (
     "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}{postfix}]"

@@ -95,6 +95,9 @@ def _run(
         return 0
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    notes = run.module.notes
+    for line in filter(None, (notes.interface, notes.inexact)):
+        console.note(line)
     stop = StopSignal()
     try:
         finished = train(run, stop)
@@ -108,5 +111,6 @@ def _run(
         last = run.output / files.CHECKPOINT_FOLDER / files.LAST_CHECKPOINT
         console.say(f"stopped; continue with --resume {last}" if last.exists() else "stopped")
         return EXIT_INTERRUPTED if stop.interrupted() else 0
+    console.note(notes.interface)
     console.say(f"finished; results are in {run.output}")
     return 0

@@ -26,7 +26,7 @@ from diffpolicy.trainers.base import RLModule
 from diffpolicy.trainers.bounds import BoundWatch
 from diffpolicy.trainers.config import OnPolicyConfig
 from diffpolicy.trainers.console import warn
-from diffpolicy.trainers.environments import spec_env
+from diffpolicy.trainers.environments import run_notes, spec_env
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.off_policy_config import OffPolicyConfig
 from diffpolicy.trainers.workers import check_collector, faults_end_training, training_collector
@@ -80,6 +80,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         ValueError: for an environment that does not exist or does not suit the networks.
 
     Attributes:
+        notes: what the run says about itself before it begins.
         continued: what of the collection goes on from a checkpoint.
         bounds: tells of learned coefficients at their bounds.
     """
@@ -98,10 +99,12 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(derive_seed(config.seed))
                 parts = build(env, config, device)
+            notes = run_notes(env, config)
         finally:
             env.close()
         super().__init__(config, parts.loss)
         self.parts = parts
+        self.notes = notes
         self._stream: StreamT | None = None
         self.continued = resume.Continuation()
         self._warned = False
@@ -116,6 +119,11 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
     def _cuda(self) -> list[torch.device]:
         """The CUDA device of this rank, if it has one."""
         return [self.device] if self.device.type == "cuda" else []
+
+    @property
+    def collector(self) -> BaseCollector:
+        """The collector of this rank."""
+        return self.stream.collector
 
     @property
     def stream(self) -> StreamT:

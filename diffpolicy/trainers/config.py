@@ -78,6 +78,13 @@ class RunConfig:
         10_000, "environment steps (all ranks) between evaluations", valid=at_least(1)
     )
     eval_episodes: int = option(10, "episodes of an evaluation", valid=at_least(1))
+    eval_env: Literal["own", "training"] = option(
+        "own",
+        "environments of evaluations: own ones, which are built when the first is due (where the "
+        "simulator runs only once, those of the training take their place), or those of the "
+        "training, whose episodes go on afterwards; needs --collector local",
+        choices=("own", "training"),
+    )
     eval_policy: str = option(
         "deterministic", "how evaluations act", choices=("deterministic", "stochastic")
     )
@@ -109,6 +116,10 @@ class RunConfig:
                 "leave one of them out."
             )
 
+        if self.eval_env == "training" and self.collector != "local":
+            raise ValueError(
+                f"--eval-env training needs --collector local, got --collector {self.collector}."
+            )
         self._check_workers()
 
     def _check_workers(self) -> None:

@@ -93,6 +93,12 @@ def say(text: str) -> None:
         _line(STDOUT, text)
 
 
+def note(text: str) -> None:
+    """Print a line about the run on stderr, once for all processes of a run."""
+    if is_first_process():
+        _line(STDERR, text)
+
+
 def warn(text: str) -> None:
     """Print ``warning: text`` as one line on stderr, once for all processes of a run.
 

@@ -1,11 +1,14 @@
 """The environments of a run, and what the networks read of their observations."""
 
+from dataclasses import dataclass
+
 from tensordict import NestedKey
 from torchrl.envs import EnvBase
 
-from collectors import make_env
+from collectors import GymnasiumEnv, RandomStream, UnsupportedStateError, make_env
 from collectors.environments.gymnasium_env import gymnasium_env
 from collectors.environments.spaces import is_image
+from collectors.state.simulators import simulator_state
 from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers.config import OnPolicyConfig, RunConfig
 from diffpolicy.trainers.off_policy_config import OffPolicyConfig
@@ -18,11 +21,13 @@ def spec_env(config: RunConfig) -> EnvBase:
         ArgumentError: for an environment that does not exist or is not supported.
     """
     try:
-        return make_env(
-            config.env,
-            max_episode_steps=config.max_episode_steps,
-            observation_keys=config.observation_keys,
-        )
+        # Constructors may draw from global generators, which belong to the caller.
+        with RandomStream(config.seed):
+            return make_env(
+                config.env,
+                max_episode_steps=config.max_episode_steps,
+                observation_keys=config.observation_keys,
+            )
     except ArgumentError as error:
         if error.argument != "name":
             raise
@@ -79,3 +84,64 @@ def observation_keys(env: EnvBase, config: RunConfig) -> list[NestedKey]:
             f"not read; {choice or 'let the environment make vectors of it'}.",
         )
     return [entry.key for entry in own.entries]
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a run says about itself before it begins.
+
+    Attributes:
+        interface: what the networks read and what they drive.
+        inexact: what will not be done exactly, empty if everything is.
+    """
+
+    interface: str
+    inexact: str
+
+
+def run_notes(env: EnvBase, config: OnPolicyConfig | OffPolicyConfig) -> Notes:
+    """Describe a run on environments such as ``env``, which is reset.
+
+    Args:
+        env: from :func:`spec_env`.
+        config: the run's configuration.
+    """
+    own = gymnasium_env(env)
+    assert own is not None
+    sizes = [f"{entry.name} ({', '.join(map(str, entry.shape))})" for entry in own.entries]
+    low, high = own.actions.low, own.actions.high
+    bounds = f"[{low.min():g}, {high.max():g}]"
+    if (low != low[0]).any() or (high != high[0]).any():
+        bounds = f"bounds of their own inside of {bounds}"
+    interface = f"reads {', '.join(sizes)}; drives {len(low)} action(s) in {bounds}"
+    reasons = [*_never_exact(config), *_unsaved(own)]
+    told = f"not exact: {'; '.join(reasons)}" if reasons else ""
+    return Notes(interface, told)
+
+
+def _never_exact(config: OnPolicyConfig | OffPolicyConfig) -> list[str]:
+    """What the options of a run leave open."""
+    reasons = []
+    if config.collector != "local":
+        reasons.append(f"with --collector {config.collector} a resumed run starts new episodes")
+    if config.refill_frames and config.replay_checkpoints == "never":
+        reasons.append(
+            "with --checkpoint-replay never a resumed run first fills its replay buffer again"
+        )
+    if config.gpus and not config.deterministic:
+        reasons.append("without --deterministic a GPU gives other rounding errors in every run")
+    return reasons
+
+
+def _unsaved(own: GymnasiumEnv) -> list[str]:
+    """Why the state of an environment cannot be saved."""
+    try:
+        with RandomStream(0):
+            own.reset()
+        simulator_state(own.envs)
+    except UnsupportedStateError as error:
+        return [f"a resumed run starts new episodes, because {str(error).rstrip('.')}"]
+    except Exception:
+        # An environment that cannot be reset ends the run at its first evaluation, which says why.
+        return []
+    return []

@@ -9,8 +9,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from diffpolicy.trainers.base import Evaluation, RLModule, RunCallback
+from diffpolicy.trainers.base import RLModule, RunCallback
 from diffpolicy.trainers.console import warn
+from diffpolicy.trainers.evaluator import Evaluation
 
 
 def make_loggers(names: Sequence[str], output: Path, frames: int) -> list[Logger]:

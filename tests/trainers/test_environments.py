@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import diffpolicy.trainers.base as base
+import diffpolicy.trainers.evaluator as evaluator
 from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers import (
     DiffPPOConfig,
@@ -151,7 +151,7 @@ def test_an_evaluation_without_an_end_stops_the_run_and_names_the_flag(
     monkeypatch: pytest.MonkeyPatch,
     cpu_ranks: int,
 ) -> None:
-    monkeypatch.setattr(base, "evaluate", partial(base.evaluate, max_steps=20))
+    monkeypatch.setattr(evaluator, "evaluate", partial(evaluator.evaluate, max_steps=20))
     run = prepare(
         small_config(env=register(Robot), observation_keys=("target",), cpu_ranks=cpu_ranks),
         diffppo_module,
