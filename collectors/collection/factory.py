@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -123,12 +124,12 @@ def make_collector(
         try:
             _check_divisible(frames_per_batch, env, num_workers)
         except ValueError:
-            env.close()
+            _close(env)
             raise
         if not num_workers:
             options |= {"total_frames": total_frames, "init_random_frames": random_frames}
             return _local(env, acting, seed, device, frames_per_batch=frames_per_batch, **options)
-        env.close()
+        _close(env)
     options["frames_per_batch"] = frames_per_batch
     return WorkerCollector(
         partial(_start, backend, env_fn, acting, seed, num_workers, device, options),
@@ -139,6 +140,12 @@ def make_collector(
         restarts=restarts,
         on_restart=on_restart,
     )
+
+
+def _close(env: EnvBase) -> None:
+    # It was only looked at: workers that cannot close theirs say so themselves.
+    with suppress(Exception):
+        env.close()
 
 
 def _local(

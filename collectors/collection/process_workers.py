@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -147,6 +147,11 @@ class _ReportingCollector(Collector):
             # can be built from.
             raise WorkerError(describe(error)) from None
         self._folder = folder
+
+    def shutdown(self, *args: Any, **options: Any) -> None:
+        """Close the environment. If it raises, nothing is lost, and nobody is left to tell."""
+        with suppress(Exception):
+            super().shutdown(*args, **options)
 
     def iterator(self) -> Iterator[TensorDictBase]:
         """Yield rollouts."""

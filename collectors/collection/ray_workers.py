@@ -19,6 +19,7 @@ from torchrl.collectors import BaseCollector, Collector
 from collectors.collection.signals import signals_blocked
 from collectors.collection.workers import WorkerEnv
 from collectors.errors import WorkerError, describe
+from diffpolicy.errors import ArgumentError
 
 # Seconds that a cluster has to find a CPU for each worker.
 _PLACEMENT_TIMEOUT = 60.0
@@ -120,11 +121,13 @@ class _RemoteCollector(Collector):
 
 
 def check_ray() -> None:
-    """Raise ValueError unless Ray is installed."""
+    """Raise ArgumentError unless Ray is installed."""
     if importlib.util.find_spec("ray") is None:
-        raise ValueError(
-            "backend='ray' needs the package ray, which is not installed; try pip install "
-            "'diffpolicy[ray]', or backend='process'."
+        raise ArgumentError(
+            "backend",
+            "ray",
+            "needs the package ray, which is not installed; try pip install 'diffpolicy[ray]', or "
+            "process.",
         )
 
 

@@ -1,7 +1,6 @@
 """Copies of a Gymnasium environment, stepped together, as a TorchRL environment."""
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -99,17 +98,21 @@ class GymnasiumEnv(EnvBase):
         self.done_spec = Composite({key: flag.clone() for key in names}, shape=[num_envs])
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        """Close all copies. One that raises is told of in a warning, and the others are closed."""
+        """Close all copies; then raise what the first one that could not be closed has raised."""
         super().close(raise_if_closed=raise_if_closed)
-        self._close_copies()
+        errors = self._close_copies()
+        if errors:
+            raise errors[0]
 
-    def _close_copies(self) -> None:
+    def _close_copies(self) -> list[Exception]:
         copies, self.envs = self.envs, []
+        errors = []
         for env in copies:
             try:
                 env.close()
             except Exception as error:  # whatever a simulator may raise
-                warnings.warn(f"closing {env} raised {type(error).__name__}: {error}", stacklevel=3)
+                errors.append(error)
+        return errors
 
     def _set_seed(self, seed: int | None) -> None:
         for index, env in enumerate(self.envs):

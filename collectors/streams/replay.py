@@ -21,6 +21,7 @@ from torchrl.data import (
 )
 
 from collectors.seeding import derive_seed
+from diffpolicy.errors import ArgumentError
 
 
 def make_replay_buffer(
@@ -136,10 +137,12 @@ def _check_extension() -> None:
     try:
         PrioritizedSampler(1, alpha=1.0, beta=1.0)
     except RuntimeError as error:
-        raise ValueError(
-            "prioritized=True needs torchrl's compiled extension, but that of torchrl "
-            f"{torchrl.__version__} does not load with torch {torch.__version__}; use "
-            "prioritized=False, or install a torch that this torchrl was built for."
+        raise ArgumentError(
+            "prioritized",
+            True,
+            f"needs torchrl's compiled extension, but that of torchrl {torchrl.__version__} does "
+            f"not load with torch {torch.__version__}; leave it out, or install a torch that this "
+            "torchrl was built for.",
         ) from error
 
 

@@ -3,6 +3,7 @@
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ class RLModule(L.LightningModule, ABC):
         self.schedule = LinearSchedule()
         self._loaded: dict[str, Any] | None = None
         self._clock = 0.0
+        self._close_failed = False
 
     @property
     @abstractmethod
@@ -101,8 +103,24 @@ class RLModule(L.LightningModule, ABC):
         return self.frames >= self.config.total_frames
 
     def close(self) -> None:
-        """Close the environments."""
-        self.evaluator.close()
+        """Close the environments; one that raises meanwhile is named in a warning, the first time.
+
+        What the run has found out stands all the same.
+        """
+        self.attempt_to_close(self.evaluator.close)
+
+    def attempt_to_close(self, close: Callable[[], object]) -> None:
+        """Call ``close``, and turn what environments or workers raise there into one warning."""
+        try:
+            close()
+        except Exception as error:  # whatever a simulator may raise
+            if not self._close_failed:
+                self._close_failed = True
+                words = f"{type(error).__name__}: {error}"
+                warn(
+                    f"--env {self.config.env} could not be closed ({words}); the results of the "
+                    "run stand."
+                )
 
     # ---------------------------------------------------------------------------------------
     # Several ranks

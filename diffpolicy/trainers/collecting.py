@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -95,14 +96,17 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
     ) -> None:
         check_collector(config)
         env = spec_env(config)
-        try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(derive_seed(config.seed))
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(config.seed))
+            try:
                 parts = build(env, config, device)
-            notes = run_notes(env, config)
-        finally:
-            env.close()
+                notes = run_notes(env, config)
+            except BaseException:
+                with suppress(Exception):
+                    env.close()
+                raise
         super().__init__(config, parts.loss)
+        self.attempt_to_close(env.close)
         self.parts = parts
         self.notes = notes
         self._stream: StreamT | None = None
@@ -257,7 +261,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         """Shut the collector down and close all environments."""
         super().close()
         if self._stream is not None:
-            self._stream.collector.shutdown()
+            self.attempt_to_close(self._stream.collector.shutdown)
 
     def bound_metrics(self) -> dict[str, float]:
         """Which learned coefficients are at a bound; the first time, rank zero warns."""

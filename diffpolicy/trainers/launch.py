@@ -2,7 +2,6 @@
 
 import importlib.util
 import mmap
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,8 @@ from diffpolicy.trainers.base import RLModule, RunCallback
 from diffpolicy.trainers.callbacks import MetricsFiles, ProgressBar, ResultsFile
 from diffpolicy.trainers.checkpoints import Checkpoints
 from diffpolicy.trainers.cluster import (
-    OUTPUT,
+    announce,
+    announced,
     check_launcher,
     cluster,
     is_first_process,
@@ -83,7 +83,8 @@ def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
         check_loggers(config)
     # The launcher of several GPUs starts this program once more for each further rank.
     own = is_first_process() or launched_outside()
-    output = output_folder(config) if own else Path(os.environ[OUTPUT])
+    output = output_folder(config) if own else announced()
+    assert output is not None  # check_launcher has seen to it
     lock = FolderLock(output) if is_first_process() else None
     try:
         if lock is not None and (output / files.CHECKPOINT_FOLDER).is_dir():
@@ -133,7 +134,7 @@ def train(run: Run, stop: StopSignal | None = None) -> bool:
     stopped, bar = _Stopped(), ProgressBar()
     module.signals = stop
     with run_scope(_device(config)), stop.installed():
-        os.environ[OUTPUT] = str(run.output)
+        announce(run.output)
         trainer = make_trainer(run, [bar, stopped])
         try:
             trainer.fit(module, ckpt_path=config.resume, weights_only=True)

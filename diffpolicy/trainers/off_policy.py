@@ -91,7 +91,8 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         self, config: OffPolicyConfig, build: BuildParts[OffPolicyParts], device: torch.device
     ) -> None:
         if config.prioritized_replay:
-            _check_prioritized_replay()
+            # Raises before anything else where TorchRL cannot sample by priorities.
+            make_replay_buffer(1, batch_size=1, seed=0, prioritized=True)
         super().__init__(config, build, device)
         self._end_warm_up: Callable[[], None] = lambda: None
         self._totals: dict[str, Tensor] = {}
@@ -294,12 +295,3 @@ def treat_gradients(grads: list[Tensor], limit: float) -> None:
     """
     for grad in grads:
         grad.nan_to_num_(nan=0.0).clamp_(-limit, limit)
-
-
-def _check_prioritized_replay() -> None:
-    """Raise ValueError before training where TorchRL cannot sample by priorities."""
-    try:
-        make_replay_buffer(1, batch_size=1, seed=0, prioritized=True)
-    except ValueError as error:
-        text = str(error).replace("prioritized=True", "--prioritized-replay")
-        raise ValueError(text.replace("use prioritized=False", "leave it out")) from error

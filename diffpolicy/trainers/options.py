@@ -97,11 +97,24 @@ def flag_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+# Options that have another name where the rule about them is known.
+_OPTIONS = {
+    "name": "env",
+    "backend": "collector",
+    "prioritized": "prioritized_replay",
+    "initial": "temperature",
+}
+
+
 def in_flags(error: ValueError) -> str:
     """The sentence of an error as the command line shows it: with the flag of the argument."""
     if not isinstance(error, ArgumentError):
         return str(error)
-    return f"{flag_name(error.argument)} {error.value} {error.problem}"
+    flag = flag_name(_OPTIONS.get(error.argument, error.argument))
+    value = error.value
+    words = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    # A switch has no value on the command line.
+    return f"{flag} {error.problem}" if value is True else f"{flag} {words} {error.problem}"
 
 
 def check_options(config: Any) -> None:

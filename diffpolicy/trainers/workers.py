@@ -17,12 +17,9 @@ from diffpolicy.trainers.off_policy_config import OffPolicyConfig
 
 
 def check_collector(config: OnPolicyConfig | OffPolicyConfig) -> None:
-    """Raise ValueError if ``--collector`` needs a package that is missing."""
+    """Raise ArgumentError if ``--collector`` needs a package that is missing."""
     if config.collector == "ray":
-        try:
-            check_ray()
-        except ValueError as error:
-            raise ValueError(str(error).replace("backend=", "--collector ")) from error
+        check_ray()
 
 
 def training_collector(

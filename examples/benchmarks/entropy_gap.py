@@ -199,6 +199,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=RESULTS, help="output folder")
     args = parser.parse_args(argv)
+    try:
+        # Before half an hour of work.
+        args.results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--results {args.results} cannot be written to: {error.strerror}.")
     log_z = log_normaliser()
     runs = []
     for name, variant in VARIANTS.items():
@@ -214,7 +219,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "variants": {name: variant._asdict() for name, variant in VARIANTS.items()},
         "four_modes": runs,
     }
-    args.results.mkdir(parents=True, exist_ok=True)
     (args.results / "entropy_gap.json").write_text(
         json.dumps(results, indent=1) + "\n", encoding="utf-8"
     )

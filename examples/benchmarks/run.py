@@ -48,6 +48,10 @@ RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/benchmarks")
 
 
+# Flags of the training script that this one gives itself, and what to give instead.
+GIVEN = {"--output": "--runs, the folder of all output folders", "--seed": "--seeds"}
+
+
 def run_seed(seed: int, args: argparse.Namespace, flags: list[str]) -> int:
     """Train one seed and keep its results file; returns the exit code."""
     name = f"{args.label or args.method}-seed{seed}"
@@ -68,9 +72,20 @@ def keep(results: Path, folder: Path, name: str) -> None:
     (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def make_folder(command_line: argparse.ArgumentParser, folder: Path) -> None:
+    """Make the folder of --results before any work that it is to hold."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        command_line.error(f"--results {folder} cannot be written to: {error.strerror}.")
+
+
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # A flag of the training script is none of this one's cut short.
+        allow_abbrev=False,
     )
     found.add_argument("--method", choices=sorted(METHODS), required=True)
     found.add_argument("--env", default="HalfCheetah-v5", help="Gymnasium id or dmc:domain-task")
@@ -88,6 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, flags = command_line.parse_known_args(argv)
     if args.workers < 1:
         command_line.error(f"--workers must be at least 1, got {args.workers}.")
+    for flag in (word.partition("=")[0] for word in flags):
+        if flag in GIVEN:
+            command_line.error(f"{flag} is chosen for each run; give {GIVEN[flag]}.")
+    make_folder(command_line, args.results)
     task = partial(run_seed, args=args, flags=flags)
     # A new process for every run: none inherits another's random state or compiled code.
     context = multiprocessing.get_context("spawn")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from run import METHODS, RESULTS  # type: ignore[import-not-found]
+from run import METHODS, RESULTS, make_folder  # type: ignore[import-not-found]
 
 from diffpolicy.trainers import run_script
 from diffpolicy.trainers.files import versions
@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.iterations < 2 or args.ranks[0] != 1:
         parser.error("--iterations must be at least 2, and --ranks must begin with 1.")
+    make_folder(parser, args.results.parent)
     with tempfile.TemporaryDirectory() as folder:
         speeds = [
             measure(method, args.env, ranks, args.iterations, Path(folder))
@@ -104,7 +105,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             for ranks in args.ranks
         ]
     content = {"env": args.env, "cpus": os.cpu_count(), "versions": versions(), "speeds": speeds}
-    args.results.parent.mkdir(parents=True, exist_ok=True)
     args.results.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(table(speeds))
 

@@ -4,10 +4,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from diffpolicy.trainers import DiffPPOConfig, RLModule, diffppo_module, prepare, train
+from diffpolicy.trainers.files import read_checkpoint
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -68,3 +72,59 @@ def test_wandb_needs_no_login_when_offline(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert prepare(small_config(logger=("wandb",)), diffppo_module).frames == 0
+
+
+class Stubborn(gym.Env[Any, Any]):
+    """A simulator that cannot be closed."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return np.zeros(2, np.float32), 0.0, False, self.steps == 5, {}
+
+    def close(self) -> None:
+        raise OSError("the licence server is gone")
+
+
+@pytest.mark.parametrize("cpu_ranks", [1, 2])
+def test_a_simulator_that_cannot_be_closed_costs_one_warning(
+    small_config: SmallConfig,
+    register: Callable[[type[gym.Env[Any, Any]]], str],
+    capsys: pytest.CaptureFixture[str],
+    cpu_ranks: int,
+) -> None:
+    env = register(Stubborn)
+    total = 128 * cpu_ranks
+    config = small_config(env=env, total_frames=total, cpu_ranks=cpu_ranks)
+    run = prepare(config, diffppo_module)
+    assert train(run)
+    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == total
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    assert len(warnings) == 1
+    assert f"--env {env} could not be closed (OSError: the licence server is gone)" in warnings[0]
+
+
+@pytest.mark.parametrize("method", ["finalize", "log_metrics", "save"])
+def test_a_logger_that_fails_costs_one_warning(
+    small_config: SmallConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise ConnectionError("the service is gone")
+
+    monkeypatch.setattr(TensorBoardLogger, method, fail)
+    run = prepare(small_config(logger=("tensorboard",), total_frames=128), diffppo_module)
+    assert train(run)
+    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 128
+    said = capsys.readouterr().err
+    assert said.count("warning: TensorBoardLogger has failed") == 1
+    assert "ConnectionError: the service is gone" in said

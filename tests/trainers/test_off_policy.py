@@ -15,6 +15,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from collectors import make_replay_buffer
+from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers import (
     DIMEConfig,
     OffPolicyModule,
@@ -483,7 +484,7 @@ def test_prioritised_replay_runs_or_says_why_not(dime: DIME) -> None:
         make_replay_buffer(1, batch_size=1, seed=0, prioritized=True)
     except ValueError:
         with pytest.raises(
-            ValueError, match=r"--prioritized-replay needs .*does not load.* leave it out"
+            ArgumentError, match=r"prioritized=True needs .*does not load.* leave it out"
         ):
             prepare(dime(prioritized_replay=True), dime_module)
     else:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers import DiffPPOConfig, GaussianPPOConfig, PPOConfig
-from diffpolicy.trainers.options import changed, make_parser, option, parse_options
+from diffpolicy.trainers.options import changed, in_flags, make_parser, option, parse_options
 
 CONFIGS = [DiffPPOConfig, GaussianPPOConfig]
 
@@ -181,3 +182,20 @@ def test_options_of_a_new_configuration_need_no_further_code(tmp_path: Path) -> 
 )
 def test_cuda_graphs_are_for_losses_of_one_rank(options: dict[str, Any], mode: str | None) -> None:
     assert DiffPPOConfig(**options).compile_mode == mode
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "shown"),
+    [
+        ("name", "Ant-v9", "--env Ant-v9 does not do."),
+        ("backend", "ray", "--collector ray does not do."),
+        ("initial", 1e9, "--temperature 1000000000.0 does not do."),
+        ("prioritized", True, "--prioritized-replay does not do."),
+        ("value_range", (1.0, 0.0), "--value-range 1.0 0.0 does not do."),
+    ],
+)
+def test_the_command_line_shows_the_flag_of_an_argument(
+    argument: str, value: object, shown: str
+) -> None:
+    assert in_flags(ArgumentError(argument, value, "does not do.")) == shown
+    assert in_flags(ValueError("--seed is wrong")) == "--seed is wrong"

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -22,7 +23,13 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
-from diffpolicy.trainers.cluster import is_first_process, local_rank
+from diffpolicy.trainers.cluster import (
+    announce,
+    announced,
+    is_first_process,
+    launched_outside,
+    local_rank,
+)
 from diffpolicy.trainers.files import read_checkpoint
 
 SmallConfig = Callable[..., DiffPPOConfig]
@@ -235,3 +242,73 @@ def test_a_script_in_a_slurm_job_starts_its_ranks_itself(
 def test_several_machines_need_a_launcher(small_config: SmallConfig) -> None:
     with pytest.raises(ValueError, match="--num-nodes 2 needs torchrun or srun"):
         prepare(small_config(num_nodes=2), diffppo_module)
+
+
+# ---------------------------------------------------------------------------------------------
+# What launchers leave behind
+
+ELSEWHERE = {"MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "1", "NODE_RANK": "1", "GROUP_RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"TORCHELASTIC_RUN_ID": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **ELSEWHERE},
+        {"DIFFPOLICY_OUTPUT": "1:/elsewhere"},
+    ],
+)
+def test_variables_that_were_left_behind_do_not_reach_a_run(
+    small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch, left: dict[str, str]
+) -> None:
+    set_environment(monkeypatch, left)
+    run = prepare(small_config(cpu_ranks=2, total_frames=256), diffppo_module)
+    assert train(run)
+    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 256
+    assert {name: os.environ.get(name) for name in left} == left
+
+
+@pytest.mark.parametrize(
+    ("launcher", "environment", "missing"),
+    [("torchrun", TORCHRUN, "LOCAL_RANK"), ("srun", SRUN, "SLURM_PROCID")],
+)
+def test_a_part_of_the_variables_of_a_launcher_is_refused(
+    small_config: SmallConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    launcher: str,
+    environment: dict[str, str],
+    missing: str,
+) -> None:
+    set_environment(monkeypatch, {k: v for k, v in environment.items() if k != missing})
+    words = f"only a part of what {launcher} sets: {missing} is missing; .* or unset .*"
+    with pytest.raises(ValueError, match=words):
+        prepare(small_config(), diffppo_module)
+
+
+@pytest.mark.parametrize("output", [None, "/elsewhere", "1:/elsewhere"])
+def test_a_rank_that_nobody_has_started_is_refused(
+    small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch, output: str | None
+) -> None:
+    set_environment(monkeypatch, {"LOCAL_RANK": "1"})
+    if output is not None:
+        monkeypatch.setenv("DIFFPOLICY_OUTPUT", output)
+    with pytest.raises(ValueError, match="LOCAL_RANK=1 is set, but by neither torchrun nor srun"):
+        prepare(small_config(), diffppo_module)
+
+
+def test_a_rank_takes_the_folder_of_the_process_that_has_started_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DIFFPOLICY_OUTPUT", "")
+    announce(Path("runs/a:b"))
+    assert announced() is None  # its own
+    monkeypatch.setattr(os, "getppid", os.getpid)
+    assert announced() == Path("runs/a:b")
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_shell_of_srun_is_not_a_rank(monkeypatch: pytest.MonkeyPatch, typed: bool) -> None:
+    """``srun --ntasks 4 --pty bash`` gives a shell to the first of four tasks alone."""
+    set_environment(monkeypatch, {**SRUN, "SLURM_PTY_PORT": "40000"})
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: typed, raising=False)
+    assert launched_outside() == (not typed)
