@@ -6,37 +6,37 @@ are its two halves, :class:`OnPolicyModule` trains any on-policy loss that is gi
 :class:`OffPolicyParts`.
 """
 
-from diffpolicy.trainers.algorithms import (
-    diffppo_module,
-    diffppo_parts,
-    gaussian_ppo_module,
-    gaussian_ppo_parts,
-)
-from diffpolicy.trainers.base import EVALUATION_SEED, Evaluation, RLModule, RunCallback
-from diffpolicy.trainers.cli import run_script
-from diffpolicy.trainers.config import OnPolicyConfig, PPOConfig, RunConfig
-from diffpolicy.trainers.diff_sac import diffsac_module, diffsac_parts
-from diffpolicy.trainers.diff_sac_config import DiffSACConfig
-from diffpolicy.trainers.dime import dime_module, dime_parts
-from diffpolicy.trainers.dime_config import DIMEConfig
-from diffpolicy.trainers.errors import TrainingError
-from diffpolicy.trainers.launch import Run, prepare, train
-from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
-from diffpolicy.trainers.off_policy_config import OffPolicyConfig, SACConfig
-from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
-from diffpolicy.trainers.on_policy_config import (
+from diffpolicy.trainers.config.off_policy import OffPolicyConfig, SACConfig
+from diffpolicy.trainers.config.on_policy import (
     DiffPPOConfig,
     DiffWPOConfig,
     GaussianPPOConfig,
     GaussianWPOConfig,
 )
-from diffpolicy.trainers.sac import sac_module, sac_parts
-from diffpolicy.trainers.wpo import (
+from diffpolicy.trainers.config.run import OnPolicyConfig, PPOConfig, RunConfig
+from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.loops.base import EVALUATION_SEED, Evaluation, RLModule, RunCallback
+from diffpolicy.trainers.loops.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
+from diffpolicy.trainers.loops.on_policy import OnPolicyModule, OnPolicyParts
+from diffpolicy.trainers.methods.diffppo import (
+    diffppo_module,
+    diffppo_parts,
+    gaussian_ppo_module,
+    gaussian_ppo_parts,
+)
+from diffpolicy.trainers.methods.diffsac import diffsac_module, diffsac_parts
+from diffpolicy.trainers.methods.diffsac_config import DiffSACConfig
+from diffpolicy.trainers.methods.diffwpo import (
     diffwpo_module,
     diffwpo_parts,
     gaussian_wpo_module,
     gaussian_wpo_parts,
 )
+from diffpolicy.trainers.methods.dime import dime_module, dime_parts
+from diffpolicy.trainers.methods.dime_config import DIMEConfig
+from diffpolicy.trainers.methods.sac import sac_module, sac_parts
+from diffpolicy.trainers.run.cli import run_script
+from diffpolicy.trainers.run.launch import Run, prepare, train
 
 __all__ = [
     "EVALUATION_SEED",

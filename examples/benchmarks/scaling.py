@@ -20,8 +20,8 @@ from typing import Any
 from run import METHODS, RESULTS  # type: ignore[import-not-found]
 
 from diffpolicy.trainers import run_script
-from diffpolicy.trainers.files import versions
-from diffpolicy.trainers.off_policy_config import OffPolicyConfig
+from diffpolicy.trainers.config.off_policy import OffPolicyConfig
+from diffpolicy.trainers.io.files import versions
 
 # Environment steps of each rank, off-policy.
 RANDOM_FRAMES = 1000

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import diffpolicy.trainers.on_policy as on_policy
+import diffpolicy.trainers.loops.on_policy as on_policy
 from objectives import DiffPPOLoss
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "diffppo_lightning.py"
@@ -465,7 +465,7 @@ def test_the_console_shows_our_own_lines_only(tmp_path: Path, cpu_ranks: str) ->
 LAUNCHED_SCRIPT = """
 import sys
 from lightning.pytorch.strategies import DDPStrategy
-import diffpolicy.trainers.launch as launch
+import diffpolicy.trainers.run.launch as launch
 from diffpolicy.trainers import DiffPPOConfig, diffppo_module, run_script
 
 launch._strategy = lambda config: DDPStrategy(broadcast_buffers=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffpolicy.trainers.files import read_checkpoint
+from diffpolicy.trainers.io.files import read_checkpoint
 
 SMALL_OPTIONS = {
     "--num-envs": 2,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffpolicy.trainers.files import read_checkpoint
+from diffpolicy.trainers.io.files import read_checkpoint
 
 # 64 environment steps and two epochs of two minibatches in an iteration.
 SMALL_OPTIONS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffpolicy.trainers.files import read_checkpoint
+from diffpolicy.trainers.io.files import read_checkpoint
 
 SMALL_OPTIONS = {
     "--num-envs": 2,

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from diffpolicy.trainers import DIMEConfig, dime_module, prepare, train
-from diffpolicy.trainers.files import read_checkpoint, read_plain
+from diffpolicy.trainers.io.files import read_checkpoint, read_plain
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "dime_lightning.py"
 INTERVAL = 20

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from diffpolicy.trainers.files import read_checkpoint
+from diffpolicy.trainers.io.files import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "diffppo_lightning.py"
@@ -221,7 +221,7 @@ def test_torchrun(own_ranks: str, tmp_path: Path, nodes: int) -> None:
 # The second rank, and no other process, hears of SIGTERM in its third iteration.
 TERMINATED_SCRIPT = """
 import os, signal, sys
-import diffpolicy.trainers.on_policy as on_policy
+import diffpolicy.trainers.loops.on_policy as on_policy
 from diffpolicy.trainers import DiffPPOConfig, diffppo_module, run_script
 
 episode_stats, calls = on_policy.episode_stats, []

@@ -25,15 +25,15 @@ from diffpolicy.trainers import (
     Run,
     TrainingError,
     dime_module,
-    files,
     prepare,
     train,
 )
-from diffpolicy.trainers.cli import parse_config, run_script
 from diffpolicy.trainers.errors import RunFinishedError
-from diffpolicy.trainers.files import newest_checkpoint, read_checkpoint
-from diffpolicy.trainers.resume import continuation
-from diffpolicy.trainers.scope import StopSignal
+from diffpolicy.trainers.io import files
+from diffpolicy.trainers.io.files import newest_checkpoint, read_checkpoint
+from diffpolicy.trainers.io.resume import continuation
+from diffpolicy.trainers.run.cli import parse_config, run_script
+from diffpolicy.trainers.run.scope import StopSignal
 
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
 Register = Callable[[type[gym.Env[Any, Any]]], str]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import diffpolicy.trainers.base as base
+import diffpolicy.trainers.loops.base as base
 from diffpolicy.trainers import (
     DiffPPOConfig,
     GaussianPPOConfig,

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
-import diffpolicy.trainers.launch as launch
+import diffpolicy.trainers.run.launch as launch
 from diffpolicy import trainers as t
 from diffpolicy.trainers import RLModule, Run, prepare, train
 

@@ -25,8 +25,8 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
-from diffpolicy.trainers.files import read_checkpoint
-from diffpolicy.trainers.off_policy import treat_gradients
+from diffpolicy.trainers.io.files import read_checkpoint
+from diffpolicy.trainers.loops.off_policy import treat_gradients
 
 DIME = Callable[..., DIMEConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]

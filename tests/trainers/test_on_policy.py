@@ -28,7 +28,7 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
-from diffpolicy.trainers.files import check_metadata, read_checkpoint
+from diffpolicy.trainers.io.files import check_metadata, read_checkpoint
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from diffpolicy.trainers import DiffPPOConfig, GaussianPPOConfig, PPOConfig
-from diffpolicy.trainers.options import changed, make_parser, option, parse_options
+from diffpolicy.trainers.config.options import changed, make_parser, option, parse_options
 
 CONFIGS = [DiffPPOConfig, GaussianPPOConfig]
 

@@ -22,8 +22,8 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
-from diffpolicy.trainers.cluster import is_first_process, local_rank
-from diffpolicy.trainers.files import read_checkpoint
+from diffpolicy.trainers.io.cluster import is_first_process, local_rank
+from diffpolicy.trainers.io.files import read_checkpoint
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]

@@ -16,7 +16,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-import diffpolicy.trainers.launch as launch
+import diffpolicy.trainers.run.launch as launch
 from collectors import EpisodeStats
 from collectors.rollouts import RolloutReader
 from diffpolicy import trainers as t

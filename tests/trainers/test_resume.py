@@ -27,8 +27,8 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
-from diffpolicy.trainers.random_state import load_random_state, random_state
-from diffpolicy.trainers.scope import StopSignal
+from diffpolicy.trainers.io.random_state import load_random_state, random_state
+from diffpolicy.trainers.run.scope import StopSignal
 
 # What differs between any two runs: times that MuJoCo takes, and the random state of action spaces,
 # which nobody seeds or draws from.

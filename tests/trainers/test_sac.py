@@ -23,8 +23,8 @@ from diffpolicy.trainers import (
     sac_parts,
     train,
 )
-from diffpolicy.trainers.cli import parse_config
-from diffpolicy.trainers.options import make_parser, parse_options
+from diffpolicy.trainers.config.options import make_parser, parse_options
+from diffpolicy.trainers.run.cli import parse_config
 from objectives import LearnedTemperature
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from diffpolicy.trainers.scope import StopSignal, run_scope
+from diffpolicy.trainers.run.scope import StopSignal, run_scope
 
 
 def test_global_settings_are_restored() -> None:

@@ -18,7 +18,7 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
-from diffpolicy.trainers.options import make_parser
+from diffpolicy.trainers.config.options import make_parser
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]

@@ -6,8 +6,8 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from diffpolicy.actors import DIME_CPU
-from diffpolicy.trainers.config import RunConfig
-from diffpolicy.trainers.options import above, at_least, between, changed, finite, option
+from diffpolicy.trainers.config.options import above, at_least, between, changed, finite, option
+from diffpolicy.trainers.config.run import RunConfig
 
 
 @dataclass(frozen=True)

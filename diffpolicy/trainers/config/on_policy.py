@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from diffpolicy.trainers.chain_options import ChainOptions
-from diffpolicy.trainers.config import OnPolicyConfig, PPOConfig
-from diffpolicy.trainers.options import above, at_least, changed, finite, option
+from diffpolicy.trainers.config.options import above, at_least, changed, finite, option
+from diffpolicy.trainers.config.process import ChainOptions
+from diffpolicy.trainers.config.run import OnPolicyConfig, PPOConfig
 
 _CHAIN_ROWS = (*OnPolicyConfig.row_options, "denoising_steps")
 

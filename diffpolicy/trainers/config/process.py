@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from diffpolicy.trainers.options import above, at_least, option
+from diffpolicy.trainers.config.options import above, at_least, option
 
 
 @dataclass(frozen=True)

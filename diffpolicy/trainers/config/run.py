@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from diffpolicy.trainers.options import above, at_least, between, check_options, flag_name, option
+from diffpolicy.trainers.config.options import (
+    above,
+    at_least,
+    between,
+    check_options,
+    flag_name,
+    option,
+)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from diffpolicy.trainers.config import RunConfig
+from diffpolicy.trainers.config.run import RunConfig
 
 # Tells the further ranks on several GPUs, which run the script anew, the folder of the run.
 OUTPUT = "DIFFPOLICY_OUTPUT"

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
-from diffpolicy.trainers.cluster import is_first_process
+from diffpolicy.trainers.io.cluster import is_first_process
 
 
 def say(text: str) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from diffpolicy.trainers.config import RunConfig
-from diffpolicy.trainers.console import say, warn
+from diffpolicy.trainers.config.run import RunConfig
+from diffpolicy.trainers.io.console import say, warn
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.csv"

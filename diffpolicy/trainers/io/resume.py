@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffpolicy.trainers.config import RunConfig
-from diffpolicy.trainers.options import flag_name
+from diffpolicy.trainers.config.options import flag_name
+from diffpolicy.trainers.config.run import RunConfig
 
 # Options that the saved episodes and generators would override.
 _OF_EPISODES = ("num_envs", "seed", "max_episode_steps", "reward_scale", "collector")

@@ -19,11 +19,11 @@ from torchrl.objectives import LossModule
 from collectors import NonFiniteError, UnfinishedEpisodeError, evaluate
 from collectors.errors import describe
 from diffpolicy.networks.ranks import distributed, sum_over_ranks
-from diffpolicy.trainers.config import RunConfig
-from diffpolicy.trainers.environments import evaluation_env
+from diffpolicy.trainers.config.options import fixed_options
+from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
-from diffpolicy.trainers.files import CHECKPOINT_KEY, Disk
-from diffpolicy.trainers.options import fixed_options
+from diffpolicy.trainers.io.files import CHECKPOINT_KEY, Disk
+from diffpolicy.trainers.loops.environments import evaluation_env
 
 # Evaluations start from the same states in every run, whatever its seed.
 EVALUATION_SEED = 1_000_003

@@ -20,15 +20,19 @@ from collectors import (
     UnsupportedStateError,
     derive_seed,
 )
-from diffpolicy.trainers import resume
-from diffpolicy.trainers.base import RLModule
-from diffpolicy.trainers.config import OnPolicyConfig
-from diffpolicy.trainers.console import warn
-from diffpolicy.trainers.environments import spec_env
+from diffpolicy.trainers.config.off_policy import OffPolicyConfig
+from diffpolicy.trainers.config.run import OnPolicyConfig
 from diffpolicy.trainers.errors import TrainingError
-from diffpolicy.trainers.off_policy_config import OffPolicyConfig
-from diffpolicy.trainers.random_state import load_random_state, random_state, seed_random_state
-from diffpolicy.trainers.workers import check_collector, faults_end_training, training_collector
+from diffpolicy.trainers.io import resume
+from diffpolicy.trainers.io.console import warn
+from diffpolicy.trainers.io.random_state import load_random_state, random_state, seed_random_state
+from diffpolicy.trainers.loops.base import RLModule
+from diffpolicy.trainers.loops.environments import spec_env
+from diffpolicy.trainers.loops.workers import (
+    check_collector,
+    faults_end_training,
+    training_collector,
+)
 
 
 class Parts(Protocol):

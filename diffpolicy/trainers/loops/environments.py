@@ -5,8 +5,8 @@ from torchrl.envs import EnvBase
 
 from collectors import make_env
 from collectors.envs import EPISODE_REWARD_KEY, STEP_COUNT_KEY
-from diffpolicy.trainers.config import OnPolicyConfig, RunConfig
-from diffpolicy.trainers.off_policy_config import OffPolicyConfig
+from diffpolicy.trainers.config.off_policy import OffPolicyConfig
+from diffpolicy.trainers.config.run import OnPolicyConfig, RunConfig
 
 # What make_env adds to the observations of an environment.
 _BOOKKEEPING = (EPISODE_REWARD_KEY, STEP_COUNT_KEY)

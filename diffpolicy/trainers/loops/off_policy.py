@@ -14,13 +14,13 @@ from torchrl.objectives import LossModule
 
 from collectors import OffPolicyStream, load_replay_state, make_replay_buffer, replay_state
 from diffpolicy.networks.ranks import gather_over_ranks
-from diffpolicy.trainers import files
-from diffpolicy.trainers.collecting import BuildParts, CollectingModule
+from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.errors import TrainingError
-from diffpolicy.trainers.off_policy_config import OffPolicyConfig
-from diffpolicy.trainers.resume import replay_file
-from diffpolicy.trainers.warm_up import WarmUpPolicy
-from diffpolicy.trainers.workers import faults_end_training
+from diffpolicy.trainers.io import files
+from diffpolicy.trainers.io.resume import replay_file
+from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
+from diffpolicy.trainers.loops.warm_up import WarmUpPolicy
+from diffpolicy.trainers.loops.workers import faults_end_training
 
 
 @dataclass(frozen=True)

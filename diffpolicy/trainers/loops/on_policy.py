@@ -12,8 +12,8 @@ from torchrl.objectives import LossModule
 
 from collectors import OnPolicyStream, episode_stats
 from diffpolicy.networks import RunningNorm
-from diffpolicy.trainers.collecting import BuildParts, CollectingModule
-from diffpolicy.trainers.config import OnPolicyConfig
+from diffpolicy.trainers.config.run import OnPolicyConfig
+from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
 
 
 @dataclass(frozen=True)

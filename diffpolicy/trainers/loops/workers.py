@@ -9,11 +9,11 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import BaseCollector
 
 from collectors import CollectionError, NonFiniteError, check_ray, make_collector
-from diffpolicy.trainers.config import OnPolicyConfig
-from diffpolicy.trainers.console import warn
-from diffpolicy.trainers.environments import training_env
+from diffpolicy.trainers.config.off_policy import OffPolicyConfig
+from diffpolicy.trainers.config.run import OnPolicyConfig
 from diffpolicy.trainers.errors import TrainingError
-from diffpolicy.trainers.off_policy_config import OffPolicyConfig
+from diffpolicy.trainers.io.console import warn
+from diffpolicy.trainers.loops.environments import training_env
 
 
 def check_collector(config: OnPolicyConfig | OffPolicyConfig) -> None:

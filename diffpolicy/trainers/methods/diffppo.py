@@ -8,10 +8,10 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 
 from diffpolicy.actors import build_gaussian_ppo_networks, build_ppo_networks
-from diffpolicy.trainers.environments import observation_keys
-from diffpolicy.trainers.networks import network_config, process_config, process_diagnostics
-from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
-from diffpolicy.trainers.on_policy_config import DiffPPOConfig, GaussianPPOConfig
+from diffpolicy.trainers.config.on_policy import DiffPPOConfig, GaussianPPOConfig
+from diffpolicy.trainers.loops.environments import observation_keys
+from diffpolicy.trainers.loops.on_policy import OnPolicyModule, OnPolicyParts
+from diffpolicy.trainers.methods.networks import network_config, process_config, process_diagnostics
 from objectives import DiffPPOLoss, LearnedTemperature
 from objectives.functional import normalized_advantage
 

@@ -12,11 +12,16 @@ from diffpolicy.actors import (
     RandomChains,
     build_diffsac_networks,
 )
-from diffpolicy.trainers.diff_sac_config import DiffSACConfig
-from diffpolicy.trainers.environments import observation_keys, reward_bound
-from diffpolicy.trainers.networks import normalization, process_config, process_diagnostics
-from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
-from diffpolicy.trainers.soft import BOUND_MARGIN, chain_temperature, delayed_update, target_updates
+from diffpolicy.trainers.loops.environments import observation_keys, reward_bound
+from diffpolicy.trainers.loops.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
+from diffpolicy.trainers.methods.diffsac_config import DiffSACConfig
+from diffpolicy.trainers.methods.networks import normalization, process_config, process_diagnostics
+from diffpolicy.trainers.methods.soft import (
+    BOUND_MARGIN,
+    chain_temperature,
+    delayed_update,
+    target_updates,
+)
 from objectives import DiffSACLoss
 from objectives.distributional import symmetric_value_range
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from diffpolicy.trainers.chain_options import ChainOptions
-from diffpolicy.trainers.off_policy_config import ChainConfig, check_value_range
-from diffpolicy.trainers.options import at_least, changed, option
+from diffpolicy.trainers.config.off_policy import ChainConfig, check_value_range
+from diffpolicy.trainers.config.options import at_least, changed, option
+from diffpolicy.trainers.config.process import ChainOptions
 
 _BINS = 101
 

@@ -13,15 +13,15 @@ from diffpolicy.actors import (
     build_diffwpo_networks,
     build_gaussian_wpo_networks,
 )
-from diffpolicy.trainers.environments import observation_keys
-from diffpolicy.trainers.networks import (
+from diffpolicy.trainers.config.on_policy import DiffWPOConfig, GaussianWPOConfig, WPOConfig
+from diffpolicy.trainers.loops.environments import observation_keys
+from diffpolicy.trainers.loops.on_policy import OnPolicyModule, OnPolicyParts
+from diffpolicy.trainers.methods.networks import (
     network_config,
     normalization,
     process_config,
     process_diagnostics,
 )
-from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
-from diffpolicy.trainers.on_policy_config import DiffWPOConfig, GaussianWPOConfig, WPOConfig
 from objectives import DiffWPOLoss, LearnedTemperature
 
 

@@ -14,11 +14,16 @@ from diffpolicy.actors import (
     DIMEPreset,
     build_dime_networks,
 )
-from diffpolicy.trainers.dime_config import DIMEConfig
-from diffpolicy.trainers.environments import observation_keys, reward_bound
-from diffpolicy.trainers.networks import normalization, process_diagnostics
-from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
-from diffpolicy.trainers.soft import BOUND_MARGIN, chain_temperature, delayed_update, target_updates
+from diffpolicy.trainers.loops.environments import observation_keys, reward_bound
+from diffpolicy.trainers.loops.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
+from diffpolicy.trainers.methods.dime_config import DIMEConfig
+from diffpolicy.trainers.methods.networks import normalization, process_diagnostics
+from diffpolicy.trainers.methods.soft import (
+    BOUND_MARGIN,
+    chain_temperature,
+    delayed_update,
+    target_updates,
+)
 from objectives import DIMELoss
 
 _PRESETS = {"cpu": DIME_CPU, "paper": DIME_PAPER}

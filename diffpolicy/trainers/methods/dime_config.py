@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from diffpolicy.actors import DIME_PAPER
-from diffpolicy.trainers.off_policy_config import ChainConfig, check_value_range
-from diffpolicy.trainers.options import above, at_least, between, flag_name, option
+from diffpolicy.trainers.config.off_policy import ChainConfig, check_value_range
+from diffpolicy.trainers.config.options import above, at_least, between, flag_name, option
 
 # The published configuration of DIME, where it differs from the small one.
 _PAPER: dict[str, Any] = {

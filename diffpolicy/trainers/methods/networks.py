@@ -7,9 +7,9 @@ import torch
 
 from diffpolicy.actors import NetworkConfig, ProcessConfig
 from diffpolicy.sde import DenoisingProcess
-from diffpolicy.trainers.chain_options import ChainOptions
-from diffpolicy.trainers.config import OnPolicyConfig
-from diffpolicy.trainers.diff_sac_config import DiffSACConfig
+from diffpolicy.trainers.config.process import ChainOptions
+from diffpolicy.trainers.config.run import OnPolicyConfig
+from diffpolicy.trainers.methods.diffsac_config import DiffSACConfig
 
 
 def network_config(config: OnPolicyConfig, *, value_function: bool) -> NetworkConfig:

@@ -7,10 +7,10 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import SACLoss, SoftUpdate
 
 from diffpolicy.actors import CriticConfig, NetworkConfig, build_gaussian_sac_networks
-from diffpolicy.trainers.environments import observation_keys
-from diffpolicy.trainers.networks import normalization
-from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
-from diffpolicy.trainers.off_policy_config import SACConfig
+from diffpolicy.trainers.config.off_policy import SACConfig
+from diffpolicy.trainers.loops.environments import observation_keys
+from diffpolicy.trainers.loops.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
+from diffpolicy.trainers.methods.networks import normalization
 
 
 def sac_parts(env: EnvBase, config: SACConfig, device: torch.device) -> OffPolicyParts:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchrl.objectives import SoftUpdate
 
 from diffpolicy.actors import DenoisingActor
-from diffpolicy.trainers.off_policy_config import ChainConfig
+from diffpolicy.trainers.config.off_policy import ChainConfig
 from objectives import DiffSACLoss, DIMELoss, LearnedTemperature
 
 BOUND_MARGIN = 2.0

@@ -16,8 +16,8 @@ import lightning as L
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from diffpolicy.trainers import files
-from diffpolicy.trainers.base import Evaluation, RLModule, RunCallback
+from diffpolicy.trainers.io import files
+from diffpolicy.trainers.loops.base import Evaluation, RLModule, RunCallback
 
 _BAR_FORMAT = (
     "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}{postfix}]"

@@ -22,8 +22,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from diffpolicy.trainers import files
-from diffpolicy.trainers.base import RLModule, RunCallback
+from diffpolicy.trainers.io import files
+from diffpolicy.trainers.loops.base import RLModule, RunCallback
 
 
 class Checkpoints(RunCallback):

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from diffpolicy.trainers import files
-from diffpolicy.trainers.cluster import is_first_process
+from diffpolicy.trainers.config.options import make_parser, parse_options
 from diffpolicy.trainers.errors import RunFinishedError, TrainingError
-from diffpolicy.trainers.launch import ConfigT, MakeModule, prepare, train
-from diffpolicy.trainers.options import make_parser, parse_options
-from diffpolicy.trainers.scope import StopSignal
+from diffpolicy.trainers.io import files
+from diffpolicy.trainers.io.cluster import is_first_process
+from diffpolicy.trainers.run.launch import ConfigT, MakeModule, prepare, train
+from diffpolicy.trainers.run.scope import StopSignal
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130

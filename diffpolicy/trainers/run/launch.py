@@ -13,11 +13,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from diffpolicy.trainers import files
-from diffpolicy.trainers.base import RLModule, RunCallback
-from diffpolicy.trainers.callbacks import MetricsFiles, ProgressBar, ResultsFile
-from diffpolicy.trainers.checkpoints import Checkpoints
-from diffpolicy.trainers.cluster import (
+from diffpolicy.trainers.config.run import RunConfig
+from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.io import files
+from diffpolicy.trainers.io.cluster import (
     OUTPUT,
     check_launcher,
     cluster,
@@ -25,11 +24,12 @@ from diffpolicy.trainers.cluster import (
     launched_outside,
     local_rank,
 )
-from diffpolicy.trainers.config import RunConfig
-from diffpolicy.trainers.errors import TrainingError
-from diffpolicy.trainers.loggers import LoggerMetrics, make_loggers
-from diffpolicy.trainers.resume import continuation
-from diffpolicy.trainers.scope import StopSignal, run_scope
+from diffpolicy.trainers.io.resume import continuation
+from diffpolicy.trainers.loops.base import RLModule, RunCallback
+from diffpolicy.trainers.run.callbacks import MetricsFiles, ProgressBar, ResultsFile
+from diffpolicy.trainers.run.checkpoints import Checkpoints
+from diffpolicy.trainers.run.loggers import LoggerMetrics, make_loggers
+from diffpolicy.trainers.run.scope import StopSignal, run_scope
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 

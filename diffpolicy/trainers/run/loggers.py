@@ -9,8 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from diffpolicy.trainers.base import Evaluation, RLModule, RunCallback
-from diffpolicy.trainers.console import warn
+from diffpolicy.trainers.io.console import warn
+from diffpolicy.trainers.loops.base import Evaluation, RLModule, RunCallback
 
 
 def make_loggers(names: Sequence[str], output: Path, frames: int) -> list[Logger]:

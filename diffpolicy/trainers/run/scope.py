@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from diffpolicy.trainers.random_state import restored_random_state
+from diffpolicy.trainers.io.random_state import restored_random_state
 
 _QUIET_LOGGERS = (
     "lightning",
