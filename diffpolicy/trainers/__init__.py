@@ -1,45 +1,32 @@
 """Lightning trainers: the only part of the library that imports lightning.
 
-:func:`run_script` is the command line of all training scripts, :func:`prepare` and :func:`train`
-are its two halves, :class:`OnPolicyModule` trains any on-policy loss that is given as
-:class:`OnPolicyParts`, and :class:`OffPolicyModule` any off-policy loss given as
-:class:`OffPolicyParts`.
+:data:`METHODS` names every training method. :func:`run_script` is the command line of all training
+scripts, :func:`prepare` and :func:`train` are its two halves. A method of your own is a
+:class:`Method`: a configuration, and a function that builds :class:`OnPolicyParts` or
+:class:`OffPolicyParts`, which :class:`OnPolicyModule` and :class:`OffPolicyModule` train.
 """
 
-from diffpolicy.trainers.config.off_policy import OffPolicyConfig, SACConfig
-from diffpolicy.trainers.config.on_policy import (
-    DiffPPOConfig,
-    DiffWPOConfig,
-    GaussianPPOConfig,
-    GaussianWPOConfig,
-)
-from diffpolicy.trainers.config.run import OnPolicyConfig, PPOConfig, RunConfig
+from diffpolicy.trainers.config.off_policy import OffPolicyConfig
+from diffpolicy.trainers.config.on_policy import OnPolicyConfig
+from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.loops.base import EVALUATION_SEED, Evaluation, RLModule, RunCallback
 from diffpolicy.trainers.loops.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
 from diffpolicy.trainers.loops.on_policy import OnPolicyModule, OnPolicyParts
-from diffpolicy.trainers.methods.diffppo import (
-    diffppo_module,
-    diffppo_parts,
-    gaussian_ppo_module,
-    gaussian_ppo_parts,
-)
-from diffpolicy.trainers.methods.diffsac import diffsac_module, diffsac_parts
-from diffpolicy.trainers.methods.diffsac_config import DiffSACConfig
-from diffpolicy.trainers.methods.diffwpo import (
-    diffwpo_module,
-    diffwpo_parts,
-    gaussian_wpo_module,
-    gaussian_wpo_parts,
-)
-from diffpolicy.trainers.methods.dime import dime_module, dime_parts
-from diffpolicy.trainers.methods.dime_config import DIMEConfig
-from diffpolicy.trainers.methods.sac import sac_module, sac_parts
+from diffpolicy.trainers.methods import METHODS, Method
+from diffpolicy.trainers.methods.diffppo import DiffPPOConfig
+from diffpolicy.trainers.methods.diffsac import DiffSACConfig
+from diffpolicy.trainers.methods.diffwpo import DiffWPOConfig
+from diffpolicy.trainers.methods.dime import DIMEConfig
+from diffpolicy.trainers.methods.gaussian_ppo import GaussianPPOConfig
+from diffpolicy.trainers.methods.gaussian_wpo import GaussianWPOConfig
+from diffpolicy.trainers.methods.sac import SACConfig
 from diffpolicy.trainers.run.cli import run_script
 from diffpolicy.trainers.run.launch import Run, prepare, train
 
 __all__ = [
     "EVALUATION_SEED",
+    "METHODS",
     "DIMEConfig",
     "DiffPPOConfig",
     "DiffSACConfig",
@@ -47,6 +34,7 @@ __all__ = [
     "Evaluation",
     "GaussianPPOConfig",
     "GaussianWPOConfig",
+    "Method",
     "OffPolicyConfig",
     "OffPolicyModule",
     "OffPolicyParts",
@@ -54,28 +42,13 @@ __all__ = [
     "OnPolicyModule",
     "OnPolicyParts",
     "Optimizer",
-    "PPOConfig",
     "RLModule",
     "Run",
     "RunCallback",
     "RunConfig",
     "SACConfig",
     "TrainingError",
-    "diffppo_module",
-    "diffppo_parts",
-    "diffsac_module",
-    "diffsac_parts",
-    "diffwpo_module",
-    "diffwpo_parts",
-    "dime_module",
-    "dime_parts",
-    "gaussian_ppo_module",
-    "gaussian_ppo_parts",
-    "gaussian_wpo_module",
-    "gaussian_wpo_parts",
     "prepare",
     "run_script",
-    "sac_module",
-    "sac_parts",
     "train",
 ]

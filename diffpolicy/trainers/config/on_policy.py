@@ -1,180 +1,78 @@
-"""Configurations of on-policy methods; as in config.py, every field is a command line flag."""
+"""What every on-policy run is told."""
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from diffpolicy.trainers.config.options import above, at_least, changed, finite, option
-from diffpolicy.trainers.config.process import ChainOptions
-from diffpolicy.trainers.config.run import OnPolicyConfig, PPOConfig
+from diffpolicy.trainers.config.optimizer import OptimizerOptions
+from diffpolicy.trainers.config.options import (
+    above,
+    at_least,
+    between,
+    configuration,
+    flag_name,
+    option,
+)
+from diffpolicy.trainers.config.run import RunConfig
 
-_CHAIN_ROWS = (*OnPolicyConfig.row_options, "denoising_steps")
-
-
-@dataclass(frozen=True)
-class GaussianPPOConfig(PPOConfig):
-    """The Gaussian baseline: TorchRL's clipped PPO."""
-
-    method: ClassVar[str] = "gaussian_ppo"
-
-    entropy_coeff: float = option(0.0, "weight of the entropy bonus", valid=at_least(0))
+CHAIN_ROWS = ("num_envs", "rollout_steps", "denoising_steps")
+"""Row options of methods that train on the steps of chains."""
 
 
-@dataclass(frozen=True)
-class DiffPPOConfig(ChainOptions, PPOConfig):
-    """DiffPPO: PPO on the steps of a denoising chain."""
+@configuration(adam_eps=1e-5)
+class OnPolicyConfig(RunConfig, OptimizerOptions):
+    """On-policy training."""
 
-    method: ClassVar[str] = "diffppo"
-    row_options: ClassVar[tuple[str, ...]] = _CHAIN_ROWS
+    #: The options whose product is the number of training rows of a rollout.
+    row_options: ClassVar[tuple[str, ...]] = ("num_envs", "rollout_steps")
 
-    temperature: float = option(
-        0.0, "weight of the entropy bound; 0 is plain reward maximisation", valid=at_least(0)
+    rollout_steps: int = option(
+        128, "steps of each environment in one iteration", valid=at_least(1)
     )
-    target_entropy: float | None = option(
+    epochs: int = option(10, "passes over the rows of a rollout", valid=at_least(1))
+    minibatch_size: int | None = option(
         None,
-        "learn the temperature, which starts at --temperature, such that the entropy bound comes "
-        "to this (default: the temperature is fixed)",
-        valid=finite(),
-        fixed=True,
-    )
-    value_support: tuple[float, float, float] | None = option(
-        None,
-        "range and number of bins of an HL-Gauss critic, which does without --loss-critic-type "
-        "(default: a scalar critic)",
-        metavar=("MIN", "MAX", "BINS"),
-        fixed=True,
-    )
-    advantage_normalization: Literal["center", "standardize"] = option(
-        "standardize",
-        "what is done to the advantages of a minibatch",
-        choices=("center", "standardize"),
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.target_entropy is not None and self.temperature == 0:
-            raise ValueError(
-                f"--temperature must be greater than 0 to be learned (--target-entropy "
-                f"{self.target_entropy}), got {self.temperature}."
-            )
-        _check_value_support(self.value_support)
-        if self.value_support is not None and self.clip_value is not None:
-            raise ValueError(
-                f"--clip-value {self.clip_value} cannot be combined with --value-support; leave "
-                "one of them out."
-            )
-
-
-@dataclass(frozen=True)
-class WPOConfig(OnPolicyConfig):
-    """Wasserstein policy optimisation: the policy follows the action gradient of Q networks."""
-
-    max_grad_norm: float = changed(
-        OnPolicyConfig,
-        "max_grad_norm",
-        0.5,
-        "limit of the gradient norm of the policy, and separately of that of the Q networks",
-    )
-    temperature: float = option(
-        0.01,
-        "weight of the entropy, at the start if it is learned",
-        valid=above(0),
-        fixed=True,
-    )
-    learn_temperature: bool = option(True, "learn the temperature", fixed=True)
-    target_entropy: float = option(
-        -1.0,
-        "target of a learned temperature: the entropy before squashing, for each action dimension",
-        valid=finite(),
-    )
-    temperature_lr_multiplier: float = option(
-        1.0, "factor on the learning rate of a learned temperature", valid=at_least(0)
-    )
-    kl_bound: float = option(
-        0.02,
-        "trust region: rows on which the policy has moved further than this (in nats, from the "
-        "policy that collected them) pull it back",
-        valid=above(0),
-    )
-    initial_multiplier: float = option(
-        0.3, "initial weight of that pull, which is learned", valid=above(0), fixed=True
-    )
-    multiplier_lr_multiplier: float = option(
-        10.0, "factor on the learning rate of that weight", valid=at_least(0)
-    )
-    kl_samples: int | None = option(
-        None,
-        "estimate the distance of the trust region from this many samples (default: exact)",
+        "rows of a minibatch on each rank (default: an eighth of the rollout's rows)",
         valid=at_least(1),
     )
-    precondition: bool = option(
-        False, "multiply the gradient of the policy by its variance, as the first WPO did"
+    lr: float = option(1e-3, "learning rate of the networks", valid=above(0))
+    lr_schedule: str = option(
+        "linear", "learning rate over the run", choices=("linear", "constant")
     )
-    value_support: tuple[float, float, float] | None = option(
-        None,
-        "range and number of bins of HL-Gauss Q networks, which do without --loss-critic-type "
-        "(default: scalar ones)",
-        metavar=("MIN", "MAX", "BINS"),
-        fixed=True,
+    gamma: float = option(0.99, "discount of an environment step", valid=between(0, 1))
+    lmbda: float = option(
+        0.95, "lambda of generalised advantages or lambda-returns", valid=between(0, 1)
     )
-    num_critics: int = option(2, "number of Q networks", valid=at_least(1), fixed=True)
-    critic_hidden_size: int = option(
-        64, "width of the two hidden layers of a Q network", valid=at_least(1), fixed=True
+    max_grad_norm: float = option(0.5, "limit of the gradient norm", valid=above(0))
+    target_kl: float | None = option(
+        None, "end an iteration's updates once the policy has moved this far", valid=above(0)
     )
-    critic_normalization: Literal["layer", "none"] = option(
-        "none", "normalisation inside the Q networks", choices=("layer", "none"), fixed=True
+    normalize_observations: bool = option(
+        True, "standardise observations by running statistics", fixed=True
     )
-    critic_reduction: Literal["mean", "min"] = option(
-        "mean", "mean or minimum over the Q networks", choices=("mean", "min")
-    )
-    critic_coeff: float = option(1.0, "weight of the critic loss", valid=at_least(0))
-    loss_critic_type: Literal["smooth_l1", "l2", "l1"] = option(
-        "l2", "distance between values and their targets", choices=("smooth_l1", "l2", "l1")
-    )
+    reward_scale: float = option(1.0, "factor on the rewards that are trained on", valid=above(0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_value_support(self.value_support)
+        if self.minibatch_rows > self.rollout_rows:
+            words = " times ".join(
+                f"{flag_name(name)} {getattr(self, name)}" for name in self.row_options
+            )
+            raise ValueError(
+                f"--minibatch-size must be at most {self.rollout_rows}, the rows of a rollout "
+                f"({words}), got {self.minibatch_size}."
+            )
 
+    @property
+    def rollout_frames(self) -> int:
+        """Environment steps of one rank in one iteration."""
+        return self.num_envs * self.rollout_steps
 
-@dataclass(frozen=True)
-class GaussianWPOConfig(WPOConfig):
-    """The Gaussian baseline: WPO with a scale that does not depend on the observation."""
+    @property
+    def rollout_rows(self) -> int:
+        """Training rows of one rank in one iteration."""
+        return math.prod(getattr(self, name) for name in self.row_options)
 
-    method: ClassVar[str] = "gaussian_wpo"
-
-    initial_std: float = option(
-        1.0, "initial standard deviation before squashing", valid=above(0), fixed=True
-    )
-
-
-@dataclass(frozen=True)
-class DiffWPOConfig(ChainOptions, WPOConfig):
-    """DiffWPO: WPO on the steps of a denoising chain."""
-
-    method: ClassVar[str] = "diffwpo"
-    row_options: ClassVar[tuple[str, ...]] = _CHAIN_ROWS
-
-    target_entropy: float = option(
-        -8.0,
-        "target of a learned temperature: the entropy bound without the prior's term, for each "
-        "action dimension",
-        valid=finite(),
-    )
-    step_size_per_step: bool = option(
-        True, "learn a step size for each denoising step instead of one factor", fixed=True
-    )
-    learn_friction: bool = option(False, "train the friction", fixed=True)
-
-
-def _check_value_support(support: tuple[float, float, float] | None) -> None:
-    """Raise ValueError unless this is a range and a number of bins."""
-    if support is None:
-        return
-    low, high, bins = support
-    sound = math.isfinite(low) and math.isfinite(high) and low < high
-    if not (sound and bins >= 2 and float(bins).is_integer()):
-        raise ValueError(
-            "--value-support must be a smaller and a greater number and a whole number of bins "
-            f"from 2 on, got {low} {high} {bins}."
-        )
+    @property
+    def minibatch_rows(self) -> int:
+        """Rows of a minibatch on each rank."""
+        return self.minibatch_size or max(1, self.rollout_rows // 8)

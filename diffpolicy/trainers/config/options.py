@@ -1,16 +1,22 @@
-"""Dataclass fields that are command line flags, with their help text and valid range."""
+"""Dataclass fields that are options of a run: their help text, range, choices and default.
 
-import argparse
+A group of options is a class with :func:`option` fields. A configuration lists the groups that it
+is made of as its bases, which share no option, and says which defaults it changes:
+
+    @configuration(prior_std=2.5)
+    class MyConfig(OffPolicyConfig, ProcessOptions): ...
+"""
+
 import dataclasses
 import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-ConfigT = TypeVar("ConfigT")
+ClassT = TypeVar("ClassT", bound=type[Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +56,10 @@ def option(
     metavar: Sequence[str] | None = None,
     fixed: bool = False,
 ) -> Any:
-    """A dataclass field that is also a command line flag.
+    """A dataclass field that is an option.
 
     Args:
-        default: value when the flag is not given.
+        default: value when the option is not given.
         text: what ``--help`` shows.
         valid: range of a numeric option.
         choices: values of a text option.
@@ -72,116 +78,160 @@ def option(
     )
 
 
-def changed(owner: Any, name: str, default: Any, text: str | None = None) -> Any:
-    """The option ``name`` of another configuration class, with a default (and text) of its own."""
-    metadata = owner.__dataclass_fields__[name].metadata
-    return dataclasses.field(
-        default=default, metadata=metadata if text is None else {**metadata, "help": text}
-    )
+@dataclasses.dataclass(frozen=True)
+class Changed:
+    """An inherited option with another default, and other metadata where it is given."""
+
+    default: Any
+    metadata: Mapping[str, Any]
 
 
-def fixed_options(config: Any) -> dict[str, Any]:
-    """The options that a resumed run must keep, by flag."""
+def changed(default: Any, **metadata: Any) -> Changed:
+    """For :func:`configuration`: a default with further changes, named as in :func:`option`."""
+    if "text" in metadata:
+        metadata["help"] = metadata.pop("text")
+    return Changed(default, metadata)
+
+
+@typing.dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, option)
+)
+def configuration(**changes: Any) -> Callable[[ClassT], ClassT]:
+    """A class decorator: a frozen dataclass, with other defaults for some inherited options.
+
+    Args:
+        changes: defaults, or :func:`changed`, by the name of the option.
+
+    Raises:
+        TypeError: if no base has an option of this name.
+    """
+
+    def decorate(cls: ClassT) -> ClassT:
+        inherited = _inherited_fields(cls)
+        for name, change in changes.items():
+            if name not in inherited:
+                raise TypeError(f"{cls.__name__} has no option {name!r} whose default it changes.")
+            field = inherited[name]
+            change = change if isinstance(change, Changed) else Changed(change, {})
+            metadata = {**field.metadata, **change.metadata}
+            setattr(cls, name, dataclasses.field(default=change.default, metadata=metadata))
+            cls.__annotations__ = {**inspect.get_annotations(cls), name: field.type}
+        made: ClassT = dataclasses.dataclass(frozen=True, kw_only=True)(cls)  # type: ignore[assignment]
+        return made
+
+    return decorate
+
+
+def _inherited_fields(cls: type[Any]) -> dict[str, Field[Any]]:
     return {
-        flag_name(field.name): getattr(config, field.name)
-        for field in _options(type(config))
-        if field.metadata["fixed"]
+        field.name: field
+        for base in reversed(cls.__mro__[1:])
+        if dataclasses.is_dataclass(base)
+        for field in dataclasses.fields(base)
     }
 
 
-def flag_name(name: str) -> str:
-    """The command line spelling of a field: ``--total-frames`` for ``total_frames``."""
-    return "--" + name.replace("_", "-")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The base of all groups of options.
 
-
-def check_options(config: Any) -> None:
-    """Check every option of a dataclass against its range and choices.
-
-    Raises:
-        ValueError: one sentence that names the flag, the value given and what would work.
+    A group checks what its own options say about each other in ``__post_init__``, after it has
+    called that of ``super()``.
     """
-    for field in _options(type(config)):
-        value = getattr(config, field.name)
-        valid, choices = field.metadata["valid"], field.metadata["choices"]
-        for word in value if isinstance(value, tuple) else (value,):
-            known = valid is None or word is None or (math.isfinite(word) and valid.holds(word))
-            if valid is not None and not known:
-                raise ValueError(f"{flag_name(field.name)} must be {valid.words}, got {word}.")
-            if choices is not None and word not in choices:
-                raise ValueError(
-                    f"{flag_name(field.name)} must be one of {', '.join(choices)}, got {word!r}."
-                )
+
+    def __post_init__(self) -> None:
+        """Check every option against its type, range and choices.
+
+        Raises:
+            ValueError: one sentence that names the flag, the value given and what would work.
+        """
+        shapes = shapes_of(type(self))
+        for field in fields_of(type(self)):
+            value = getattr(self, field.name)
+            for word in value if isinstance(value, tuple) else (value,):
+                _check_word(field, shapes[field.name].kind, word)
+
+    @classmethod
+    def choices_of(cls, name: str) -> Sequence[str]:
+        """The words that this class allows for an option."""
+        choices: Sequence[str] = cls.__dataclass_fields__[name].metadata["choices"]
+        return choices
+
+    def fixed_options(self) -> dict[str, Any]:
+        """The options that a resumed run must keep, by flag."""
+        return {
+            flag_name(field.name): getattr(self, field.name)
+            for field in fields_of(type(self))
+            if field.metadata["fixed"]
+        }
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose error message is one line, without the list of all flags."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print ``message`` and leave with exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def make_parser(config_class: type[Any], description: str | None = None) -> Parser:
-    """Build the command line of a configuration class, one group of flags per class."""
-    parser = Parser(
-        description=description,
-        usage="%(prog)s [options]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    hints = typing.get_type_hints(config_class)
-    classes = config_class.__mro__[::-1]
-    # A class may replace a default of its base.
-    owners = {name: owner for owner in classes for name in inspect.get_annotations(owner)}
-    for owner in classes:
-        group = parser.add_argument_group(
-            (owner.__doc__ or owner.__name__).splitlines()[0].rstrip(".")
-        )
-        for field in _options(config_class):
-            if owners[field.name] is owner:
-                _add_flag(group, field, hints[field.name])
-    return parser
+def _check_word(field: Field[Any], kind: type[Any], word: Any) -> None:
+    """Check a value, or one of several, of an option whose values are of ``kind``."""
+    flag, valid, choices = flag_name(field.name), field.metadata["valid"], field.metadata["choices"]
+    if word is None:
+        return
+    if kind is bool and not isinstance(word, bool):
+        raise ValueError(f"{flag} must be true or false, got {word!r}.")
+    if valid is not None and not (math.isfinite(word) and valid.holds(word)):
+        raise ValueError(f"{flag} must be {valid.words}, got {word}.")
+    if kind is int and (isinstance(word, bool) or word != int(word)):
+        raise ValueError(f"{flag} must be a whole number, got {word}.")
+    if choices is not None and word not in choices:
+        raise ValueError(f"{flag} must be one of {', '.join(choices)}, got {word!r}.")
 
 
-def parse_options(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """The options given on the command line, and only those."""
-    given = vars(parser.parse_args(argv))
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the values of an option look like.
+
+    Attributes:
+        kind: ``int``, ``float``, ``bool`` or ``str``: the type of a value, or of each of several.
+        length: how many values there are: 1, a fixed number, or None for any number.
+        optional: whether None is a value, too.
+    """
+
+    kind: type[Any]
+    length: int | None
+    optional: bool
 
 
-def _options(config_class: type[Any]) -> list[Field[Any]]:
-    return [field for field in dataclasses.fields(config_class) if "help" in field.metadata]
+def shapes_of(cls: type[Any]) -> dict[str, Shape]:
+    """What the values of each option of a class look like, from its annotations."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: _shape(hints[field.name]) for field in fields_of(cls)}
 
 
-def _add_flag(group: argparse._ArgumentGroup, field: Field[Any], hint: Any) -> None:
-    default = field.default
-    if isinstance(default, tuple):
-        default = " ".join(map(str, default))
-    text = field.metadata["help"] + ("" if default is None else f" (default: {default})")
-    settings: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-    plain = _without_none(hint)
-    if plain is bool:
-        settings["action"] = argparse.BooleanOptionalAction
-    else:
-        members = typing.get_args(plain) if typing.get_origin(plain) is tuple else ()
-        repeatable = Ellipsis in members
-        scalar = members[0] if members else plain
-        # The words that a Literal allows are checked with the other choices.
-        settings["type"] = str if typing.get_origin(scalar) is typing.Literal else scalar
-        settings["action"] = "append" if repeatable else "store"
-        if members and not repeatable:
-            settings["nargs"] = len(members)
-            settings["metavar"] = field.metadata["metavar"]
-        if field.metadata["choices"]:
-            settings["metavar"] = "|".join(field.metadata["choices"])
-    group.add_argument(flag_name(field.name), **settings)
+def _shape(hint: Any) -> Shape:
+    optional = isinstance(hint, types.UnionType)
+    if optional:
+        hint = next(member for member in typing.get_args(hint) if member is not types.NoneType)
+    members = typing.get_args(hint) if typing.get_origin(hint) is tuple else (hint,)
+    length = None if Ellipsis in members else len(members)
+    kind = str if typing.get_origin(members[0]) is typing.Literal else members[0]
+    return Shape(kind, length, optional)
 
 
-def _without_none(hint: Any) -> Any:
-    """``int`` for ``int | None``; any other type unchanged."""
-    if isinstance(hint, types.UnionType):
-        return next(member for member in typing.get_args(hint) if member is not types.NoneType)
-    return hint
+def fields_of(cls: type[Any]) -> list[Field[Any]]:
+    """The options of a class, in the order of their declaration."""
+    return [field for field in dataclasses.fields(cls) if "help" in field.metadata]
+
+
+def groups_of(cls: type[Any]) -> Iterator[tuple[str, list[Field[Any]]]]:
+    """Titles of the groups of a class and their options; each is in the group that declares it."""
+    left = {field.name: field for field in fields_of(cls)}
+    for owner in _bases_first(cls):
+        found = [left.pop(name) for name in inspect.get_annotations(owner) if name in left]
+        if found:
+            yield (owner.__doc__ or owner.__name__).splitlines()[0].rstrip("."), found
+
+
+def _bases_first(cls: type[Any]) -> Iterator[type[Any]]:
+    for base in cls.__bases__:
+        yield from _bases_first(base)
+    yield cls
+
+
+def flag_name(name: str) -> str:
+    """The command line spelling of an option: ``--total-frames`` for ``total_frames``."""
+    return "--" + name.replace("_", "-")

@@ -1,21 +1,21 @@
-"""Options of denoising chains, for every method that trains on their steps."""
+"""Options of denoising processes."""
 
-from dataclasses import dataclass
 from typing import Literal
 
-from diffpolicy.trainers.config.options import above, at_least, option
+from diffpolicy.trainers.config.options import (
+    Options,
+    above,
+    at_least,
+    configuration,
+    option,
+)
 
 
-@dataclass(frozen=True)
-class ChainOptions:
+@configuration()
+class ProcessOptions(Options):
     """The denoising chain."""
 
     denoising_steps: int = option(4, "steps of the denoising chain", valid=at_least(1), fixed=True)
-    discount_mode: Literal["env", "denoising_step"] = option(
-        "env",
-        "whether discounts act per environment step or per denoising step",
-        choices=("env", "denoising_step"),
-    )
     prior_std: float = option(
         0.4, "standard deviation of the chain's prior", valid=above(0), fixed=True
     )
@@ -29,8 +29,25 @@ class ChainOptions:
     learn_step_size: bool = option(True, "train the step size", fixed=True)
     friction: float = option(1.0, "initial friction of the chain", valid=above(0), fixed=True)
     learn_friction: bool = option(True, "train the friction", fixed=True)
-    process_lr_multiplier: float = option(
-        3.0,
-        "factor on the learning rate of step size and friction; 0 keeps them",
+
+
+@configuration()
+class DenoisingMDPOptions(ProcessOptions):
+    """Training on the steps of the chain."""
+
+    discount_mode: Literal["env", "denoising_step"] = option(
+        "env",
+        "whether discounts act per environment step or per denoising step",
+        choices=("env", "denoising_step"),
+    )
+
+
+@configuration()
+class OnPolicyChainOptions(DenoisingMDPOptions):
+    """Learning the process on-policy."""
+
+    lr_process: float | None = option(
+        None,
+        "learning rate of step size and friction, which 0 keeps (default: three times --lr)",
         valid=at_least(0),
     )

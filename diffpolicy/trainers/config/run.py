@@ -1,22 +1,13 @@
-"""Configurations of training runs: every field is a command line flag with its default."""
+"""What every training run is told: task, length, devices, collection, output."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from diffpolicy.trainers.config.options import (
-    above,
-    at_least,
-    between,
-    check_options,
-    flag_name,
-    option,
-)
+from diffpolicy.trainers.config.options import Options, at_least, configuration, option
 
 
-@dataclass(frozen=True)
-class RunConfig:
+@configuration()
+class RunConfig(Options):
     """Any training run.
 
     Raises:
@@ -104,7 +95,7 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         keys = self.observation_keys or ()
         if len(set(keys)) < len(keys):
             raise ValueError(
@@ -177,82 +168,3 @@ class RunConfig:
     def ranks(self) -> int:
         """Number of processes that train together."""
         return self.num_nodes * self.ranks_per_node
-
-
-@dataclass(frozen=True)
-class OnPolicyConfig(RunConfig):
-    """On-policy training."""
-
-    #: The options whose product is the number of training rows of a rollout.
-    row_options: ClassVar[tuple[str, ...]] = ("num_envs", "rollout_steps")
-
-    rollout_steps: int = option(
-        128, "steps of each environment in one iteration", valid=at_least(1)
-    )
-    epochs: int = option(10, "passes over the rows of a rollout", valid=at_least(1))
-    minibatch_size: int | None = option(
-        None,
-        "rows of a minibatch on each rank (default: an eighth of the rollout's rows)",
-        valid=at_least(1),
-    )
-    lr: float = option(1e-3, "learning rate of the networks", valid=above(0))
-    lr_schedule: str = option(
-        "linear", "learning rate over the run", choices=("linear", "constant")
-    )
-    gamma: float = option(0.99, "discount of an environment step", valid=between(0, 1))
-    lmbda: float = option(
-        0.95, "lambda of generalised advantages or lambda-returns", valid=between(0, 1)
-    )
-    max_grad_norm: float = option(0.5, "limit of the gradient norm", valid=above(0))
-    target_kl: float | None = option(
-        None, "end an iteration's updates once the policy has moved this far", valid=above(0)
-    )
-    normalize_observations: bool = option(
-        True, "standardise observations by running statistics", fixed=True
-    )
-    hidden_size: int = option(
-        64, "width of the two hidden layers of a network", valid=at_least(1), fixed=True
-    )
-    reward_scale: float = option(1.0, "factor on the rewards that are trained on", valid=above(0))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.minibatch_rows > self.rollout_rows:
-            words = " times ".join(
-                f"{flag_name(name)} {getattr(self, name)}" for name in self.row_options
-            )
-            raise ValueError(
-                f"--minibatch-size must be at most {self.rollout_rows}, the rows of a rollout "
-                f"({words}), got {self.minibatch_size}."
-            )
-
-    @property
-    def rollout_frames(self) -> int:
-        """Environment steps of one rank in one iteration."""
-        return self.num_envs * self.rollout_steps
-
-    @property
-    def rollout_rows(self) -> int:
-        """Training rows of one rank in one iteration."""
-        return math.prod(getattr(self, name) for name in self.row_options)
-
-    @property
-    def minibatch_rows(self) -> int:
-        """Rows of a minibatch on each rank."""
-        return self.minibatch_size or max(1, self.rollout_rows // 8)
-
-
-@dataclass(frozen=True)
-class PPOConfig(OnPolicyConfig):
-    """Proximal policy optimisation."""
-
-    clip_epsilon: float = option(0.2, "clip range of the probability ratio", valid=above(0))
-    clip_value: float | None = option(
-        None, "clip range of the value around its old value (default: no clipping)", valid=above(0)
-    )
-    critic_coeff: float = option(0.5, "weight of the critic loss", valid=at_least(0))
-    loss_critic_type: Literal["smooth_l1", "l2", "l1"] = option(
-        "smooth_l1",
-        "distance between values and their targets",
-        choices=("smooth_l1", "l2", "l1"),
-    )

@@ -19,7 +19,6 @@ from torchrl.objectives import LossModule
 from collectors import NonFiniteError, UnfinishedEpisodeError, evaluate
 from collectors.errors import describe
 from diffpolicy.networks.ranks import distributed, sum_over_ranks
-from diffpolicy.trainers.config.options import fixed_options
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io.files import CHECKPOINT_KEY, Disk
@@ -242,7 +241,7 @@ class RLModule(L.LightningModule, ABC):
             for name, value in self.state_dict().items()
             if name not in coefficients
         }
-        options = fixed_options(self.config)
+        options = self.config.fixed_options()
         return {"method": self.config.method, "options": options, "shapes": shapes}
 
     @abstractmethod

@@ -21,7 +21,7 @@ from collectors import (
     derive_seed,
 )
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
-from diffpolicy.trainers.config.run import OnPolicyConfig
+from diffpolicy.trainers.config.on_policy import OnPolicyConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io import resume
 from diffpolicy.trainers.io.console import warn

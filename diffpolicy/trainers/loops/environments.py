@@ -6,7 +6,8 @@ from torchrl.envs import EnvBase
 from collectors import make_env
 from collectors.envs import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
-from diffpolicy.trainers.config.run import OnPolicyConfig, RunConfig
+from diffpolicy.trainers.config.on_policy import OnPolicyConfig
+from diffpolicy.trainers.config.run import RunConfig
 
 # What make_env adds to the observations of an environment.
 _BOOKKEEPING = (EPISODE_REWARD_KEY, STEP_COUNT_KEY)
@@ -43,12 +44,12 @@ def evaluation_env(config: RunConfig) -> EnvBase:
     )
 
 
-def reward_bound(config: OffPolicyConfig) -> float | None:
+def reward_bound(env: str, reward_scale: float) -> float | None:
     """The largest absolute reward that is trained on, None if the task does not have a known one.
 
     Rewards of the DeepMind Control Suite are in [0, 1] (arXiv 1801.00690).
     """
-    return config.reward_scale if config.env.startswith("dmc:") else None
+    return reward_scale if env.startswith("dmc:") else None
 
 
 def observation_keys(env: EnvBase, config: RunConfig) -> list[NestedKey]:

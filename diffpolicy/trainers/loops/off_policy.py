@@ -1,7 +1,8 @@
 """The Lightning module of off-policy methods."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Optimizer:
         part: name of the loss's submodule, or of one of its own parameters, that it moves.
         lr: learning rate.
         betas: Adam's coefficients.
+        eps: Adam's number beside the root of the second moment.
         delayed: whether it moves only when the policy does.
         grad_limit: NaN in gradients becomes 0 and every entry is clipped to this size; None leaves
             gradients alone.
@@ -39,6 +41,7 @@ class Optimizer:
     part: str
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
     delayed: bool = False
     grad_limit: float | None = None
 
@@ -54,6 +57,9 @@ class OffPolicyParts:
             ``td_error`` goes into the batch.
         keys: entries of a transition that ``update`` reads, and so the replay buffer keeps.
         optimizers: one for each part of the loss, by the name under which it is logged.
+        update_policy: called with the batch once the critics have moved; returns the losses of
+            what is delayed, which ``update`` then leaves out. None has ``update`` compute all
+            losses, for one backward pass.
         warm_up: acts in the random steps, for methods that need more of them than the action;
             None leaves them to the collector.
         begin: called before the first update with the rewards ``[R, 1]`` of the random steps of
@@ -66,6 +72,7 @@ class OffPolicyParts:
     update: Callable[[TensorDictBase, bool], Mapping[str, Tensor]]
     keys: list[Any]
     optimizers: Mapping[str, Optimizer]
+    update_policy: Callable[[TensorDictBase], Mapping[str, Tensor]] | None = None
     warm_up: TensorDictModuleBase | None = None
     begin: Callable[[Tensor], None] = lambda rewards: None
     after_update: Callable[[], None] = lambda: None
@@ -132,7 +139,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         """One Adam for each part of the loss."""
         options = self.parts.optimizers.values()
         return [
-            torch.optim.Adam(self._parameters_of(o), lr=o.lr, betas=o.betas, fused=True)
+            torch.optim.Adam(self._parameters_of(o), lr=o.lr, betas=o.betas, eps=o.eps, fused=True)
             for o in options
         ]
 
@@ -148,7 +155,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
             self.parts.optimizers.values(), self._optimizers(), strict=True
         ):
             for group in optimizer.param_groups:
-                group.update(lr=options.lr, betas=options.betas)
+                group.update(lr=options.lr, betas=options.betas, eps=options.eps)
         if not self.evaluations:
             self.run_evaluation()
         if self.continued.replay is None:
@@ -190,24 +197,37 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """One update; the policy takes part in every ``--policy-delay``-th."""
         policy_moves = (self.gradient_steps + 1) % self.config.policy_delay == 0
+        parts, options = self.parts, self.parts.optimizers
+        later = [name for name, o in options.items() if o.delayed] if policy_moves else []
+        first = [name for name, o in options.items() if not o.delayed]
+        if parts.update_policy is None:
+            self._step([*first, *later], lambda: parts.update(batch, policy_moves))
+        else:
+            self._step(first, lambda: parts.update(batch, False))
+            if later:
+                policy_losses = partial(parts.update_policy, batch)
+                self._step(later, policy_losses)
+        self.gradient_steps += 1
+        parts.after_update()
+
+    def _step(self, names: Sequence[str], losses: Callable[[], Mapping[str, Tensor]]) -> None:
+        """One backward pass of the sum of ``losses``, and a step of the optimisers ``names``."""
         self.begin_update()
-        out = self.parts.update(batch, policy_moves)
+        out = losses()
         moving = [
             (name, options, optimizer)
             for (name, options), optimizer in zip(
                 self.parts.optimizers.items(), self._optimizers(), strict=True
             )
-            if policy_moves or not options.delayed
+            if name in names
         ]
         for *_, optimizer in moving:
             optimizer.zero_grad()
-        self.manual_backward(self._total_loss(out, policy_moves))
+        self.manual_backward(self._total_loss(out, names))
         self._record({k: v.detach() for k, v in out.items() if v.numel() == 1})
         for name, options, optimizer in moving:
             self._record(self._treat_gradients(name, options))
             optimizer.step()
-        self.gradient_steps += 1
-        self.parts.after_update()
 
     def on_train_epoch_end(self) -> None:
         """Count, evaluate when due, tell the callbacks."""
@@ -237,9 +257,9 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         part = getattr(self.loss, options.part)
         return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
 
-    def _total_loss(self, out: Mapping[str, Tensor], policy_moves: bool) -> Tensor:
+    def _total_loss(self, out: Mapping[str, Tensor], moving: Sequence[str]) -> Tensor:
         losses = [value for key, value in out.items() if key.startswith("loss_")]
-        waiting = [o for o in self.parts.optimizers.values() if o.delayed and not policy_moves]
+        waiting = [o for name, o in self.parts.optimizers.items() if name not in moving]
         if self.trainer.world_size > 1 and waiting:
             # Ranks exchange a gradient of every parameter, hence zeros of what waits.
             sums = [p.sum() for o in waiting for p in self._parameters_of(o)]

@@ -12,7 +12,7 @@ from torchrl.objectives import LossModule
 
 from collectors import OnPolicyStream, episode_stats
 from diffpolicy.networks import RunningNorm
-from diffpolicy.trainers.config.run import OnPolicyConfig
+from diffpolicy.trainers.config.on_policy import OnPolicyConfig
 from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
 
 
@@ -100,7 +100,8 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         return torch.optim.Adam(
             [{"params": parameters} for parameters in groups.values()],
             lr=self.config.lr,
-            eps=1e-5,
+            betas=(self.config.adam_beta1, 0.999),
+            eps=self.config.adam_eps,
             fused=True,
         )
 
@@ -121,6 +122,9 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         groups = self.optimizer.param_groups
         for group, multiplier in zip(groups, self._multipliers, strict=True):
             group["lr"] = self._lr * multiplier
+            # A checkpoint brings those of the run that wrote it along.
+            group["betas"] = (self.config.adam_beta1, 0.999)
+            group["eps"] = self.config.adam_eps
 
     # ---------------------------------------------------------------------------------------
     # Training

@@ -10,7 +10,7 @@ from torchrl.collectors import BaseCollector
 
 from collectors import CollectionError, NonFiniteError, check_ray, make_collector
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
-from diffpolicy.trainers.config.run import OnPolicyConfig
+from diffpolicy.trainers.config.on_policy import OnPolicyConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io.console import warn
 from diffpolicy.trainers.loops.environments import training_env

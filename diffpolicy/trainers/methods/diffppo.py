@@ -1,37 +1,73 @@
-"""DiffPPO and Gaussian PPO: their networks, loss and preparation of rollouts."""
+"""DiffPPO: PPO on the steps of a denoising chain (arXiv 2512.02019)."""
 
-from dataclasses import replace
+from typing import ClassVar, Literal
 
 import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
-from torchrl.objectives import ClipPPOLoss
 
-from diffpolicy.actors import build_gaussian_ppo_networks, build_ppo_networks
-from diffpolicy.trainers.config.on_policy import DiffPPOConfig, GaussianPPOConfig
+from diffpolicy.actors import build_ppo_networks
+from diffpolicy.trainers.config.critic import CriticHeadOptions
+from diffpolicy.trainers.config.on_policy import CHAIN_ROWS
+from diffpolicy.trainers.config.options import changed, configuration, option
+from diffpolicy.trainers.config.process import OnPolicyChainOptions
+from diffpolicy.trainers.config.temperature import TemperatureOptions
 from diffpolicy.trainers.loops.environments import observation_keys
-from diffpolicy.trainers.loops.on_policy import OnPolicyModule, OnPolicyParts
-from diffpolicy.trainers.methods.networks import network_config, process_config, process_diagnostics
-from objectives import DiffPPOLoss, LearnedTemperature
-from objectives.functional import normalized_advantage
+from diffpolicy.trainers.loops.on_policy import OnPolicyParts
+from diffpolicy.trainers.methods.method import Method
+from diffpolicy.trainers.methods.networks import (
+    process_config,
+    process_diagnostics,
+    relative_rate,
+    temperature,
+    value_range,
+)
+from diffpolicy.trainers.methods.ppo import PPOConfig, network_config
+from objectives import DiffPPOLoss
+
+
+@configuration(
+    # A fixed temperature is a coefficient like others: a resumed run may have another one.
+    temperature=changed(0.0, fixed=False),
+    learn_temperature=False,
+    target_entropy=-5.0,
+    critic_head=changed("scalar", choices=("scalar", "hl_gauss")),
+)
+class DiffPPOConfig(PPOConfig, OnPolicyChainOptions, TemperatureOptions, CriticHeadOptions):
+    """DiffPPO: PPO on the steps of a denoising chain."""
+
+    method: ClassVar[str] = "diffppo"
+    row_options: ClassVar[tuple[str, ...]] = CHAIN_ROWS
+
+    advantage_normalization: Literal["center", "standardize"] = option(
+        "standardize",
+        "what is done to the advantages of a minibatch",
+        choices=("center", "standardize"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic_head == "hl_gauss" and self.clip_value is not None:
+            raise ValueError(
+                f"--clip-value {self.clip_value} cannot be combined with --critic-head hl_gauss; "
+                "leave one of them out."
+            )
 
 
 def diffppo_parts(env: EnvBase, config: DiffPPOConfig, device: torch.device) -> OnPolicyParts:
-    """DiffPPO: rows are the steps of denoising chains (arXiv 2512.02019)."""
+    """Networks and loss; training rows are the steps of denoising chains."""
     networks = build_ppo_networks(
         env,
         observation_keys=observation_keys(env, config),
         denoising_steps=config.denoising_steps,
         process=process_config(config),
-        network=replace(
-            network_config(config, value_function=True), value_support=_value_support(config)
-        ),
+        network=network_config(config, _value_support(config)),
         device=device,
     )
     loss = DiffPPOLoss(
         networks.actor,
         networks.critic,
-        temperature=_temperature(config),
+        temperature=temperature(config, networks.actor.process.action_dim),
         clip_epsilon=config.clip_epsilon,
         clip_value=config.clip_value,
         critic_coeff=config.critic_coeff,
@@ -50,68 +86,19 @@ def diffppo_parts(env: EnvBase, config: DiffPPOConfig, device: torch.device) -> 
         loss=loss,
         prepare=prepare,
         normalizer=networks.normalizer,
-        lr_multipliers={"process": config.process_lr_multiplier},
+        lr_multipliers={
+            "process": relative_rate(config.lr_process, config.lr, 3.0),
+            "temperature": relative_rate(config.lr_temperature, config.lr, 1.0),
+        },
         diagnostics=lambda: process_diagnostics(networks.actor.process),
     )
 
 
-def gaussian_ppo_parts(
-    env: EnvBase, config: GaussianPPOConfig, device: torch.device
-) -> OnPolicyParts:
-    """The baseline: TorchRL's ClipPPOLoss with a tanh-squashed Gaussian."""
-    networks = build_gaussian_ppo_networks(
-        env,
-        observation_keys=observation_keys(env, config),
-        network=network_config(config, value_function=True),
-        device=device,
-    )
-    loss = _ClipPPOLoss(
-        networks.actor,
-        networks.critic,
-        clip_epsilon=config.clip_epsilon,
-        clip_value=config.clip_value,
-        entropy_bonus=config.entropy_coeff > 0,
-        entropy_coeff=config.entropy_coeff,
-        critic_coeff=config.critic_coeff,
-        loss_critic_type=config.loss_critic_type,
-        normalize_advantage=False,
-    ).to(device)
-    loss.make_value_estimator(gamma=config.gamma, lmbda=config.lmbda)
-
-    def prepare(rollout: TensorDictBase) -> TensorDictBase:
-        loss.value_estimator(rollout)
-        return rollout.reshape(-1)
-
-    return OnPolicyParts(loss=loss, prepare=prepare, normalizer=networks.normalizer)
-
-
-class _ClipPPOLoss(ClipPPOLoss):
-    """Standardises the advantages of a minibatch over all ranks; TorchRL does so on each alone."""
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        key = self.tensor_keys.advantage
-        standardized = normalized_advantage(tensordict.get(key), "standardize").advantage
-        return super().forward(tensordict.copy().set(key, standardized))
-
-
-def diffppo_module(config: DiffPPOConfig, device: torch.device) -> OnPolicyModule:
-    """The Lightning module of DiffPPO."""
-    return OnPolicyModule(config, diffppo_parts, device)
-
-
-def gaussian_ppo_module(config: GaussianPPOConfig, device: torch.device) -> OnPolicyModule:
-    """The Lightning module of Gaussian PPO."""
-    return OnPolicyModule(config, gaussian_ppo_parts, device)
-
-
-def _temperature(config: DiffPPOConfig) -> float | LearnedTemperature:
-    if config.target_entropy is None:
-        return config.temperature
-    return LearnedTemperature(config.temperature, config.target_entropy)
-
-
 def _value_support(config: DiffPPOConfig) -> tuple[float, float, int] | None:
-    if config.value_support is None:
+    if config.critic_head == "scalar":
         return None
-    low, high, bins = config.value_support
-    return low, high, int(bins)
+    assert config.bins is not None
+    return (*value_range(config), config.bins)
+
+
+DIFFPPO = Method(DiffPPOConfig, diffppo_parts, "PPO on the steps of a denoising chain")

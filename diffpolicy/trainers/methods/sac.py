@@ -1,4 +1,6 @@
-"""The Gaussian baseline: TorchRL's SACLoss, its networks and optimisers."""
+"""SAC, the off-policy baseline: TorchRL's loss with a tanh-squashed Gaussian (arXiv 1812.05905)."""
+
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -6,22 +8,38 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.objectives import SACLoss, SoftUpdate
 
-from diffpolicy.actors import CriticConfig, NetworkConfig, build_gaussian_sac_networks
-from diffpolicy.trainers.config.off_policy import SACConfig
+from diffpolicy.actors import NetworkConfig, build_gaussian_sac_networks
+from diffpolicy.trainers.config.critic import QCriticOptions, TargetNetworkOptions
+from diffpolicy.trainers.config.options import above, changed, configuration
 from diffpolicy.trainers.loops.environments import observation_keys
-from diffpolicy.trainers.loops.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
-from diffpolicy.trainers.methods.networks import normalization
+from diffpolicy.trainers.loops.off_policy import OffPolicyParts
+from diffpolicy.trainers.methods.method import Method
+from diffpolicy.trainers.methods.networks import scalar_critic_config
+from diffpolicy.trainers.methods.soft import SoftConfig, optimizers
+
+
+@configuration(
+    policy_delay=1,
+    batch_size=256,
+    lr_actor=3e-4,
+    lr_critic=3e-4,
+    lr_temperature=3e-4,
+    actor_hidden_sizes=(256, 256),
+    critic_hidden_sizes=(256, 256),
+    critic_normalization=changed("none", choices=("layer", "none")),
+    num_qvalue_nets=changed(2, text="number of Q networks, whose smallest value is a target"),
+    # TorchRL's loss keeps the logarithm.
+    temperature=changed(1.0, valid=above(0)),
+)
+class SACConfig(SoftConfig, QCriticOptions, TargetNetworkOptions):
+    """SAC: the Gaussian baseline, TorchRL's loss with the published settings."""
+
+    method: ClassVar[str] = "sac"
 
 
 def sac_parts(env: EnvBase, config: SACConfig, device: torch.device) -> OffPolicyParts:
-    """SAC with a tanh-squashed Gaussian (arXiv 1812.05905)."""
+    """Networks, loss and optimisers."""
     loss = _loss(env, config, device)
-    optimizers = {
-        "critic": Optimizer("qvalue_network_params", config.lr_critic),
-        "actor": Optimizer("actor_network_params", config.lr_actor, delayed=True),
-    }
-    if config.learn_temperature:
-        optimizers["alpha"] = Optimizer("log_alpha", config.lr_temperature, delayed=True)
     critic_loss = loss.qvalue_v2_loss
     if config.compile_mode is not None:
         critic_loss = torch.compile(critic_loss, mode=config.compile_mode)
@@ -47,26 +65,16 @@ def sac_parts(env: EnvBase, config: SACConfig, device: torch.device) -> OffPolic
         loss=loss,
         update=update,
         keys=sorted(loss.in_keys, key=str),
-        optimizers=optimizers,
+        optimizers=optimizers(config, critic="qvalue_network_params", temperature="log_alpha"),
         after_update=SoftUpdate(loss, tau=config.tau).step,
     )
-
-
-def sac_module(config: SACConfig, device: torch.device) -> OffPolicyModule:
-    """The Lightning module of SAC."""
-    return OffPolicyModule(config, sac_parts, device)
 
 
 def _loss(env: EnvBase, config: SACConfig, device: torch.device) -> SACLoss:
     networks = build_gaussian_sac_networks(
         env,
         network=NetworkConfig(actor_hidden=config.actor_hidden_sizes, normalize_observations=False),
-        critic=CriticConfig(
-            hidden=config.critic_hidden_sizes,
-            ensemble_size=config.num_qvalue_nets,
-            normalization=normalization(config.critic_normalization),
-            atoms=None,
-        ),
+        critic=scalar_critic_config(config),
         observation_keys=observation_keys(env, config),
         device=device,
     )
@@ -84,3 +92,6 @@ def _loss(env: EnvBase, config: SACConfig, device: torch.device) -> SACLoss:
     # Asked for once, it becomes a buffer, which checkpoints then hold from the start.
     assert loss.target_entropy is not None
     return loss.to(device)
+
+
+SAC = Method(SACConfig, sac_parts, "TorchRL's soft actor-critic, a baseline")

@@ -1,4 +1,4 @@
-"""What soft actor-critic methods with a denoising chain share."""
+"""Soft actor-critic: what the off-policy methods share."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,70 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
 
-from diffpolicy.actors import DenoisingActor
-from diffpolicy.trainers.config.off_policy import ChainConfig
-from objectives import DiffSACLoss, DIMELoss, LearnedTemperature
+from diffpolicy.trainers.config.critic import DelayedCriticOptions, QHeadOptions
+from diffpolicy.trainers.config.network import NetworkOptions
+from diffpolicy.trainers.config.off_policy import OffPolicyConfig
+from diffpolicy.trainers.config.options import configuration
+from diffpolicy.trainers.config.process import ProcessOptions
+from diffpolicy.trainers.config.temperature import TemperatureOptions
+from diffpolicy.trainers.loops.off_policy import Optimizer
+from objectives import DiffSACLoss, DIMELoss
 
-BOUND_MARGIN = 2.0
-"""The range of values spans this many times what a task's bounded rewards add up to."""
+
+@configuration()
+class SoftConfig(OffPolicyConfig, NetworkOptions, TemperatureOptions):
+    """Soft actor-critic."""
+
+
+@configuration(
+    eval_policy="stochastic",
+    actor_hidden_sizes=(128, 128),
+    critic_hidden_sizes=(256, 256),
+    lr_temperature=1e-3,
+)
+class ChainConfig(SoftConfig, ProcessOptions, QHeadOptions, DelayedCriticOptions):
+    """Soft actor-critic with a denoising chain."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.delay_critic and self.critic_normalization == "batch":
+            raise ValueError(
+                "--delay-critic does not go with --critic-normalization batch, whose running "
+                "statistics target networks leave behind; use layer or none, or --no-delay-critic."
+            )
+
+
+def optimizers(
+    config: SoftConfig,
+    *,
+    critic: str = "critic_network_params",
+    temperature: str = "temperature",
+    actor_grad_limit: float | None = None,
+) -> dict[str, Optimizer]:
+    """One Adam each for critics, policy and, if it is learned, the temperature.
+
+    Args:
+        config: its options.
+        critic: the part of the loss that the critics are.
+        temperature: the part of the loss that the temperature is.
+        actor_grad_limit: see :class:`Optimizer`.
+    """
+    betas, eps = (config.adam_beta1, 0.999), config.adam_eps
+    found = {
+        "critic": Optimizer(critic, config.lr_critic, betas, eps),
+        "actor": Optimizer(
+            "actor_network_params",
+            config.lr_actor,
+            betas,
+            eps,
+            delayed=True,
+            grad_limit=actor_grad_limit,
+        ),
+    }
+    if config.learn_temperature:
+        rate = config.lr_actor if config.lr_temperature is None else config.lr_temperature
+        found["alpha"] = Optimizer(temperature, rate, eps=eps, delayed=True)
+    return found
 
 
 def delayed_update(
@@ -31,14 +89,6 @@ def delayed_update(
         return {"loss_critic": value, **diagnostics}
 
     return update
-
-
-def chain_temperature(actor: DenoisingActor, config: ChainConfig) -> float | LearnedTemperature:
-    """The temperature that the options describe."""
-    if not config.learn_temperature:
-        return config.temperature
-    target = config.target_entropy * actor.process.action_dim
-    return LearnedTemperature(config.temperature, target)
 
 
 def target_updates(loss: DIMELoss | DiffSACLoss, config: ChainConfig) -> Callable[[], None]:

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from diffpolicy.trainers.config.options import make_parser, parse_options
+from diffpolicy.trainers.config.parser import Parser
 from diffpolicy.trainers.errors import RunFinishedError, TrainingError
 from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.cluster import is_first_process
-from diffpolicy.trainers.run.launch import ConfigT, MakeModule, prepare, train
+from diffpolicy.trainers.methods import Method
+from diffpolicy.trainers.run.launch import ConfigT, prepare, train
 from diffpolicy.trainers.run.scope import StopSignal
 
 EXIT_FAILED = 1
@@ -53,18 +54,17 @@ def parse_config(config_class: type[ConfigT], given: dict[str, Any]) -> ConfigT:
 
 
 def run_script(
-    config_class: type[ConfigT],
-    make_module: MakeModule[ConfigT],
+    method: Method,
     argv: Sequence[str] | None = None,
     description: str | None = None,
 ) -> int:
     """Parse a command line and train.
 
     Args:
-        config_class: its fields are the flags.
-        make_module: builds the Lightning module.
+        method: a registered method (``METHODS["dime"]``), or one of your own; the options of its
+            configuration are the flags.
         argv: command line without the program's name; None takes ``sys.argv``.
-        description: for ``--help``.
+        description: for ``--help``; by default the summary of the method.
 
     Returns:
         The exit code: 0, also after SIGTERM; 1 if training failed; 130 after Ctrl-C.
@@ -72,10 +72,10 @@ def run_script(
     Raises:
         SystemExit: with code 2 and one line on the console, for wrong flags.
     """
-    parser = make_parser(config_class, description)
-    given = parse_options(parser, argv)
+    parser = Parser(method.config, description or method.summary)
+    given = parser.parse_options(argv)
     try:
-        run = prepare(parse_config(config_class, given), make_module)
+        run = prepare(parse_config(method.config, given), method.module)
     except ValueError as error:
         parser.error(str(error))
     except RunFinishedError as reason:

@@ -26,6 +26,7 @@ from diffpolicy.trainers.io.cluster import (
 )
 from diffpolicy.trainers.io.resume import continuation
 from diffpolicy.trainers.loops.base import RLModule, RunCallback
+from diffpolicy.trainers.methods import METHODS
 from diffpolicy.trainers.run.callbacks import MetricsFiles, ProgressBar, ResultsFile
 from diffpolicy.trainers.run.checkpoints import Checkpoints
 from diffpolicy.trainers.run.loggers import LoggerMetrics, make_loggers
@@ -53,16 +54,19 @@ class Run:
     frames: int = 0
 
 
-def prepare(config: ConfigT, make_module: MakeModule[ConfigT]) -> Run:
+def prepare(config: ConfigT, make_module: MakeModule[ConfigT] | None = None) -> Run:
     """Check everything that can be wrong with a configuration, and build its module.
 
     Args:
         config: what to run.
-        make_module: builds the Lightning module for a device.
+        make_module: builds the Lightning module for a device; by default that of the registered
+            method of the configuration.
 
     Raises:
         ValueError: one sentence that names the flag; nothing has been written or trained.
     """
+    if make_module is None:
+        make_module = METHODS[config.method].module
     if config.resume == files.NEWEST:
         config = replace(config, resume=files.newest_checkpoint(config.output))
     check_launcher(config)
