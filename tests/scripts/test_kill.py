@@ -15,7 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from diffpolicy.trainers import DIMEConfig, dime_module, prepare, train
+from diffpolicy.trainers import (
+    DIMEConfig,
+    prepare,
+    train,
+)
 from diffpolicy.trainers.io.files import read_checkpoint, read_plain
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "dime_lightning.py"
@@ -136,14 +140,14 @@ def train_and_die(output: Path, deadly: int, calls: Any) -> None:
     for name in ("replace", "fsync", "link", "mkdir", "rmdir", "unlink"):
         setattr(os, name, counted(getattr(os, name)))
     torch.save = counted(torch.save, halfway=True)
-    train(prepare(config(output, resume="last", total_frames=4 * INTERVAL), dime_module))
+    train(prepare(config(output, resume="last", total_frames=4 * INTERVAL)))
 
 
 @pytest.mark.slow
 def test_kill_9_at_every_step_of_a_checkpoint(tmp_path: Path) -> None:
     base, straight = tmp_path / "base", tmp_path / "straight"
-    assert train(prepare(config(base, total_frames=3 * INTERVAL), dime_module))
-    assert train(prepare(config(straight, total_frames=5 * INTERVAL), dime_module))
+    assert train(prepare(config(base, total_frames=3 * INTERVAL)))
+    assert train(prepare(config(straight, total_frames=5 * INTERVAL)))
     context = multiprocessing.get_context("fork")
     found = []
     for deadly in range(1, 1_000):
@@ -157,7 +161,7 @@ def test_kill_9_at_every_step_of_a_checkpoint(tmp_path: Path) -> None:
         assert child.exitcode == -signal.SIGKILL
         frames = read_checkpoint(str(output / "checkpoints" / "last.ckpt"))["frames"]
         found.append(frames)
-        run = prepare(config(output, resume="last", total_frames=5 * INTERVAL), dime_module)
+        run = prepare(config(output, resume="last", total_frames=5 * INTERVAL))
         assert run.frames == frames
         assert train(run)
         assert (output / "metrics.csv").read_bytes() == (straight / "metrics.csv").read_bytes()

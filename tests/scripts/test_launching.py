@@ -24,7 +24,8 @@ SMALL_OPTIONS = {
     "--epochs": 2,
     "--minibatch-size": 128,
     "--denoising-steps": 2,
-    "--hidden-size": 16,
+    "--actor-hidden-sizes": 16,
+    "--critic-hidden-sizes": 16,
     "--eval-episodes": 1,
     "--eval-every": 100_000,
     "--logger": "csv",
@@ -222,7 +223,7 @@ def test_torchrun(own_ranks: str, tmp_path: Path, nodes: int) -> None:
 TERMINATED_SCRIPT = """
 import os, signal, sys
 import diffpolicy.trainers.loops.on_policy as on_policy
-from diffpolicy.trainers import DiffPPOConfig, diffppo_module, run_script
+from diffpolicy.trainers import METHODS, run_script
 
 episode_stats, calls = on_policy.episode_stats, []
 
@@ -236,7 +237,7 @@ on_policy.episode_stats = terminated
 
 if __name__ == "__main__":
     argv = [word for word in sys.argv[1:] if word != "--agent"]
-    sys.exit(run_script(DiffPPOConfig, diffppo_module, argv))
+    sys.exit(run_script(METHODS["diffppo"], argv))
 """
 
 

@@ -21,10 +21,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffpolicy.trainers import (
+    METHODS,
     DIMEConfig,
     Run,
     TrainingError,
-    dime_module,
     prepare,
     train,
 )
@@ -69,7 +69,7 @@ def dime(tmp_path: Path) -> Build:
 
 
 def trained(config: DIMEConfig, stop: StopSignal | None = None) -> Run:
-    run = prepare(config, dime_module)
+    run = prepare(config)
     assert train(run, stop)
     return run
 
@@ -201,7 +201,7 @@ def test_training_goes_on_when_the_disk_is_full(
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_at_once(dime: Build) -> None:
-    run = prepare(dime(), dime_module)
+    run = prepare(dime())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
@@ -308,7 +308,7 @@ def test_loggers_have_every_row_once(
 ) -> None:
     options: dict[str, Any] = {"logger": ("tensorboard",), "eval_every": 20, "total_frames": 60}
     config = dime(**options, checkpoint_replay="always")
-    run = prepare(config, dime_module)
+    run = prepare(config)
     write = files.write_plain
 
     def keep_first(path: Path, content: Any) -> None:
@@ -391,7 +391,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     config = DIMEConfig(
         output=str(output), logger=("csv",), eval_episodes=1, replay_size=8, **tiny, **sizes
     )
-    assert train(prepare(config, dime_module))
+    assert train(prepare(config))
     return (output / "checkpoints" / "last.ckpt").read_bytes()
 
 
@@ -460,17 +460,17 @@ def test_resume_last_on_the_command_line(dime: Build, tmp_path: Path) -> None:
     config = parse_config(DIMEConfig, {"resume": "last", "output": output, "total_frames": 50})
     assert config.resume == str(run.output / "checkpoints" / "last.ckpt")
     assert config.iteration_frames == 10, "flags that are not given keep the checkpoint's values"
-    assert prepare(config, dime_module).frames == 40
+    assert prepare(config).frames == 40
     with pytest.raises(RunFinishedError, match=f"finished before; results are in {output}"):
         parse_config(DIMEConfig, {"resume": "last", "output": output})
-    assert run_script(DIMEConfig, dime_module, ["--resume", "last", "--output", output]) == 0
+    assert run_script(METHODS["dime"], ["--resume", "last", "--output", output]) == 0
 
 
 def test_a_run_in_a_new_folder_takes_its_checkpoint_along(dime: Build, tmp_path: Path) -> None:
     first = trained(dime())
     last = str(first.output / "checkpoints" / "last.ckpt")
     second = dime(resume=last, output=str(tmp_path / "second"), total_frames=60)
-    run = prepare(second, dime_module)
+    run = prepare(second)
 
     def fail(batch: Any, policy_moves: bool) -> dict[str, Any]:
         raise TrainingError("No update works.")
@@ -550,7 +550,7 @@ def test_the_replay_buffer_is_filled_again_where_options_say_so(
     trained(dime())
     steps = 20 * changes.get("cpu_ranks", 1)
     with pytest.raises(ValueError, match=rf"40 that .* and {steps} to fill the replay buffer"):
-        prepare(dime(resume="last", **changes | {"total_frames": 40 + steps}), dime_module)
+        prepare(dime(resume="last", **changes | {"total_frames": 40 + steps}))
     run = trained(dime(resume="last", **{"total_frames": 70, **changes}))
     (line,) = warnings_in(capfd.readouterr().err)
     assert all(word in line for word in words), line
@@ -686,7 +686,7 @@ def test_a_failure_keeps_the_checkpoint_before_it(
     # 20 steps of an evaluation, 20 random ones, then in the middle of the second iteration.
     monkeypatch.setattr(Breaks, "breaks_at", 20 + 20 + 10 + 5)
     options = {"env": register(Breaks), "value_range": (-10.0, 10.0), "total_frames": 100}
-    run = prepare(dime(**options), dime_module)
+    run = prepare(dime(**options))
     with pytest.raises(TrainingError, match="The last good checkpoint is"):
         train(run)
     assert names(run.output) == [

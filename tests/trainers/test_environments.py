@@ -17,8 +17,6 @@ from diffpolicy.trainers import (
     GaussianPPOConfig,
     OnPolicyModule,
     TrainingError,
-    diffppo_module,
-    gaussian_ppo_module,
     prepare,
     train,
 )
@@ -101,10 +99,7 @@ def test_dictionary_observations_are_concatenated(
     config: Any = small_config(
         env=register(Robot), observation_keys=chosen, max_episode_steps=10, num_envs=2
     )
-    make_module: Any = diffppo_module
-    if method == "gaussian":
-        config, make_module = gaussian(config), gaussian_ppo_module
-    run = prepare(config, make_module)
+    run = prepare(gaussian(config) if method == "gaussian" else config)
     assert train(run)
     assert isinstance(run.module, OnPolicyModule)
     assert run.module.parts.normalizer is not None
@@ -120,7 +115,7 @@ def test_an_unknown_observation_key_is_refused_with_the_flag_and_the_choices(
 ) -> None:
     config = small_config(env=register(Robot), observation_keys=("target", name))
     with pytest.raises(ValueError, match=f"^--observation-keys {name} is not a vector") as raised:
-        prepare(config, diffppo_module)
+        prepare(config)
     assert str(raised.value).endswith("--env Robot-v0 observes; choose from body.speed, target.")
 
 
@@ -128,7 +123,7 @@ def test_an_environment_without_vectors_is_refused(
     small_config: SmallConfig, register: Register
 ) -> None:
     with pytest.raises(ValueError, match=r"^--env Pixels-v0 must observe vectors") as raised:
-        prepare(small_config(env=register(Pixels)), diffppo_module)
+        prepare(small_config(env=register(Pixels)))
     assert str(raised.value).endswith("its observations are observation (4, 4).")
 
 
@@ -140,7 +135,7 @@ def test_an_evaluation_without_an_end_stops_the_run_and_names_the_flag(
     cpu_ranks: int,
 ) -> None:
     monkeypatch.setattr(base, "evaluate", partial(base.evaluate, max_steps=20))
-    run = prepare(small_config(env=register(Robot), cpu_ranks=cpu_ranks), diffppo_module)
+    run = prepare(small_config(env=register(Robot), cpu_ranks=cpu_ranks))
     words = r"evaluation after 0 .* --env Robot-v0 does not end; .* --max-episode-steps\."
     with pytest.raises(TrainingError, match=words) as raised:
         train(run)
@@ -152,7 +147,7 @@ def test_an_evaluation_that_sees_nan_stops_the_run(
     small_config: SmallConfig, register: Register, cpu_ranks: int
 ) -> None:
     config = small_config(env=register(BadRobot), cpu_ranks=cpu_ranks, max_episode_steps=10)
-    run = prepare(config, diffppo_module)
+    run = prepare(config)
     words = r"evaluation after 0 .*'target' is not finite .* step 1 .*; check .* --env BadRobot-v0"
     with pytest.raises(TrainingError, match=words):
         train(run)
@@ -163,7 +158,7 @@ def test_episodes_may_be_cut_shorter_than_the_environment_asks_for(
     small_config: SmallConfig, read_run: ReadRun
 ) -> None:
     config = small_config(env="Pendulum-v1", max_episode_steps=16, total_frames=128)
-    run = prepare(config, diffppo_module)
+    run = prepare(config)
     train(run)
     _, rows = read_run(run.output)
     assert [float(row["episode_length"]) for row in rows] == [16.0]
@@ -177,11 +172,11 @@ def test_a_checkpoint_keeps_the_observation_keys(
     small_config: SmallConfig, register: Register
 ) -> None:
     options: dict[str, Any] = {"env": register(Robot), "max_episode_steps": 10}
-    run = prepare(small_config(**options, observation_keys=("target",)), diffppo_module)
+    run = prepare(small_config(**options, observation_keys=("target",)))
     train(run)
     last = str(run.output / "checkpoints" / "last.ckpt")
     state = torch.load(last, weights_only=True)["diffpolicy"]
     assert state["config"]["observation_keys"] == ("target",)
     other = small_config(**options, resume=last, total_frames=512)
     with pytest.raises(ValueError, match=r"--observation-keys .*target.* cannot change to None"):
-        prepare(other, diffppo_module)
+        prepare(other)

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from diffpolicy.trainers import DiffPPOConfig, RLModule, diffppo_module, prepare, train
+from diffpolicy.trainers import (
+    DiffPPOConfig,
+    RLModule,
+    prepare,
+    train,
+)
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -17,7 +22,7 @@ ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
 def test_metrics_are_written_whatever_the_loggers(
     small_config: SmallConfig, read_run: ReadRun, logger: tuple[str, ...]
 ) -> None:
-    run = prepare(small_config(logger=logger, total_frames=128), diffppo_module)
+    run = prepare(small_config(logger=logger, total_frames=128))
     assert train(run)
     _, rows = read_run(run.output)
     assert [int(row["frames"]) for row in rows] == [128]
@@ -35,7 +40,7 @@ def test_deterministic_kernels_are_chosen_for_the_run_only(
         lambda module: chosen.append(torch.are_deterministic_algorithms_enabled()),
     )
     config = small_config(deterministic=deterministic, total_frames=128)
-    assert train(prepare(config, diffppo_module))
+    assert train(prepare(config))
     assert chosen == [deterministic]
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -59,7 +64,7 @@ def test_wandb_without_a_login_is_refused_before_anything_is_written(
 ) -> None:
     config = small_config(logger=("csv", "wandb"))
     with pytest.raises(ValueError, match=r"--logger wandb .*`wandb login`.*WANDB_MODE=offline"):
-        prepare(config, diffppo_module)
+        prepare(config)
     assert not (tmp_path / "run").exists()
 
 
@@ -67,4 +72,4 @@ def test_wandb_needs_no_login_when_offline(
     small_config: SmallConfig, no_wandb_login: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert prepare(small_config(logger=("wandb",)), diffppo_module).frames == 0
+    assert prepare(small_config(logger=("wandb",))).frames == 0

@@ -16,12 +16,11 @@ from torchrl.envs import EnvBase
 
 from collectors import make_replay_buffer
 from diffpolicy.trainers import (
+    METHODS,
     DIMEConfig,
     OffPolicyModule,
     OffPolicyParts,
     TrainingError,
-    dime_module,
-    dime_parts,
     prepare,
     train,
 )
@@ -99,7 +98,7 @@ class Probe(OffPolicyModule):
 
 
 def probe(config: DIMEConfig, device: torch.device) -> Probe:
-    return Probe(config, dime_parts, device)
+    return Probe(config, METHODS["dime"].build, device)
 
 
 def trained(config: DIMEConfig) -> Probe:
@@ -153,7 +152,7 @@ def test_what_the_trained_networks_hold_cannot_change(dime: DIME, change: dict[s
     last = f"{first.output}/checkpoints/last.ckpt"
     flag = "--" + next(iter(change)).replace("_", "-")
     with pytest.raises(ValueError, match=f"{flag} .*cannot change to"):
-        prepare(dataclasses.replace(first, resume=last, total_frames=70, **change), dime_module)
+        prepare(dataclasses.replace(first, resume=last, total_frames=70, **change))
 
 
 def test_a_resumed_run_needs_steps_for_its_replay_buffer(dime: DIME) -> None:
@@ -161,7 +160,7 @@ def test_a_resumed_run_needs_steps_for_its_replay_buffer(dime: DIME) -> None:
     trained(first)
     last = f"{first.output}/checkpoints/last.ckpt"
     with pytest.raises(ValueError, match=r"greater than 60, 40 that .* and 20 to fill the replay"):
-        prepare(dataclasses.replace(first, resume=last, total_frames=60), dime_module)
+        prepare(dataclasses.replace(first, resume=last, total_frames=60))
 
 
 def test_presets_are_a_start_for_other_options() -> None:
@@ -178,7 +177,7 @@ def test_replay_files_of_all_ranks_are_removed(
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    run = prepare(dime(replay_storage="disk", cpu_ranks=2, total_frames=80), dime_module)
+    run = prepare(dime(replay_storage="disk", cpu_ranks=2, total_frames=80))
     assert train(run)
     assert list(folder.glob("replay-buffer-*")) == []
 
@@ -207,7 +206,7 @@ def test_metrics_of_an_iteration(dime: DIME, read_run: ReadRun) -> None:
         *("episodes", "episode_return", "episode_length", "replay_ratio", "replay_size"),
         *("loss_critic", "loss_actor", "loss_alpha", "alpha", "entropy_bound"),
         *("running_cost", "terminal_cost", "q_value", "target_value", "td_error"),
-        *("clip_fraction", "critic_entropy", "grad_norm_critic", "grad_norm_actor"),
+        *("value_clip_fraction", "critic_entropy", "grad_norm_critic", "grad_norm_actor"),
         *("grad_nans_actor", "step_size_mean", "friction", "eval_return_mean"),
     }
     assert expected <= rows[0].keys()
@@ -269,7 +268,7 @@ def broken(change: Callable[[int, dict[str, Tensor]], dict[str, Tensor]]) -> Any
     """Parts of DIME whose n-th update (from 1) is changed."""
 
     def build(env: EnvBase, config: Any, device: torch.device) -> OffPolicyParts:
-        parts = dime_parts(env, config, device)
+        parts = METHODS["dime"].build(env, config, device)
         calls: list[int] = []
 
         def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
@@ -360,7 +359,7 @@ def test_an_observation_that_is_not_finite_stops_the_run(
         monkeypatch.setattr(NoReward, "steps_until_nan", good)
         name = "NoReward-v0" if good > 25 else register(NoReward)
         output = f"{dime().output}{good}"
-        run = prepare(dime(env=name, value_range=(-1.0, 1.0), output=output), dime_module)
+        run = prepare(dime(env=name, value_range=(-1.0, 1.0), output=output))
         with pytest.raises(TrainingError, match=r"observation.* is not finite.*last good"):
             train(run)
 
@@ -396,11 +395,11 @@ def test_entries_of_a_dictionary_are_observed_and_replayed(dime: DIME, register:
 
 def test_a_task_without_rewards_needs_a_value_range(dime: DIME, register: Register) -> None:
     name = register(NoReward)
-    run = prepare(dime(env=name), dime_module)
+    run = prepare(dime(env=name))
     with pytest.raises(TrainingError, match="--value-range MIN MAX"):
         train(run)
     output = f"{dime().output}-with-range"
-    assert train(prepare(dime(env=name, value_range=(-5.0, 5.0), output=output), dime_module))
+    assert train(prepare(dime(env=name, value_range=(-5.0, 5.0), output=output)))
 
 
 def test_the_value_range_is_given_or_derived_from_the_random_steps(
@@ -439,13 +438,13 @@ def test_target_networks_follow_at_every_update(dime: DIME) -> None:
         delay_critic=True,
         tau=0.25,
     )
-    run = prepare(config, lambda c, device: TargetProbe(c, dime_parts, device))
+    run = prepare(config, lambda c, device: TargetProbe(c, METHODS["dime"].build, device))
     assert train(run)
     assert run.module.gradient_steps == 20
 
 
 def test_a_fixed_temperature_is_not_trained(dime: DIME, read_run: ReadRun) -> None:
-    run = prepare(dime(learn_temperature=False, temperature=0.3), dime_module)
+    run = prepare(dime(learn_temperature=False, temperature=0.3))
     assert train(run)
     assert len(run.module.configure_optimizers()) == 2
     _, rows = read_run(run.output)
@@ -455,7 +454,7 @@ def test_a_fixed_temperature_is_not_trained(dime: DIME, read_run: ReadRun) -> No
 
 def test_every_parameter_has_one_optimiser(dime: DIME) -> None:
     rates = {"lr_critic": 2e-3, "lr_actor": 3e-3, "lr_temperature": 4e-3}
-    module = dime_module(dime(**rates), CPU)
+    module = METHODS["dime"].module(dime(**rates), CPU)
     optimizers = module.configure_optimizers()
     moved = [p.data_ptr() for o in optimizers for g in o.param_groups for p in g["params"]]
     assert sorted(moved) == sorted(p.data_ptr() for p in module.loss.parameters())
@@ -485,6 +484,6 @@ def test_prioritised_replay_runs_or_says_why_not(dime: DIME) -> None:
         with pytest.raises(
             ValueError, match=r"--prioritized-replay needs .*does not load.* leave it out"
         ):
-            prepare(dime(prioritized_replay=True), dime_module)
+            prepare(dime(prioritized_replay=True))
     else:
-        assert train(prepare(dime(prioritized_replay=True), dime_module))
+        assert train(prepare(dime(prioritized_replay=True)))

@@ -14,11 +14,10 @@ import pytest
 import torch
 
 from diffpolicy.trainers import (
+    METHODS,
     DiffPPOConfig,
     OnPolicyModule,
     TrainingError,
-    diffppo_module,
-    diffppo_parts,
     prepare,
     train,
 )
@@ -66,7 +65,7 @@ class Noted(OnPolicyModule):
 
 def test_every_environment_of_every_rank_has_its_own_seed(small_config: SmallConfig) -> None:
     config = small_config(cpu_ranks=2, total_frames=256)
-    run = prepare(config, lambda c, device: Noted(c, diffppo_parts, device))
+    run = prepare(config, lambda c, device: Noted(c, METHODS["diffppo"].build, device))
     assert train(run)
     ranks = [torch.load(run.output / f"rank{rank}.pt") for rank in range(2)]
     for name in ("first", "actions"):
@@ -104,7 +103,7 @@ def test_episodes_that_end_on_one_rank_only_neither_hang_nor_distort_metrics(
     small_config: SmallConfig, register: Register, read_run: ReadRun, deadline: None
 ) -> None:
     config = small_config(env=register(Uneven), cpu_ranks=2, total_frames=512)
-    run = prepare(config, lambda c, device: NoEndOnRankOne(c, diffppo_parts, device))
+    run = prepare(config, lambda c, device: NoEndOnRankOne(c, METHODS["diffppo"].build, device))
     assert train(run)
     _, rows = read_run(run.output)
     # 4 environments with 32 steps in an iteration end after every third step.
@@ -126,7 +125,7 @@ def failing(fail: Callable[[], None]) -> Any:
                 fail()
             super().training_step(rows, batch_idx)
 
-    return lambda config, device: Failing(config, diffppo_parts, device)
+    return lambda config, device: Failing(config, METHODS["diffppo"].build, device)
 
 
 def test_an_error_on_one_rank_ends_the_run(small_config: SmallConfig, deadline: None) -> None:
@@ -198,7 +197,7 @@ def test_a_launcher_and_the_flags_must_agree(
 ) -> None:
     set_environment(monkeypatch, environment)
     with pytest.raises(ValueError, match=words) as raised:
-        prepare(small_config(**options), diffppo_module)
+        prepare(small_config(**options))
     assert name in str(raised.value)
 
 
@@ -212,7 +211,7 @@ def test_ranks_of_a_launcher_have_their_places(
     assert not is_first_process()
     config = small_config(cpu_ranks=2, num_nodes=2)
     assert config.ranks == 4
-    assert prepare(config, diffppo_module).output == Path(str(config.output))
+    assert prepare(config).output == Path(str(config.output))
 
 
 def test_srun_must_say_how_many_ranks_a_machine_has(
@@ -221,7 +220,7 @@ def test_srun_must_say_how_many_ranks_a_machine_has(
     set_environment(monkeypatch, SRUN)
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     with pytest.raises(ValueError, match="srun needs --ntasks-per-node"):
-        prepare(small_config(cpu_ranks=4), diffppo_module)
+        prepare(small_config(cpu_ranks=4))
 
 
 def test_a_script_in_a_slurm_job_starts_its_ranks_itself(
@@ -229,9 +228,9 @@ def test_a_script_in_a_slurm_job_starts_its_ranks_itself(
 ) -> None:
     set_environment(monkeypatch, {**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"})
     assert is_first_process()
-    assert prepare(small_config(cpu_ranks=2), diffppo_module).config.ranks == 2
+    assert prepare(small_config(cpu_ranks=2)).config.ranks == 2
 
 
 def test_several_machines_need_a_launcher(small_config: SmallConfig) -> None:
     with pytest.raises(ValueError, match="--num-nodes 2 needs torchrun or srun"):
-        prepare(small_config(num_nodes=2), diffppo_module)
+        prepare(small_config(num_nodes=2))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from small_methods import small_config
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -19,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 import diffpolicy.trainers.run.launch as launch
 from collectors import EpisodeStats
 from collectors.rollouts import RolloutReader
-from diffpolicy import trainers as t
 from diffpolicy.trainers import (
+    METHODS,
     Evaluation,
     OffPolicyModule,
     OnPolicyModule,
@@ -38,28 +39,19 @@ ENV = "Reacher-v5"
 COMMON: dict[str, Any] = {
     "env": ENV,
     "max_episode_steps": 4,
+    "actor_hidden_sizes": (16,),
+    "critic_hidden_sizes": (16,),
     "eval_episodes": 1,
     "eval_every": 10**6,
     "checkpoint_every": 10**6,
-    "logger": ("csv",),
     "total_frames": 2 * ENVS * STEPS,
 }
-ON_POLICY = {"rollout_steps": STEPS, "hidden_size": 16}
-OFF_POLICY = {"policy_delay": 2, "critic_hidden_sizes": (16,), "actor_hidden_sizes": (16,)}
-CHAINS = {"denoising_steps": 2}
-METHODS: dict[str, tuple[type[Any], Any, dict[str, Any]]] = {
-    "diffppo": (t.DiffPPOConfig, t.diffppo_parts, {**ON_POLICY, **CHAINS}),
-    "diffwpo": (t.DiffWPOConfig, t.diffwpo_parts, {**ON_POLICY, **CHAINS}),
-    "gaussian_ppo": (t.GaussianPPOConfig, t.gaussian_ppo_parts, ON_POLICY),
-    "gaussian_wpo": (t.GaussianWPOConfig, t.gaussian_wpo_parts, ON_POLICY),
-    "dime": (t.DIMEConfig, t.dime_parts, {**OFF_POLICY, **CHAINS}),
-    "diffsac": (t.DiffSACConfig, t.diffsac_parts, {**OFF_POLICY, **CHAINS}),
-    "diffsac, batch-normalised": (
-        t.DiffSACConfig,
-        t.diffsac_parts,
-        {**OFF_POLICY, **CHAINS, "critic_normalization": "batch", "delay_critic": False},
-    ),
-    "sac": (t.SACConfig, t.sac_parts, OFF_POLICY),
+BATCH_NORMALISED = {"critic_normalization": "batch", "delay_critic": False}
+# Every method, and variants of some.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in METHODS},
+    "dime, critics first": ("dime", {"update_order": "critic_first"}),
+    "diffsac, batch-normalised": ("diffsac", BATCH_NORMALISED),
 }
 
 
@@ -183,21 +175,24 @@ class OffPolicyProbe(Probe, OffPolicyModule):
     """Probe of an off-policy method."""
 
 
-def make_config(name: str, ranks: int, output: Path) -> Any:
-    config_class, _, options = METHODS[name]
-    given: dict[str, Any] = {**COMMON, **options, "cpu_ranks": ranks, "output": str(output)}
+def make_config(case: str, ranks: int, output: Path) -> Any:
+    name, options = CASES[case]
+    given: dict[str, Any] = {**COMMON, "cpu_ranks": ranks, "output": str(output)}
     given["num_envs"] = ENVS // ranks
-    if issubclass(config_class, t.OffPolicyConfig):
+    if METHODS[name].kind == "on-policy":
+        # The default number of rows in a minibatch, and of epochs.
+        given |= {"rollout_steps": STEPS, "epochs": 10}
+    else:
         frames = ENVS * STEPS // ranks
-        given |= {"learning_starts": frames, "iteration_frames": frames}
-        given["batch_size"] = BATCH // ranks
-    return config_class(**given)
+        given |= {"learning_starts": frames, "iteration_frames": frames, "policy_delay": 2}
+        given |= {"updates_per_step": 1.0, "batch_size": BATCH // ranks}
+    return small_config(name, **given, **options)
 
 
-def make_probe(name: str) -> Callable[[Any, torch.device], RLModule]:
-    config_class, parts, _ = METHODS[name]
-    probe = OnPolicyProbe if issubclass(config_class, t.OnPolicyConfig) else OffPolicyProbe
-    return lambda config, device: probe(config, parts, device)
+def make_probe(case: str) -> Callable[[Any, torch.device], RLModule]:
+    method = METHODS[CASES[case][0]]
+    probe: Any = OnPolicyProbe if method.kind == "on-policy" else OffPolicyProbe
+    return lambda config, device: probe(config, method.build, device)
 
 
 def double(value: Tensor) -> Tensor:
@@ -242,7 +237,7 @@ def check_equal(name: str, folder: Path) -> None:
     assert largest < TOLERANCE, f"ranks and one process differ by {largest}"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_two_ranks_equal_one_process(name: str, tmp_path: Path) -> None:
     check_equal(name, tmp_path)
 

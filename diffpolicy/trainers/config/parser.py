@@ -65,13 +65,13 @@ class Parser(jsonargparse.ArgumentParser):
         words = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
         try:
             given = vars(self.parse_args(words, defaults=False))
+            return {
+                field.name: _value(field.name, given[field.name], self.shapes[field.name])
+                for field in self.fields
+                if field.name in given
+            }
         except argparse.ArgumentTypeError as error:
             self.error(str(error))
-        return {
-            field.name: _value(given[field.name], self.shapes[field.name])
-            for field in self.fields
-            if field.name in given
-        }
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print ``message`` in one line, with a suggestion for an unknown flag, and exit with 2."""
@@ -172,8 +172,13 @@ def _each(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda word: [read(item) for item in word] if isinstance(word, list) else read(word)
 
 
-def _value(value: Any, shape: Shape) -> Any:
-    """Tuples in place of lists."""
-    if value is None or shape.length == 1:
-        return value
-    return tuple(value) if isinstance(value, list) else (value,)
+def _value(name: str, value: Any, shape: Shape) -> Any:
+    """The value of an option: a tuple if it takes several, of which a file may give one alone."""
+    if value is None:
+        return None
+    items = tuple(value) if isinstance(value, list) else (value,)
+    if shape.length is not None and len(items) != shape.length:
+        count = "one value" if shape.length == 1 else f"{shape.length} values"
+        given = " ".join(map(str, items))
+        raise argparse.ArgumentTypeError(f"{flag_name(name)} must be {count}, got {given}.")
+    return items[0] if shape.length == 1 else items

@@ -37,6 +37,6 @@ class TemperatureOptions(Options):
         super().__post_init__()
         if self.learn_temperature and self.temperature == 0:
             raise ValueError(
-                "--temperature must be greater than 0 to be learned, got 0; give "
+                f"--temperature must be greater than 0 to be learned, got {self.temperature}; give "
                 "--no-learn-temperature to fix it."
             )
