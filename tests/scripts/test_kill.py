@@ -20,7 +20,8 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
-from diffpolicy.trainers.io.files import read_checkpoint, read_plain
+from diffpolicy.trainers.io.checkpoint import Checkpoint
+from diffpolicy.trainers.io.files import read_plain
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "dime_lightning.py"
 INTERVAL = 20
@@ -72,7 +73,7 @@ def half_written(folder: Path) -> bool:
     """Whether a checkpoint was being written when the run was killed."""
     known = {path.stem for path in folder.glob("frames*.ckpt")}
     replays = {path.name.partition("-")[0] for path in folder.glob("*.replay")}
-    last = read_checkpoint(str(folder / "last.ckpt"))["frames"]
+    last = Checkpoint.read(folder / "last.ckpt").state["frames"]
     newest = max([int(name[7:]) for name in known], default=0)
     return any(folder.rglob(".*.tmp")) or bool(replays - known) or newest != last
 
@@ -91,7 +92,7 @@ def test_kill_9_at_random_moments_loses_one_interval_at_most(tmp_path: Path) -> 
         process.send_signal(signal.SIGKILL)
         process.wait()
         folder = output / "checkpoints"
-        state = read_checkpoint(str(folder / "last.ckpt"))
+        state = Checkpoint.read(folder / "last.ckpt").state
         assert state["frames"] >= saved
         saved = state["frames"]
         assert steps_written(output) - saved <= INTERVAL
@@ -159,7 +160,7 @@ def test_kill_9_at_every_step_of_a_checkpoint(tmp_path: Path) -> None:
         if child.exitcode == 0:
             break
         assert child.exitcode == -signal.SIGKILL
-        frames = read_checkpoint(str(output / "checkpoints" / "last.ckpt"))["frames"]
+        frames = Checkpoint.read(output / "checkpoints" / "last.ckpt").state["frames"]
         found.append(frames)
         run = prepare(config(output, resume="last", total_frames=5 * INTERVAL))
         assert run.frames == frames

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from diffpolicy.trainers.io.files import read_checkpoint
+from diffpolicy.trainers.io.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "diffppo_lightning.py"
@@ -67,12 +67,12 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_exit_code_0(
     assert signal.getsignal(signal.SIGTERM) is handler
     frames = 3 * 128 * cpu_ranks
     last = output / "checkpoints" / "last.ckpt"
-    assert read_checkpoint(str(last))["frames"] == frames
+    assert Checkpoint.read(last).state["frames"] == frames
     assert f"stopped; continue with --resume {last}" in capfd.readouterr().out
     # A job that is put into the queue again goes on where it was.
     again = [*argv, "--resume", "last", "--total-frames", str(frames + 1)]
     assert main(again) == 0
-    assert read_checkpoint(str(last))["frames"] == frames + 128 * cpu_ranks
+    assert Checkpoint.read(last).state["frames"] == frames + 128 * cpu_ranks
 
 
 def test_sigterm_to_the_process_that_was_started_reaches_its_ranks(
@@ -83,7 +83,7 @@ def test_sigterm_to_the_process_that_was_started_reaches_its_ranks(
     argv = [*SMALL, "--cpu-ranks", "2", "--total-frames", "30000", "--output", str(output)]
     assert main(argv) == 0
     # The signal takes its time, but not that of the whole run.
-    frames = read_checkpoint(str(output / "checkpoints" / "last.ckpt"))["frames"]
+    frames = Checkpoint.read(output / "checkpoints" / "last.ckpt").state["frames"]
     assert 2 * 256 <= frames < 30_000
 
 
@@ -111,7 +111,7 @@ def check_run(output: Path, metrics: str, said: str) -> None:
     """One process spoke, and the run is the same as another."""
     assert said.count(f"finished; results are in {output}") == 1, said
     assert (output / "metrics.csv").read_text() == metrics
-    assert read_checkpoint(str(output / "checkpoints" / "last.ckpt"))["frames"] == 512
+    assert Checkpoint.read(output / "checkpoints" / "last.ckpt").state["frames"] == 512
 
 
 def torchrun_variables(nodes: int, ranks: int) -> list[dict[str, str]]:
@@ -250,7 +250,7 @@ def test_sigterm_under_torchrun(tmp_path: Path, to: str) -> None:
     train += ["--output", str(output), *(["--agent"] if to == "agent" else [])]
     agent = start_torchrun(tmp_path, "--standalone", "--nproc-per-node=2", *train)
     ((code, out, err),) = finish([agent])
-    frames = read_checkpoint(str(output / "checkpoints" / "last.ckpt"))["frames"]
+    frames = Checkpoint.read(output / "checkpoints" / "last.ckpt").state["frames"]
     assert 3 * 256 <= frames < 30_000, err
     assert "stopped; continue with --resume" in out, err
     # The ranks exit with 0; torchrun itself reports a signal that it was sent.

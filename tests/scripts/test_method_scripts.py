@@ -13,7 +13,7 @@ from small_methods import OFF_POLICY, small_words
 
 from diffpolicy.trainers import METHODS, run_script
 from diffpolicy.trainers.config.options import fields_of, flag_name
-from diffpolicy.trainers.io.files import read_checkpoint
+from diffpolicy.trainers.io.checkpoint import Checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = ["diffppo", "diffsac", "diffwpo", "dime"]
@@ -91,7 +91,7 @@ def test_a_run_writes_its_files_and_goes_on(
     losses = [column for column in rows[0] if column.startswith("loss_")]
     assert len(losses) >= 2
     assert all(math.isfinite(float(row[column])) for row in rows for column in losses)
-    state = read_checkpoint(str(output / "checkpoints" / "last.ckpt"))
+    state = Checkpoint.read(output / "checkpoints" / "last.ckpt").state
     assert (state["frames"], state["gradient_steps"]) == (160, counts[-1])
 
 
@@ -106,7 +106,7 @@ def test_a_run_without_its_replay_buffer_fills_it_again(
     # 40 steps of the trained policy, then an iteration of 40.
     assert main(["--resume", str(last), "--total-frames", "200"]) == 0
     assert [int(row["frames"]) for row in read_rows(output)] == [80, 120, 200]
-    assert read_checkpoint(str(last))["gradient_steps"] == 30
+    assert Checkpoint.read(last).state["gradient_steps"] == 30
 
 
 def test_a_task_of_the_control_suite(main_of: Callable[[str], Main], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
-from diffpolicy.trainers.io.files import read_checkpoint
+from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.loops.off_policy import treat_gradients
 
 DIME = Callable[..., DIMEConfig]
@@ -312,7 +312,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         train(run)
     last = run.output / "checkpoints" / "last.ckpt"
     assert str(last) in str(raised.value)
-    assert read_checkpoint(str(last))["frames"] == 30 * cpu_ranks
+    assert Checkpoint.read(last).state["frames"] == 30 * cpu_ranks
     state = torch.load(last, weights_only=True)["state_dict"]
     assert all(bool(v.isfinite().all()) for v in state.values())
 
@@ -327,7 +327,7 @@ def test_a_gradient_that_is_not_finite_gets_into_no_checkpoint(dime: DIME) -> No
     with pytest.raises(TrainingError, match="grad_norm_critic is nan"):
         train(run)
     last = run.output / "checkpoints" / "last.ckpt"
-    assert read_checkpoint(str(last))["frames"] == 30
+    assert Checkpoint.read(last).state["frames"] == 30
     state = torch.load(last, weights_only=True)["state_dict"]
     assert all(bool(v.isfinite().all()) for v in state.values())
 

@@ -24,7 +24,7 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
-from diffpolicy.trainers.io.files import check_metadata, read_checkpoint
+from diffpolicy.trainers.io.checkpoint import Checkpoint
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert str(last) in str(raised.value)
     assert "\n" not in str(raised.value)
     # Five updates were good: one iteration of four and one of the next.
-    assert read_checkpoint(str(last))["frames"] == 128 * cpu_ranks
+    assert Checkpoint.read(last).state["frames"] == 128 * cpu_ranks
     assert bool(checkpoint_parameters(last).isfinite().all())
 
 
@@ -182,7 +182,7 @@ def test_an_observation_that_is_not_finite_stops_the_run(
             train(run)
     finally:
         del gym.registry["BrokenSensor-v0"]
-    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 0
+    assert Checkpoint.read(run.output / "checkpoints" / "last.ckpt").state["frames"] == 0
 
 
 def test_a_programming_error_keeps_its_traceback(small_config: SmallConfig) -> None:
@@ -215,7 +215,7 @@ def test_an_evaluation_that_is_not_finite_stops_the_run_on_all_ranks(
     finally:
         del gym.registry["BrokenReward-v0"]
     assert not (run.output / "results.json").exists()
-    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 0
+    assert Checkpoint.read(run.output / "checkpoints" / "last.ckpt").state["frames"] == 0
 
 
 def test_a_rank_of_another_launcher_is_refused(
@@ -333,14 +333,14 @@ def test_network_builders_refuse_what_they_cannot_act_on(small_config: SmallConf
 
 def test_metadata_names_the_first_difference() -> None:
     metadata = METHODS["diffppo"].module(DiffPPOConfig(prior_std=1.0), CPU).metadata()
-    state = {"metadata": metadata}
-    check_metadata("a.ckpt", state, metadata)
+    checkpoint = Checkpoint(Path("a.ckpt"), {"diffpolicy": {"metadata": metadata}})
+    checkpoint.check_fits(metadata)
     shapes = {**metadata["shapes"], "loss.extra": [3]}
     with pytest.raises(ValueError, match=r"loss\.extra is absent there and \[3\] here"):
-        check_metadata("a.ckpt", state, {**metadata, "shapes": shapes})
+        checkpoint.check_fits({**metadata, "shapes": shapes})
     options = {**metadata["options"], "--prior-std": 9.0}
     with pytest.raises(ValueError, match=r"--prior-std 1\.0, which cannot change to 9\.0"):
-        check_metadata("a.ckpt", state, {**metadata, "options": options})
+        checkpoint.check_fits({**metadata, "options": options})
 
 
 def test_a_custom_environment_needs_no_registration_in_the_library(

@@ -21,8 +21,8 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
+from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.io.cluster import is_first_process, local_rank
-from diffpolicy.trainers.io.files import read_checkpoint
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -136,7 +136,7 @@ def test_an_error_on_one_rank_ends_the_run(small_config: SmallConfig, deadline: 
     run = prepare(config, failing(fail))
     with pytest.raises(Exception, match="rank one cannot go on"):
         train(run)
-    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 256
+    assert Checkpoint.read(run.output / "checkpoints" / "last.ckpt").state["frames"] == 256
 
 
 def test_a_rank_that_is_killed_ends_the_run_and_is_named(
@@ -147,7 +147,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_is_named(
     last = run.output / "checkpoints" / "last.ckpt"
     with pytest.raises(TrainingError, match=f"rank 1 .* SIGKILL .*last good checkpoint is {last}"):
         train(run)
-    assert read_checkpoint(str(last))["frames"] == 256
+    assert Checkpoint.read(last).state["frames"] == 256
 
 
 # ---------------------------------------------------------------------------------------------

@@ -335,13 +335,13 @@ def test_a_resumed_run_keeps_its_bins(build: Build) -> None:
     assert train(run)
     last = run.output / "checkpoints" / "last.ckpt"
     given = {"resume": str(last), "total_frames": 70}
-    config = parse_config(DiffSACConfig, given)
+    config, _ = parse_config(DiffSACConfig, given)
     assert config.bins == 101
     resumed = prepare(config)
     assert train(resumed)
     assert resumed.module.frames == 70
     with pytest.raises(ValueError, match="--bins"):
-        prepare(parse_config(DiffSACConfig, {**given, "bins": 50}))
+        prepare(parse_config(DiffSACConfig, {**given, "bins": 50})[0])
 
 
 def with_actions(config: DiffSACConfig, device: torch.device) -> OffPolicyModule:

@@ -1,4 +1,4 @@
-"""Files of a run: atomic writing, reading plain data, the output folder, checkpoint headers.
+"""Files of a run: atomic writing, reading plain data, the output folder.
 
 Whatever is written is complete or not there: it goes into a temporary file in the same folder, onto
 the disk, and then in place of the old file. Whatever is read back is plain data (tensors, numbers,
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from diffpolicy.trainers.config.run import RunConfig
-from diffpolicy.trainers.io.console import say, warn
+from diffpolicy.trainers.io.console import warn
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.csv"
@@ -197,91 +197,6 @@ def _folder_of_checkpoint(path: Path) -> Path | None:
     return folder.parent if folder.name == CHECKPOINT_FOLDER else None
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Read what our modules added to a Lightning checkpoint.
-
-    Raises:
-        ValueError: if there is no such file or it is not one of our checkpoints.
-    """
-    try:
-        checkpoint = read_plain(Path(path))
-    except ValueError as error:
-        if not Path(path).exists():
-            raise ValueError(f"--resume {path}: there is no such file.") from None
-        raise ValueError(f"--resume {path} is not a readable checkpoint: {error}.") from error
-    state = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not {"metadata", "config", "frames"} <= state.keys():
-        raise ValueError(f"--resume {path} is not a checkpoint of a diffpolicy run.")
-    return state
-
-
-def newest_checkpoint(output: str | None) -> str | None:
-    """The newest good checkpoint of the run in ``output``: what ``--resume last`` stands for.
-
-    That is ``last.ckpt``, else the numbered checkpoint with the most steps. Bad ones are named in
-    a warning.
-
-    Returns:
-        Its path; None, and a line that says so, if the folder holds no checkpoint at all.
-
-    Raises:
-        ValueError: without ``output``, or if there are checkpoints and all of them are bad.
-    """
-    if output is None:
-        raise ValueError(f"--resume {NEWEST} needs the folder of the run: give --output, too.")
-    folder = Path(output) / CHECKPOINT_FOLDER
-    numbered = sorted(folder.glob("frames_*.ckpt"), reverse=True)
-    found = [path for path in (folder / LAST_CHECKPOINT, *numbered) if path.exists()]
-    for path in found:
-        try:
-            read_checkpoint(str(path))
-        except ValueError as error:
-            warn(f"{str(error).rstrip('.')}; trying an older one.")
-        else:
-            return str(path)
-    if found:
-        raise ValueError(
-            f"--resume {NEWEST}: no checkpoint in {folder} can be read; start anew with another "
-            "--output."
-        )
-    say(f"there is no run in {output} yet: starting one")
-    return None
-
-
 def numbered_name(frames: int) -> str:
     """The name, without its ending, of the checkpoint after ``frames`` environment steps."""
     return f"frames_{frames:010d}"
-
-
-def check_method(path: str, state: Mapping[str, Any], method: str) -> None:
-    """Raise ValueError unless the checkpoint at ``path`` is of ``method``."""
-    found = state["metadata"]["method"]
-    if found != method:
-        raise ValueError(f"--resume {path} is a checkpoint of {found}, but this run is {method}.")
-
-
-def check_metadata(path: str, state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Compare a checkpoint with the run that is to continue it.
-
-    Raises:
-        ValueError: for another method, environment or network shape, naming the difference.
-    """
-    check_method(path, state, expected["method"])
-    found = state["metadata"]
-    for flag, ours in expected["options"].items():
-        theirs = found["options"].get(flag)
-        if theirs != ours:
-            raise ValueError(
-                f"--resume {path} was trained with {flag} {theirs}, which cannot change to {ours}."
-            )
-    check_shapes(path, found["shapes"], expected["shapes"])
-
-
-def check_shapes(path: str, theirs: Mapping[str, list[int]], ours: Mapping[str, list[int]]) -> None:
-    """Raise ValueError unless the tensors of a checkpoint are those of this run."""
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            raise ValueError(
-                f"--resume {path} has other networks: {name} is {theirs.get(name, 'absent')} there "
-                f"and {ours.get(name, 'absent')} here."
-            )

@@ -23,6 +23,7 @@ import lightning as L
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from diffpolicy.trainers.io import files
+from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.loops.base import RLModule, RunCallback
 
 
@@ -30,13 +31,19 @@ class Checkpoints(RunCallback):
     """``checkpoints/last.ckpt`` and one numbered checkpoint every ``--checkpoint-every`` steps.
 
     There is one from the start, so that a run which fails can always be continued.
+
+    Args:
+        output: folder of the run.
+        every: environment steps between checkpoints.
+        source: the checkpoint that the run goes on from, which Lightning is handed as it was read.
     """
 
-    def __init__(self, output: Path, every: int) -> None:
+    def __init__(self, output: Path, every: int, source: Checkpoint | None = None) -> None:
         self.folder = output / files.CHECKPOINT_FOLDER
         self.every = every
         self._saved = 0
-        self._io = _AtomicIO()
+        self._source = source
+        self._io = _AtomicIO(source)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Have Lightning write as described above."""
@@ -54,9 +61,10 @@ class Checkpoints(RunCallback):
 
     def _take_along(self, module: RLModule) -> None:
         """Copy the checkpoint of another folder that this run goes on from, and its replay."""
-        source, path = Path(str(module.config.resume)), self._path(module)
+        assert self._source is not None
+        source, path = self._source.path, self._path(module)
         # Checkpoints of earlier versions name no replay buffer.
-        replay = files.read_checkpoint(str(source)).get("replay")
+        replay = self._source.state.get("replay")
         if replay is not None and (source.parent / replay).is_dir():
             shutil.copytree(source.parent / replay, self.folder / replay, dirs_exist_ok=True)
         files.write_atomically(path, lambda temporary: shutil.copyfile(source, temporary))
@@ -136,15 +144,24 @@ class Checkpoints(RunCallback):
 
 
 class _AtomicIO(TorchCheckpointIO):
-    """Reads as Lightning does and writes atomically.
+    """Hands over a checkpoint that was read before, and writes atomically.
+
+    Args:
+        source: the checkpoint that was read.
 
     Attributes:
         error: why the latest write has failed. Raising it on rank zero alone would leave the other
             ranks waiting.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: Checkpoint | None) -> None:
         self.error: OSError | None = None
+        self._source = source
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """A copy of the top level of what was read."""
+        assert self._source is not None
+        return dict(self._source.content)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None

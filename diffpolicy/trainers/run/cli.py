@@ -1,13 +1,15 @@
 """The command line that all training scripts share."""
 
-import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffpolicy.trainers.config.options import fields_of
 from diffpolicy.trainers.config.parser import Parser
+from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import RunFinishedError, TrainingError
 from diffpolicy.trainers.io import files
+from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.io.cluster import is_first_process
 from diffpolicy.trainers.methods import Method
 from diffpolicy.trainers.run.launch import ConfigT, prepare, train
@@ -17,40 +19,47 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 
-def parse_config(config_class: type[ConfigT], given: dict[str, Any]) -> ConfigT:
+def parse_config(
+    config_class: type[ConfigT], given: dict[str, Any]
+) -> tuple[ConfigT, Checkpoint | None]:
     """Complete the options given on a command line to a configuration.
 
     Options that were not given have their defaults, those of ``preset`` if there is one, or with
     ``resume`` the checkpoint's values.
 
+    Returns:
+        The configuration, and the checkpoint that it continues.
+
     Raises:
         ValueError: one sentence that names the flag.
         RunFinishedError: ``--resume last`` finds a run whose environment steps are used up.
     """
-    options: dict[str, Any] = {}
-    state: dict[str, Any] = {}
-    newest = given.get("resume") == files.NEWEST
-    if newest:
-        given = {**given, "resume": files.newest_checkpoint(given.get("output"))}
-    if given.get("resume") is not None:
-        state = files.read_checkpoint(given["resume"])
-        files.check_method(given["resume"], state, config_class.method)
-        options = {**state["config"], "output": None}
-        if "gpus" in given or "cpu_ranks" in given:
-            # Devices are chosen anew as a whole.
-            for name in ("gpus", "cpu_ranks", "num_nodes"):
-                options.pop(name, None)
-        if "collector" in given:
-            for name in ("num_workers", "restart_workers"):
-                options.pop(name, None)
-    else:
+    resume = given.get("resume")
+    checkpoint = Checkpoint.find(resume, given.get("output"), config_class.method)
+    if checkpoint is None:
         options = dict(config_class.presets.get(given.get("preset", ""), {}))
-    known = {field.name for field in dataclasses.fields(config_class)}
-    options = {name: value for name, value in options.items() if name in known}
+        given = {**given, "resume": None}
+    else:
+        options = _saved_options(config_class, checkpoint, given)
+        given = {**given, "resume": str(checkpoint.path)}
     config = config_class(**{**options, **given})
-    if newest and state and state["frames"] >= config.total_frames:
+    finished = checkpoint is not None and checkpoint.frames >= config.total_frames
+    if resume == files.NEWEST and finished:
         raise RunFinishedError(f"finished before; results are in {config.output}")
-    return config
+    return config, checkpoint
+
+
+def _saved_options(
+    config_class: type[RunConfig], checkpoint: Checkpoint, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options of a checkpoint's run that hold unless others are given."""
+    known = {field.name for field in fields_of(config_class)} - {"output"}
+    if "gpus" in given or "cpu_ranks" in given:
+        # Devices are chosen anew as a whole.
+        known -= {"gpus", "cpu_ranks", "num_nodes"}
+    if "collector" in given:
+        known -= {"num_workers", "restart_workers"}
+    return {name: value for name, value in checkpoint.state["config"].items() if name in known}
 
 
 def run_script(
@@ -75,7 +84,8 @@ def run_script(
     parser = Parser(method.config, description or method.summary)
     given = parser.parse_options(argv)
     try:
-        run = prepare(parse_config(method.config, given), method.module)
+        config, checkpoint = parse_config(method.config, given)
+        run = prepare(config, method.module, checkpoint)
     except ValueError as error:
         parser.error(str(error))
     except RunFinishedError as reason:

@@ -16,6 +16,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io import files
+from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.io.cluster import (
     OUTPUT,
     check_launcher,
@@ -45,30 +46,41 @@ class Run:
         config: its configuration.
         module: the Lightning module.
         output: its folder.
-        frames: environment steps that its checkpoint has already.
+        checkpoint: what it goes on from; None at a start.
     """
 
     config: RunConfig
     module: RLModule
     output: Path
-    frames: int = 0
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def frames(self) -> int:
+        """Environment steps that its checkpoint has already."""
+        return 0 if self.checkpoint is None else self.checkpoint.frames
 
 
-def prepare(config: ConfigT, make_module: MakeModule[ConfigT] | None = None) -> Run:
+def prepare(
+    config: ConfigT,
+    make_module: MakeModule[ConfigT] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Run:
     """Check everything that can be wrong with a configuration, and build its module.
 
     Args:
         config: what to run.
         make_module: builds the Lightning module for a device; by default that of the registered
             method of the configuration.
+        checkpoint: what ``config.resume`` names, if it has been read already.
 
     Raises:
         ValueError: one sentence that names the flag; nothing has been written or trained.
     """
     if make_module is None:
         make_module = METHODS[config.method].module
-    if config.resume == files.NEWEST:
-        config = replace(config, resume=files.newest_checkpoint(config.output))
+    if checkpoint is None:
+        checkpoint = Checkpoint.find(config.resume, config.output, config.method)
+        config = replace(config, resume=None if checkpoint is None else str(checkpoint.path))
     check_launcher(config)
     check_devices(config)
     device = _device(config)
@@ -77,15 +89,12 @@ def prepare(config: ConfigT, make_module: MakeModule[ConfigT] | None = None) -> 
     # The launcher of several GPUs starts this program once more for each further rank.
     own = is_first_process() or launched_outside()
     output = files.output_folder(config) if own else Path(os.environ[OUTPUT])
-    state = None if config.resume is None else files.read_checkpoint(config.resume)
-    if config.resume is not None and state is not None:
-        files.check_method(config.resume, state, config.method)
     with run_scope(device):
         module = make_module(config, device)
-    if config.resume is not None and state is not None:
-        files.check_metadata(config.resume, state, module.metadata())
-        _check_frames_left(config, state)
-    return Run(config, module, output, 0 if state is None else state["frames"])
+    if checkpoint is not None:
+        checkpoint.check_fits(module.metadata())
+        _check_frames_left(config, checkpoint.state)
+    return Run(config, module, output, checkpoint)
 
 
 def train(run: Run, stop: StopSignal | None = None) -> bool:
@@ -177,7 +186,7 @@ def make_trainer(run: Run, further: Sequence[L.Callback]) -> L.Trainer:
         ResultsFile(output),
         LoggerMetrics(),
         MetricsFiles(output),
-        Checkpoints(output, config.checkpoint_every),
+        Checkpoints(output, config.checkpoint_every, run.checkpoint),
         *further,
     ]
     trainer = L.Trainer(
