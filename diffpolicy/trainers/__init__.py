@@ -10,7 +10,8 @@ from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.config.on_policy import OnPolicyConfig
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
-from diffpolicy.trainers.loops.base import EVALUATION_SEED, Evaluation, RLModule, RunCallback
+from diffpolicy.trainers.loops.base import RLModule, RunCallback
+from diffpolicy.trainers.loops.evaluation import EVALUATION_SEED, Evaluation
 from diffpolicy.trainers.loops.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
 from diffpolicy.trainers.loops.on_policy import OnPolicyModule, OnPolicyParts
 from diffpolicy.trainers.methods import METHODS, Method

@@ -196,7 +196,7 @@ def test_training_goes_on_when_the_disk_is_full(
     assert list(run.output.rglob(".*.tmp")) == []
     (line,) = warnings_in(capsys.readouterr().err)
     assert "could not be written: [Errno 27] File too large" in line
-    assert trained(dime(resume="last", total_frames=80)).module.frames == 80
+    assert trained(dime(resume="last", total_frames=80)).module.progress.frames == 80
     assert warnings_in(capsys.readouterr().err) == []
 
 
@@ -285,7 +285,7 @@ def test_a_logger_that_fails_is_left_out(
 
     monkeypatch.setattr("lightning.pytorch.loggers.TensorBoardLogger.log_metrics", fails)
     run = trained(dime(logger=("tensorboard",)))
-    assert run.module.frames == 40
+    assert run.module.progress.frames == 40
     assert calls == [0, 30]
     (line,) = warnings_in(capsys.readouterr().err)
     assert line.startswith("warning: TensorBoardLogger has failed and gets no more metrics")
@@ -551,7 +551,7 @@ def test_episodes_start_anew_where_options_say_so(
     # With the replay buffer there is no need of steps to fill it.
     module = trained(dime(resume="last", total_frames=50, **changes)).module
     only_warning(capsys, "does not go on exactly", *words)
-    assert module.frames == 50
+    assert module.progress.frames == 50
     assert torch.equal(module.stream.buffer[:]["action"][: len(before)], before)
 
 
@@ -632,7 +632,7 @@ def test_episodes_that_do_not_fit_start_anew(
     torch.save(checkpoint, last)
     module = trained(dime(resume="last", total_frames=70)).module
     only_warning(capsys, "what the checkpoint holds does not fit", "episodes start anew")
-    assert module.frames == 70
+    assert module.progress.frames == 70
 
 
 class Stateful(gym.Env[Any, Any]):
@@ -666,7 +666,7 @@ def test_environments_that_cannot_be_saved_are_named_once(
     assert "does not go on exactly" in lines[0]
     assert "Stateful" in lines[0]
     assert lines[0].endswith("So episodes start anew.")
-    assert module.frames == 60
+    assert module.progress.frames == 60
 
 
 # ---------------------------------------------------------------------------------------------
@@ -712,4 +712,4 @@ def test_a_failure_keeps_the_checkpoint_before_it(
     ]
     monkeypatch.setattr(Breaks, "breaks_at", 10**9)
     resumed = trained(dime(**options, resume="last"))
-    assert resumed.module.frames == 100
+    assert resumed.module.progress.frames == 100

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import diffpolicy.trainers.loops.base as base
+import diffpolicy.trainers.loops.evaluation as evaluation
 from diffpolicy.trainers import (
     DiffPPOConfig,
     GaussianPPOConfig,
@@ -134,7 +134,7 @@ def test_an_evaluation_without_an_end_stops_the_run_and_names_the_flag(
     monkeypatch: pytest.MonkeyPatch,
     cpu_ranks: int,
 ) -> None:
-    monkeypatch.setattr(base, "evaluate", partial(base.evaluate, max_steps=20))
+    monkeypatch.setattr(evaluation, "evaluate", partial(evaluation.evaluate, max_steps=20))
     run = prepare(small_config(env=register(Robot), cpu_ranks=cpu_ranks))
     words = r"evaluation after 0 .* --env Robot-v0 does not end; .* --max-episode-steps\."
     with pytest.raises(TrainingError, match=words) as raised:
@@ -164,7 +164,7 @@ def test_episodes_may_be_cut_shorter_than_the_environment_asks_for(
     assert [float(row["episode_length"]) for row in rows] == [16.0]
     assert [float(row["episodes"]) for row in rows] == [8.0]
     # At most (pi^2 + 0.1 * 8^2 + 0.001 * 2^2) for each of the 16 steps of an evaluation, too.
-    (first, *_) = run.module.evaluations
+    (first, *_) = run.module.progress.evaluations
     assert -16 * 16.3 <= first.return_mean < 0
 
 

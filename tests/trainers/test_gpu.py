@@ -46,8 +46,8 @@ def finished(method: str, output: Path, **options: Any) -> Run:
     assert train(run)
     assert torch.equal(torch.cuda.get_rng_state(), before)
     module = run.module
-    assert module.frames == 480
-    assert len(module.evaluations) == 3
+    assert module.progress.frames == 480
+    assert len(module.progress.evaluations) == 3
     return run
 
 

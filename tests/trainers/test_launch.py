@@ -9,10 +9,10 @@ import torch
 
 from diffpolicy.trainers import (
     DiffPPOConfig,
-    RLModule,
     prepare,
     train,
 )
+from diffpolicy.trainers.loops.progress import Progress
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -35,9 +35,9 @@ def test_deterministic_kernels_are_chosen_for_the_run_only(
 ) -> None:
     chosen = []
     monkeypatch.setattr(
-        RLModule,
+        Progress,
         "start_clock",
-        lambda module: chosen.append(torch.are_deterministic_algorithms_enabled()),
+        lambda progress: chosen.append(torch.are_deterministic_algorithms_enabled()),
     )
     config = small_config(deterministic=deterministic, total_frames=128)
     assert train(prepare(config))

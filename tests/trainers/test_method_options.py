@@ -138,7 +138,7 @@ def test_a_run_may_be_continued_with_another_clip_value(
     assert train(resumed)
     found = resumed.module.loss.clip_value
     assert (None if found is None else float(found)) == pytest.approx(after)
-    assert resumed.module.frames == 256
+    assert resumed.module.progress.frames == 256
 
 
 @pytest.mark.parametrize("learn", [True, False])

@@ -26,6 +26,7 @@ from diffpolicy.trainers import (
 )
 from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.loops.off_policy import treat_gradients
+from objectives import DIMELoss
 
 DIME = Callable[..., DIMEConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -91,8 +92,8 @@ class Probe(OffPolicyModule):
             "state": flat(state[name] for name in sorted(state)),
             "rewards": self.stream.buffer[:]["next", "reward"].clone(),
             "atoms": self.loss.value_support.atoms.clone(),
-            "frames": self.frames,
-            "gradient_steps": self.gradient_steps,
+            "frames": self.progress.frames,
+            "gradient_steps": self.progress.gradient_steps,
         }
         torch.save(content, f"{self.config.output}/rank{self.global_rank}.pt")
 
@@ -116,6 +117,38 @@ def test_the_policy_moves_at_every_third_update_only(dime: DIME) -> None:
     assert all("critic_network_params" in moved for moved in module.moved)
 
 
+def test_the_policy_follows_critics_that_have_moved_or_not(
+    dime: DIME, read_run: ReadRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor_loss, seen_by_policy = DIMELoss.actor_loss, []
+
+    def noted(loss: Any, rows: TensorDictBase) -> Any:
+        seen_by_policy.append(flat(loss.critic_network_params.parameters()))
+        return actor_loss(loss, rows)
+
+    monkeypatch.setattr(DIMELoss, "actor_loss", noted)
+    columns, critics = {}, {}
+    for order in ("joint", "critic_first"):
+        config = dime(update_order=order, policy_delay=1, updates_per_step=0.1, total_frames=30)
+        run = prepare(dataclasses.replace(config, output=f"{config.output}-{order}"))
+        before = flat(run.module.loss.critic_network_params.parameters())
+        assert train(run)
+        assert run.module.progress.gradient_steps == 1
+        after = flat(run.module.loss.critic_network_params.parameters())
+        columns[order] = set(read_run(run.output)[1][0])
+        critics[order] = (before, seen_by_policy.pop(), after)
+    assert seen_by_policy == []
+    before, seen, after = critics["joint"]
+    assert torch.equal(seen, before)
+    assert not torch.equal(after, before)
+    before_again, seen, after_again = critics["critic_first"]
+    # The critics' own update does not depend on the order.
+    assert torch.equal(before_again, before)
+    assert torch.equal(after_again, after)
+    assert torch.equal(seen, after)
+    assert columns["joint"] == columns["critic_first"]
+
+
 def test_the_cadence_continues_over_iterations_and_resumed_runs(dime: DIME) -> None:
     first = dime(updates_per_step=0.5, policy_delay=3, checkpoint_replay="never")
     module = trained(first)
@@ -124,8 +157,8 @@ def test_the_cadence_continues_over_iterations_and_resumed_runs(dime: DIME) -> N
     # Filling the buffer again takes 20 steps, then come two iterations.
     module = trained(dataclasses.replace(first, resume=last, total_frames=80))
     assert ["temperature" in moved for moved in module.moved] == [False, True, False] * 3 + [False]
-    assert module.frames == 80
-    assert module.gradient_steps == 20
+    assert module.progress.frames == 80
+    assert module.progress.gradient_steps == 20
 
 
 def test_learning_rates_of_a_resumed_run_are_its_own(dime: DIME) -> None:
@@ -139,7 +172,7 @@ def test_learning_rates_of_a_resumed_run_are_its_own(dime: DIME) -> None:
     found = [optimizer.param_groups[0] for optimizer in module.optimizers()]
     assert [group["lr"] for group in found] == [1e-3, 0.5, 0.25]
     assert [group["betas"][0] for group in found] == [0.75, 0.75, 0.9]
-    assert module.frames == 70
+    assert module.progress.frames == 70
 
 
 @pytest.mark.parametrize(
@@ -440,7 +473,7 @@ def test_target_networks_follow_at_every_update(dime: DIME) -> None:
     )
     run = prepare(config, lambda c, device: TargetProbe(c, METHODS["dime"].build, device))
     assert train(run)
-    assert run.module.gradient_steps == 20
+    assert run.module.progress.gradient_steps == 20
 
 
 def test_a_fixed_temperature_is_not_trained(dime: DIME, read_run: ReadRun) -> None:

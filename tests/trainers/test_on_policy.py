@@ -53,8 +53,8 @@ class ProbedModule(OnPolicyModule):
             "statistics": self.parts.normalizer.mean.clone(),
             "count": self.parts.normalizer.count.clone(),
             "observations": rollout["observation"].clone(),
-            "frames": self.frames,
-            "gradient_steps": self.gradient_steps,
+            "frames": self.progress.frames,
+            "gradient_steps": self.progress.gradient_steps,
         }
         torch.save(content, f"{self.config.output}/rank{self.global_rank}.pt")
 

@@ -121,7 +121,7 @@ def failing(fail: Callable[[], None]) -> Any:
 
     class Failing(OnPolicyModule):
         def training_step(self, rows: Any, batch_idx: int) -> None:
-            if self.global_rank == 1 and self.gradient_steps == 5:
+            if self.global_rank == 1 and self.progress.gradient_steps == 5:
                 fail()
             super().training_step(rows, batch_idx)
 

@@ -29,6 +29,7 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
+from diffpolicy.trainers.loops.evaluation import Evaluator
 from objectives import functional
 
 UPDATES = 10
@@ -139,6 +140,13 @@ def state(module: RLModule) -> Tensor:
     return torch.cat([values[name].detach().flatten().double() for name in sorted(values)])
 
 
+class NoEvaluator(Evaluator):
+    """Evaluates nothing: environments do not take numbers of double precision."""
+
+    def evaluate(self, policy: Any, env_steps: int) -> Evaluation:
+        return Evaluation(env_steps, 0.0, 0.0, 1)
+
+
 class Probe(RLModule):
     """Trains on recorded data and saves the state after every update."""
 
@@ -147,16 +155,13 @@ class Probe(RLModule):
     def start_collecting(self, policy: Any, seed: Any) -> Replay:
         self.shares = [0, 1] if self.trainer.world_size == 1 else [self.global_rank]
         self.states = [state(self)]
+        self.evaluator = NoEvaluator(self.config)
         return Replay(self.data, getattr(self.parts, "prepare", None), self.shares)
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         with RowNoise(len(batch), self.shares, 10_000 * len(self.states)):
             super().training_step(batch, batch_idx)
         self.states.append(state(self))
-
-    def _evaluate(self) -> Evaluation:
-        """Nothing: environments do not take numbers of double precision."""
-        return Evaluation(self.frames, 0.0, 0.0, 1)
 
     def rank_state(self) -> dict[str, Any]:
         return {}

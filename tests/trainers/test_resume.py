@@ -72,7 +72,7 @@ class StopAt(StopSignal):
         self.frames = frames
 
     def requested(self) -> bool:
-        return self.run.module.frames >= self.frames
+        return self.run.module.progress.frames >= self.frames
 
 
 def stopped(config: RunConfig, frames: int) -> Run:
@@ -195,8 +195,8 @@ def test_a_run_goes_on_where_there_is_a_gpu_or_none(
     config = case_config(method, **short(method), output=str(tmp_path), gpus=1 - gpus)
     stopped(config, 400)
     run = resumed(config, gpus=gpus)
-    assert run.module.frames == 800
-    assert len(run.module.evaluations) == 3
+    assert run.module.progress.frames == 800
+    assert len(run.module.progress.evaluations) == 3
     assert "it changes between CPU and GPU" in capsys.readouterr().err
 
 

@@ -109,7 +109,7 @@ class Probe(OffPolicyModule):
         content = {
             "state": torch.cat(list(self.parts_now().values())),
             "rewards": self.stream.buffer[:]["next", "reward"].clone(),
-            "counts": (self.frames, self.gradient_steps),
+            "counts": (self.progress.frames, self.progress.gradient_steps),
         }
         torch.save(content, f"{self.config.output}/rank{self.global_rank}.pt")
 
@@ -186,7 +186,7 @@ def test_a_resumed_run_goes_on(method: Named, build: Build, read_run: ReadRun) -
     module = trained(resumed, method)
     # Of 20 updates the 18th was the last of the policy.
     assert ["actor" in moved for moved in module.moved] == ([True, False, False] * 4)[:10]
-    assert (module.frames, module.gradient_steps) == (70, 30)
+    assert (module.progress.frames, module.progress.gradient_steps) == (70, 30)
     state = torch.load(last, weights_only=True)["state_dict"]
     assert set(state) == set(before.state_dict())
     _, rows = read_run(Path(first.output))
@@ -339,7 +339,7 @@ def test_a_resumed_run_keeps_its_bins(build: Build) -> None:
     assert config.bins == 101
     resumed = prepare(config)
     assert train(resumed)
-    assert resumed.module.frames == 70
+    assert resumed.module.progress.frames == 70
     with pytest.raises(ValueError, match="--bins"):
         prepare(parse_config(DiffSACConfig, {**given, "bins": 50})[0])
 
@@ -399,7 +399,7 @@ def test_critics_do_without_targets(build: Build, normalization: str) -> None:
     networks = run.module.loss.critic_network.modules()
     assert any(isinstance(part, BatchRenorm) for part in networks) == (normalization == "batch")
     assert train(run)
-    assert run.module.gradient_steps == 20
+    assert run.module.progress.gradient_steps == 20
 
 
 @pytest.mark.parametrize(

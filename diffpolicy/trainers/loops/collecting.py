@@ -28,6 +28,7 @@ from diffpolicy.trainers.io.console import warn
 from diffpolicy.trainers.io.random_state import load_random_state, random_state, seed_random_state
 from diffpolicy.trainers.loops.base import RLModule
 from diffpolicy.trainers.loops.environments import spec_env
+from diffpolicy.trainers.loops.ranks import gather, reduce
 from diffpolicy.trainers.loops.workers import (
     check_collector,
     faults_end_training,
@@ -157,7 +158,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         The number of frames is part of every seed: a resumed run that starts new episodes must not
         repeat those of the first run, and resuming twice gives the same run twice.
         """
-        seed = partial(derive_seed, self.config.seed, self.global_rank, self.frames)
+        seed = partial(derive_seed, self.config.seed, self.global_rank, self.progress.frames)
         seed_random_state(seed(0))
         self._stream = self.start_collecting(self.actor, seed)
 
@@ -188,9 +189,9 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
 
         What cannot be taken over is named in a warning.
         """
-        plans = self.gather(resume.continuation(state, self.config))
+        plans = gather(resume.continuation(state, self.config))
         plan: resume.Continuation = max(plans, key=lambda plan: len(plan.reasons))
-        problems = self.gather(self._take_over(state, plan))
+        problems = gather(self._take_over(state, plan))
         reason = next((problem for problem in problems if problem), None)
         if reason is not None:
             # Something may have been taken over by half.
@@ -244,8 +245,8 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise TrainingError(
-                f"{' and '.join(bad)} after {self.frames} environment steps and "
-                f"{self.gradient_steps} gradient steps."
+                f"{' and '.join(bad)} after {self.progress.frames} environment steps and "
+                f"{self.progress.gradient_steps} gradient steps."
             )
 
     def progress_metrics(
@@ -263,11 +264,11 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
             dtype=torch.float64,
             device=self.device,
         )
-        count, returns, lengths = self.reduce(totals).tolist()
+        count, returns, lengths = reduce(totals).tolist()
         return {
-            "frames": self.frames,
-            "gradient_steps": self.gradient_steps,
-            "wall_seconds": self.wall_seconds,
+            "frames": self.progress.frames,
+            "gradient_steps": self.progress.gradient_steps,
+            "wall_seconds": self.progress.wall_seconds,
             "frames_per_second": frames / seconds,
             "episodes": count,
             "episode_return": returns / count if count else math.nan,

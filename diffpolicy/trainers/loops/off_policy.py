@@ -20,6 +20,7 @@ from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.resume import replay_file
 from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
+from diffpolicy.trainers.loops.ranks import reduce
 from diffpolicy.trainers.loops.warm_up import WarmUpPolicy
 from diffpolicy.trainers.loops.workers import faults_end_training
 
@@ -112,7 +113,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     ) -> OffPolicyStream:
         """One step of every environment at a time, a replay buffer, and its batches."""
         config, warm_up = self.config, self.parts.warm_up
-        random_frames = 0 if self.frames else config.learning_starts
+        random_frames = 0 if self.progress.frames else config.learning_starts
         if warm_up is not None and random_frames:
             policy, random_frames = WarmUpPolicy(warm_up, policy), 0
             self._end_warm_up = policy.finish
@@ -149,14 +150,14 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
 
     def on_train_start(self) -> None:
         """Evaluate the untrained policy, and fill the replay buffer unless it goes on."""
-        self.start_clock()
+        self.progress.start_clock()
         # A checkpoint brings the learning rates of the run that wrote it along.
         for options, optimizer in zip(
             self.parts.optimizers.values(), self._optimizers(), strict=True
         ):
             for group in optimizer.param_groups:
                 group.update(lr=options.lr, betas=options.betas, eps=options.eps)
-        if not self.evaluations:
+        if not self.progress.evaluations:
             self.run_evaluation()
         if self.continued.replay is None:
             self._fill_replay()
@@ -164,11 +165,11 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
 
     def _fill_replay(self) -> None:
         """Make ``--learning-starts`` steps; at the start of a run the method hears of them."""
-        first = self.frames == 0
+        first = self.progress.frames == 0
         with faults_end_training(self.config.env):
             rows = self.stream.warm_up(self.config.learning_starts)
         self._end_warm_up()
-        self.frames += len(rows) * self.trainer.world_size
+        self.progress.frames += len(rows) * self.trainer.world_size
         if first:
             try:
                 self.parts.begin(gather_over_ranks(rows["next", "reward"]).flatten(0, 1))
@@ -187,7 +188,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
 
     def on_train_epoch_start(self) -> None:
         """Start the averages of this iteration."""
-        self.tick()
+        self.progress.tick()
         self._totals.clear()
         self._counts.clear()
 
@@ -196,7 +197,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """One update; the policy takes part in every ``--policy-delay``-th."""
-        policy_moves = (self.gradient_steps + 1) % self.config.policy_delay == 0
+        policy_moves = (self.progress.gradient_steps + 1) % self.config.policy_delay == 0
         parts, options = self.parts, self.parts.optimizers
         later = [name for name, o in options.items() if o.delayed] if policy_moves else []
         first = [name for name, o in options.items() if not o.delayed]
@@ -207,7 +208,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
             if later:
                 policy_losses = partial(parts.update_policy, batch)
                 self._step(later, policy_losses)
-        self.gradient_steps += 1
+        self.progress.gradient_steps += 1
         parts.after_update()
 
     def _step(self, names: Sequence[str], losses: Callable[[], Mapping[str, Tensor]]) -> None:
@@ -231,18 +232,20 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
 
     def on_train_epoch_end(self) -> None:
         """Count, evaluate when due, tell the callbacks."""
-        seconds = self.tick()
-        config, stream = self.config, self.stream
+        progress, config, stream = self.progress, self.config, self.stream
+        seconds = progress.tick()
         stream.finish_batch()
         frames = config.iteration_frames * self.trainer.world_size
-        self.frames += frames
+        progress.frames += frames
         averages = self._averages()
         self.check_finite({k: v for k, v in averages.items() if self._must_be_finite(k)})
         metrics = {
             **self.progress_metrics(frames, seconds, stream.episodes),
             "updates": len(stream),
             # Updates for each environment step of a rank, over the run so far.
-            "replay_ratio": self.gradient_steps * self.trainer.world_size / self.frames,
+            "replay_ratio": self.progress.gradient_steps
+            * self.trainer.world_size
+            / self.progress.frames,
             "replay_size": len(stream.buffer) * self.trainer.world_size,
             **averages,
             **self.parts.diagnostics(),
@@ -298,7 +301,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         if not self._totals:
             return {}
         means = [self._totals[name] / count for name, count in self._counts.items()]
-        values = self.reduce(torch.stack([mean.double() for mean in means]), average=True)
+        values = reduce(torch.stack([mean.double() for mean in means]), average=True)
         return dict(zip(self._counts, values.tolist(), strict=True))
 
 

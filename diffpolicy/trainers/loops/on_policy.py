@@ -14,6 +14,7 @@ from collectors import OnPolicyStream, episode_stats
 from diffpolicy.networks import RunningNorm
 from diffpolicy.trainers.config.on_policy import OnPolicyConfig
 from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
+from diffpolicy.trainers.loops.ranks import reduce
 
 
 @dataclass(frozen=True)
@@ -107,18 +108,18 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
 
     def on_train_start(self) -> None:
         """Evaluate the untrained policy."""
-        self.start_clock()
-        if not self.evaluations:
+        self.progress.start_clock()
+        if not self.progress.evaluations:
             self.run_evaluation()
         self.resume_random_state()
 
     def on_train_epoch_start(self) -> None:
         """Set the learning rates of this iteration."""
-        self.tick()
+        self.progress.tick()
         self._records.clear()
         self._updates = 0
         falling = self.config.lr_schedule == "linear"
-        self._lr = self.config.lr * (1.0 - self.progress if falling else 1.0)
+        self._lr = self.config.lr * (1.0 - self.progress.fraction if falling else 1.0)
         groups = self.optimizer.param_groups
         for group, multiplier in zip(groups, self._multipliers, strict=True):
             group["lr"] = self._lr * multiplier
@@ -135,7 +136,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         config, out = self.config, self.loss(rows)
         scalars = {k: v.detach().float().reshape(()) for k, v in out.items() if v.numel() == 1}
         # The averages are the same on all ranks, hence so is every decision below.
-        averages = self.reduce(torch.stack(list(scalars.values())), average=True)
+        averages = reduce(torch.stack(list(scalars.values())), average=True)
         record = dict(zip(scalars, averages.tolist(), strict=True))
         self.check_finite({k: v for k, v in record.items() if k.startswith("loss_")})
         self._records.append(record)
@@ -146,14 +147,14 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         self.manual_backward(sum(v for k, v in out.items() if k.startswith("loss_")))
         record.update(self._clip_gradients())
         self.optimizer.step()
-        self.gradient_steps += 1
+        self.progress.gradient_steps += 1
         self._updates += 1
 
     def on_train_epoch_end(self) -> None:
         """Count, update statistics, evaluate when due, tell the callbacks."""
-        seconds = self.tick()
+        seconds = self.progress.tick()
         frames = self.config.rollout_frames * self.trainer.world_size
-        self.frames += frames
+        self.progress.frames += frames
         rollout = self.stream.last_rollout
         assert rollout is not None
         metrics = self._metrics(rollout, frames, seconds)

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from diffpolicy.trainers.io import files
-from diffpolicy.trainers.loops.base import Evaluation, RLModule, RunCallback
+from diffpolicy.trainers.loops.base import RLModule, RunCallback
+from diffpolicy.trainers.loops.evaluation import Evaluation
 
 _BAR_FORMAT = (
     "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}{postfix}]"
@@ -42,7 +43,7 @@ class MetricsFiles(RunCallback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember where the run starts."""
         assert isinstance(pl_module, RLModule)
-        self._metrics.frames = self._timing.frames = pl_module.frames
+        self._metrics.frames = self._timing.frames = pl_module.progress.frames
 
     def on_iteration_end(
         self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
@@ -139,7 +140,7 @@ class ResultsFile(RunCallback):
             self._write(module)
             plot = self.output / files.PLOT_FILE
             title = f"{module.config.method} on {module.config.env}"
-            curve = learning_curve(module.evaluations, title)
+            curve = learning_curve(module.progress.evaluations, title)
             module.disk.attempt(
                 str(plot),
                 lambda: files.write_atomically(plot, lambda p: curve.savefig(p, format="png")),
@@ -152,18 +153,18 @@ class ResultsFile(RunCallback):
             self._write(pl_module)
 
     def _write(self, module: RLModule) -> None:
-        seconds = module.wall_seconds
+        seconds = module.progress.wall_seconds
         content = {
             "method": module.config.method,
             "env": module.config.env,
             "seed": module.config.seed,
-            "env_steps": module.frames,
-            "gradient_steps": module.gradient_steps,
+            "env_steps": module.progress.frames,
+            "gradient_steps": module.progress.gradient_steps,
             "wall_seconds": round(seconds, 3),
-            "frames_per_second": round(module.frames / seconds, 1) if seconds else 0.0,
+            "frames_per_second": round(module.progress.frames / seconds, 1) if seconds else 0.0,
             "config": asdict(module.config),
             "versions": files.versions(),
-            "evaluations": [asdict(evaluation) for evaluation in module.evaluations],
+            "evaluations": [asdict(evaluation) for evaluation in module.progress.evaluations],
         }
         path = self.output / files.RESULTS_FILE
         module.disk.attempt(str(path), lambda: files.write_json(path, content))
@@ -203,7 +204,7 @@ class ProgressBar(RunCallback):
         if trainer.is_global_zero:
             self._bar = tqdm(
                 total=pl_module.config.total_frames,
-                initial=pl_module.frames,
+                initial=pl_module.progress.frames,
                 unit="frame",
                 unit_scale=True,
                 bar_format=_BAR_FORMAT,
@@ -233,10 +234,10 @@ class ProgressBar(RunCallback):
         speed = f"{metrics['frames_per_second']:.0f} frames/s"
         shown = ", ".join(f"{name} {value}" for name, value in self._returns.items())
         # Whole iterations may overshoot the number that was asked for.
-        self._bar.total = max(self._bar.total, module.frames)
+        self._bar.total = max(self._bar.total, module.progress.frames)
         self._bar.set_postfix_str(f"{shown}, {speed}" if shown else speed, refresh=False)
         with suppress(OSError):
-            self._bar.update(module.frames - self._bar.n)
+            self._bar.update(module.progress.frames - self._bar.n)
 
     def close(self) -> None:
         """Close the bar if it is open."""

@@ -25,6 +25,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.loops.base import RLModule, RunCallback
+from diffpolicy.trainers.loops.ranks import gather
 
 
 class Checkpoints(RunCallback):
@@ -52,9 +53,9 @@ class Checkpoints(RunCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the state before the first step."""
         assert isinstance(pl_module, RLModule)
-        self._saved = pl_module.frames
+        self._saved = pl_module.progress.frames
         last = self.folder / files.LAST_CHECKPOINT
-        if pl_module.frames == 0:
+        if pl_module.progress.frames == 0:
             self._save(trainer, pl_module, last)
         elif trainer.is_global_zero and not last.exists():
             pl_module.disk.attempt("last.ckpt", lambda: self._take_along(pl_module))
@@ -74,10 +75,10 @@ class Checkpoints(RunCallback):
         self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
     ) -> None:
         """Save when due, and at the end of the run."""
-        due = module.frames // self.every > self._saved // self.every
-        if not (due or module.finished or module.stopping):
+        due = module.progress.frames // self.every > self._saved // self.every
+        if not (due or module.progress.finished or module.stopping):
             return
-        self._saved = module.frames
+        self._saved = module.progress.frames
         path = self._path(module)
         module.replay_folder = self._save_replay(trainer, module)
         saved = self._save(trainer, module, path)
@@ -91,7 +92,7 @@ class Checkpoints(RunCallback):
 
     def _path(self, module: RLModule) -> Path:
         """The numbered checkpoint of the module's frames."""
-        return self.folder / f"{files.numbered_name(module.frames)}.ckpt"
+        return self.folder / f"{files.numbered_name(module.progress.frames)}.ckpt"
 
     def _make_last(self, path: Path) -> None:
         """Let ``last.ckpt`` be another name of a checkpoint."""
@@ -115,13 +116,13 @@ class Checkpoints(RunCallback):
         if module.config.replay_checkpoints == "never":
             return None
         unique = trainer.strategy.broadcast(uuid.uuid4().hex[:8])
-        name = f"{files.numbered_name(module.frames)}-{unique}.replay"
+        name = f"{files.numbered_name(module.progress.frames)}-{unique}.replay"
         error = None
         try:
             module.save_replay(self.folder / name)
         except OSError as problem:
             error = str(problem)
-        errors = [problem for problem in module.gather(error) if problem is not None]
+        errors = [problem for problem in gather(error) if problem is not None]
         if not errors:
             return name
         if trainer.is_global_zero:

@@ -10,7 +10,8 @@ import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from diffpolicy.trainers.io.console import warn
-from diffpolicy.trainers.loops.base import Evaluation, RLModule, RunCallback
+from diffpolicy.trainers.loops.base import RLModule, RunCallback
+from diffpolicy.trainers.loops.evaluation import Evaluation
 
 
 def make_loggers(names: Sequence[str], output: Path, frames: int) -> list[Logger]:
@@ -45,7 +46,7 @@ class LoggerMetrics(RunCallback):
     ) -> None:
         """Log the iteration against environment steps."""
         training = {k: v for k, v in metrics.items() if not k.startswith("eval_")}
-        self._log(trainer, training, module.frames)
+        self._log(trainer, training, module.progress.frames)
 
     def _log(self, trainer: L.Trainer, metrics: Mapping[str, float], step: int) -> None:
         known = {name: value for name, value in metrics.items() if not math.isnan(value)}
