@@ -12,8 +12,9 @@ from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.loops.base import RLModule, RunCallback
 from diffpolicy.trainers.loops.evaluation import EVALUATION_SEED, Evaluation
-from diffpolicy.trainers.loops.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
+from diffpolicy.trainers.loops.off_policy import OffPolicyModule, OffPolicyParts
 from diffpolicy.trainers.loops.on_policy import OnPolicyModule, OnPolicyParts
+from diffpolicy.trainers.loops.optimizer import Optimizer
 from diffpolicy.trainers.methods import METHODS, Method
 from diffpolicy.trainers.methods.diffppo import DiffPPOConfig
 from diffpolicy.trainers.methods.diffsac import DiffSACConfig

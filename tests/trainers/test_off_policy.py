@@ -25,7 +25,7 @@ from diffpolicy.trainers import (
     train,
 )
 from diffpolicy.trainers.io.checkpoint import Checkpoint
-from diffpolicy.trainers.loops.off_policy import treat_gradients
+from diffpolicy.trainers.loops.optimizer import treat_gradients
 from objectives import DIMELoss
 
 DIME = Callable[..., DIMEConfig]

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.objectives import LossModule
 
 from collectors import OffPolicyStream, load_replay_state, make_replay_buffer, replay_state
@@ -20,31 +20,10 @@ from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.resume import replay_file
 from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
+from diffpolicy.trainers.loops.optimizer import Optimizer
 from diffpolicy.trainers.loops.ranks import reduce
 from diffpolicy.trainers.loops.warm_up import WarmUpPolicy
 from diffpolicy.trainers.loops.workers import faults_end_training
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """Adam for a part of the loss.
-
-    Attributes:
-        part: name of the loss's submodule, or of one of its own parameters, that it moves.
-        lr: learning rate.
-        betas: Adam's coefficients.
-        eps: Adam's number beside the root of the second moment.
-        delayed: whether it moves only when the policy does.
-        grad_limit: NaN in gradients becomes 0 and every entry is clipped to this size; None leaves
-            gradients alone.
-    """
-
-    part: str
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    delayed: bool = False
-    grad_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,11 +117,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam for each part of the loss."""
-        options = self.parts.optimizers.values()
-        return [
-            torch.optim.Adam(self._parameters_of(o), lr=o.lr, betas=o.betas, eps=o.eps, fused=True)
-            for o in options
-        ]
+        return [options.build(self.loss) for options in self.parts.optimizers.values()]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         """The batch itself, which is there already: priorities are written into it."""
@@ -156,7 +131,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
             self.parts.optimizers.values(), self._optimizers(), strict=True
         ):
             for group in optimizer.param_groups:
-                group.update(lr=options.lr, betas=options.betas, eps=options.eps)
+                group.update(options.settings)
         if not self.progress.evaluations:
             self.run_evaluation()
         if self.continued.replay is None:
@@ -227,7 +202,8 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         self.manual_backward(self._total_loss(out, names))
         self._record({k: v.detach() for k, v in out.items() if v.numel() == 1})
         for name, options, optimizer in moving:
-            self._record(self._treat_gradients(name, options))
+            treated = options.treat_gradients(self.loss)
+            self._record({f"grad_{what}_{name}": value for what, value in treated.items()})
             optimizer.step()
 
     def on_train_epoch_end(self) -> None:
@@ -256,16 +232,12 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     # ---------------------------------------------------------------------------------------
     # Helpers
 
-    def _parameters_of(self, options: Optimizer) -> list[nn.Parameter]:
-        part = getattr(self.loss, options.part)
-        return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
-
     def _total_loss(self, out: Mapping[str, Tensor], moving: Sequence[str]) -> Tensor:
         losses = [value for key, value in out.items() if key.startswith("loss_")]
         waiting = [o for name, o in self.parts.optimizers.items() if name not in moving]
         if self.trainer.world_size > 1 and waiting:
             # Ranks exchange a gradient of every parameter, hence zeros of what waits.
-            sums = [p.sum() for o in waiting for p in self._parameters_of(o)]
+            sums = [p.sum() for o in waiting for p in o.parameters(self.loss)]
             losses.append(0.0 * torch.stack(sums).sum())
         return torch.stack(losses).sum()
 
@@ -278,16 +250,6 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         optimizers = self.optimizers()
         assert isinstance(optimizers, list)
         return optimizers
-
-    def _treat_gradients(self, name: str, options: Optimizer) -> dict[str, Tensor]:
-        """Clip the gradients of a part; return their norm before it and their number of NaNs."""
-        grads = [p.grad for p in self._parameters_of(options) if p.grad is not None]
-        if options.grad_limit is None:
-            return {f"grad_norm_{name}": torch.nn.utils.get_total_norm(grads)}
-        nans = torch.stack([grad.isnan().sum() for grad in grads]).sum()
-        norm = torch.nn.utils.get_total_norm([grad.nan_to_num(nan=0.0) for grad in grads])
-        treat_gradients(grads, options.grad_limit)
-        return {f"grad_norm_{name}": norm, f"grad_nans_{name}": nans.float()}
 
     def _record(self, scalars: Mapping[str, Tensor]) -> None:
         """Add to the sums of this iteration, on the device: nothing waits for it."""
@@ -303,19 +265,6 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         means = [self._totals[name] / count for name, count in self._counts.items()]
         values = reduce(torch.stack([mean.double() for mean in means]), average=True)
         return dict(zip(self._counts, values.tolist(), strict=True))
-
-
-def treat_gradients(grads: list[Tensor], limit: float) -> None:
-    """Replace NaN by 0 and clip every entry to ``[-limit, limit]``, in place (arXiv 2502.02316).
-
-    Examples:
-        >>> grad = torch.tensor([10.0, 0.5, -3.0, float("nan")])
-        >>> treat_gradients([grad], 1.0)
-        >>> grad
-        tensor([ 1.0000,  0.5000, -1.0000,  0.0000])
-    """
-    for grad in grads:
-        grad.nan_to_num_(nan=0.0).clamp_(-limit, limit)
 
 
 def _check_prioritized_replay() -> None:

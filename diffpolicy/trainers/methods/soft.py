@@ -13,7 +13,7 @@ from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.config.options import configuration
 from diffpolicy.trainers.config.process import ProcessOptions
 from diffpolicy.trainers.config.temperature import TemperatureOptions
-from diffpolicy.trainers.loops.off_policy import Optimizer
+from diffpolicy.trainers.loops.optimizer import Optimizer
 from objectives import DiffSACLoss, DIMELoss
 
 
