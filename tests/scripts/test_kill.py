@@ -32,7 +32,8 @@ ANY: dict[str, Any] = {
     "eval_episodes": 1,
 }
 OF_KIND: dict[str, dict[str, Any]] = {
-    "on-policy": {"rollout_steps": INTERVAL // 4, "epochs": 1},
+    # Runs of all lengths agree: the learning rate must not fall towards the end.
+    "on-policy": {"rollout_steps": INTERVAL // 4, "epochs": 1, "lr_schedule": "constant"},
     "off-policy": {
         "learning_starts": INTERVAL,
         "iteration_frames": INTERVAL,

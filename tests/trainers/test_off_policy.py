@@ -465,7 +465,7 @@ class TargetProbe(OffPolicyModule):
 
 def test_target_networks_follow_at_every_update(dime: DIME) -> None:
     config = dime(
-        critic_type="scalar",
+        critic_head="scalar",
         critic_normalization="layer",
         critic_reduction="min",
         delay_critic=True,
