@@ -11,12 +11,12 @@ events and checkpoints. Ctrl-C ends a run with a checkpoint; --resume continues 
 import sys
 from collections.abc import Sequence
 
-from diffpolicy.trainers import DiffPPOConfig, diffppo_module, run_script
+from diffpolicy.trainers import METHODS, run_script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: ``sys.argv``) and return the exit code."""
-    return run_script(DiffPPOConfig, diffppo_module, argv, description=__doc__)
+    return run_script(METHODS["diffppo"], argv, description=__doc__)
 
 
 if __name__ == "__main__":

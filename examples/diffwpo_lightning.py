@@ -1,7 +1,8 @@
-"""Train a diffusion policy with DiffWPO on one or several devices.
+r"""Train a diffusion policy with DiffWPO on one or several devices.
 
     python examples/diffwpo_lightning.py --env HalfCheetah-v5 --total-frames 300000
-    python examples/diffwpo_lightning.py --env HalfCheetah-v5 --value-support -100 500 151
+    python examples/diffwpo_lightning.py --env HalfCheetah-v5 --critic-head hl_gauss \
+        --value-range -100 500 --bins 151
     python examples/diffwpo_lightning.py --env HalfCheetah-v5 --gpus 4
     python examples/diffwpo_lightning.py --cpu-ranks 2
 
@@ -12,12 +13,12 @@ events and checkpoints. Ctrl-C ends a run with a checkpoint; --resume continues 
 import sys
 from collections.abc import Sequence
 
-from diffpolicy.trainers import DiffWPOConfig, diffwpo_module, run_script
+from diffpolicy.trainers import METHODS, run_script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: ``sys.argv``) and return the exit code."""
-    return run_script(DiffWPOConfig, diffwpo_module, argv, description=__doc__)
+    return run_script(METHODS["diffwpo"], argv, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -12,6 +13,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+pytest.register_assert_rewrite("small_methods")
 
 # The same examples in every run, and no time limit per example on a busy machine.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -2,22 +2,19 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
-from run import METHODS  # type: ignore[import-not-found]
 
-from diffpolicy.trainers import RLModule
-
-# By the name that a checkpoint has, which is not always that of --method.
-TRAINED = {config.method: (config, make_module) for config, make_module in METHODS.values()}
+from diffpolicy.trainers import METHODS, RLModule
 
 
 def load(checkpoint: str) -> tuple[str, RLModule]:
     """The name of a run and its module on the CPU, with the parameters of a checkpoint.
 
     Raises:
-        ValueError: if the file is not a checkpoint of a diffpolicy run, or is of a method that
-            ``run.py`` does not know.
+        ValueError: if the file is not a checkpoint of a diffpolicy run, or is of a method that is
+            not registered.
         OSError: if the file cannot be read.
     """
     try:
@@ -28,11 +25,10 @@ def load(checkpoint: str) -> tuple[str, RLModule]:
         raise ValueError(f"{checkpoint} is not a checkpoint of a diffpolicy run.")
     saved = state["diffpolicy"]
     method = saved["metadata"]["method"]
-    if method not in TRAINED:
-        raise ValueError(f"{checkpoint} is of {method}; known methods: {', '.join(TRAINED)}.")
-    config_class, make_module = TRAINED[method]
-    config = config_class(**{**saved["config"], "compile": False})
-    module: RLModule = make_module(config, torch.device("cpu"))
+    if method not in METHODS:
+        raise ValueError(f"{checkpoint} is of {method}; known methods: {', '.join(METHODS)}.")
+    config: Any = METHODS[method].config(**{**saved["config"], "compile": False})
+    module = METHODS[method].module(config, torch.device("cpu"))
     module.load_state_dict(state["state_dict"])
     default = f"{method}-seed{config.seed}"
     return Path(config.output).name if config.output else default, module

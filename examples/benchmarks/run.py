@@ -14,36 +14,9 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from diffpolicy.trainers import (
-    DiffPPOConfig,
-    DiffSACConfig,
-    DiffWPOConfig,
-    DIMEConfig,
-    GaussianPPOConfig,
-    GaussianWPOConfig,
-    SACConfig,
-    diffppo_module,
-    diffsac_module,
-    diffwpo_module,
-    dime_module,
-    gaussian_ppo_module,
-    gaussian_wpo_module,
-    run_script,
-    sac_module,
-)
+from diffpolicy.trainers import METHODS, run_script
 
-# The configuration class of each method and what builds its Lightning module.
-METHODS: dict[str, tuple[Any, Any]] = {
-    "diffppo": (DiffPPOConfig, diffppo_module),
-    "diffsac": (DiffSACConfig, diffsac_module),
-    "diffwpo": (DiffWPOConfig, diffwpo_module),
-    "dime": (DIMEConfig, dime_module),
-    "ppo": (GaussianPPOConfig, gaussian_ppo_module),
-    "sac": (SACConfig, sac_module),
-    "wpo": (GaussianWPOConfig, gaussian_wpo_module),
-}
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/benchmarks")
 
@@ -58,7 +31,7 @@ def run_seed(seed: int, args: argparse.Namespace, flags: list[str]) -> int:
     env = args.env.replace(":", "-")
     output = args.runs / env / name
     argv = ["--env", args.env, "--seed", str(seed), "--output", str(output), *flags]
-    code = run_script(*METHODS[args.method], argv)
+    code = run_script(METHODS[args.method], argv)
     if code == 0:
         keep(output / "results.json", args.results / env, name)
     return code

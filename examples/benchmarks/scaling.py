@@ -17,11 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from run import METHODS, RESULTS, make_folder  # type: ignore[import-not-found]
+from run import RESULTS, make_folder  # type: ignore[import-not-found]
 
-from diffpolicy.trainers import run_script
-from diffpolicy.trainers.files import versions
-from diffpolicy.trainers.off_policy_config import OffPolicyConfig
+from diffpolicy.trainers import METHODS, OffPolicyConfig, run_script
+from diffpolicy.trainers.io.files import versions
 
 # Environment steps of each rank, off-policy.
 RANDOM_FRAMES = 1000
@@ -32,7 +31,7 @@ Speed = dict[str, Any]
 
 def flags(method: str, env: str, ranks: int, iterations: int) -> list[str]:
     """The command line of a run with so many iterations and as few evaluations as there can be."""
-    config_class, _ = METHODS[method]
+    config_class: Any = METHODS[method].config
     given = {"--env": env, "--cpu-ranks": ranks, "--eval-episodes": 1, "--logger": "csv"}
     if issubclass(config_class, OffPolicyConfig):
         given |= {"--learning-starts": RANDOM_FRAMES, "--iteration-frames": ITERATION_FRAMES}
@@ -53,8 +52,7 @@ def measure(method: str, env: str, ranks: int, iterations: int, folder: Path) ->
     """Train for some iterations and read the speeds."""
     output = folder / f"{method}-{ranks}"
     argv = [*flags(method, env, ranks, iterations), "--output", str(output)]
-    config_class, make_module = METHODS[method]
-    if run_script(config_class, make_module, argv):
+    if run_script(METHODS[method], argv):
         raise SystemExit(f"{method} on {ranks} rank(s) failed.")
     frames = [float(row["frames_per_second"]) for row in read_csv(output / "timing.csv")]
     metrics = read_csv(output / "metrics.csv")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import diffpolicy.trainers.on_policy as on_policy
+import diffpolicy.trainers.loops.on_policy as on_policy
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

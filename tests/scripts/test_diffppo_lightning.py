@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import diffpolicy.trainers.on_policy as on_policy
+import diffpolicy.trainers.loops.on_policy as on_policy
 from objectives import DiffPPOLoss
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "diffppo_lightning.py"
@@ -25,7 +25,8 @@ SMALL_OPTIONS = {
     "--epochs": 2,
     "--minibatch-size": 128,
     "--denoising-steps": 2,
-    "--hidden-size": 16,
+    "--actor-hidden-sizes": 16,
+    "--critic-hidden-sizes": 16,
     "--eval-episodes": 2,
     "--eval-every": 256,
     "--checkpoint-every": 256,
@@ -214,7 +215,7 @@ def test_resume_starts_from_the_saved_networks_and_optimiser(main: Main, copied_
     last = copied_run / "checkpoints" / "last.ckpt"
     before = torch.load(last, weights_only=True)
     flags = ["--total-frames", "1152", "--lr", "1e-30", "--gamma", "0.5"]
-    flags += ["--process-lr-multiplier", "1e30"]
+    flags += ["--lr-process", "1"]
     assert main(["--resume", str(last), *flags]) == 0
     after = torch.load(last, weights_only=True)
     for name, value in before["state_dict"].items():
@@ -359,8 +360,7 @@ def test_a_nan_loss_ends_with_an_error_that_names_it(
         (["--resume", __file__], ["--resume", "checkpoint"]),
         (["--output", __file__], ["--output", "folder"]),
         (["--observation-keys", "body"], ["--observation-keys body", "choose from observation."]),
-        (["--value-support", "1", "0", "9"], ["--value-support", "1.0 0.0 9.0"]),
-        (["--target-entropy", "-5"], ["--temperature", "--target-entropy -5.0"]),
+        (["--learn-temperature"], ["--temperature", "0.0", "--no-learn-temperature"]),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(
@@ -401,7 +401,7 @@ def test_a_run_is_not_overwritten(main: Main, finished_run: Path, error_line: Er
     [
         (["--env", "Pendulum-v1"], ["--env InvertedPendulum-v5", "Pendulum-v1"]),
         (["--denoising-steps", "3"], ["--denoising-steps 2", "3"]),
-        (["--hidden-size", "32"], ["--hidden-size 16", "32"]),
+        (["--actor-hidden-sizes", "32"], ["--actor-hidden-sizes (16,)", "(32,)"]),
         (["--total-frames", "1024"], ["--total-frames", "1024"]),
     ],
 )
@@ -465,13 +465,13 @@ def test_the_console_shows_our_own_lines_only(tmp_path: Path, cpu_ranks: str) ->
 LAUNCHED_SCRIPT = """
 import sys
 from lightning.pytorch.strategies import DDPStrategy
-import diffpolicy.trainers.launch as launch
-from diffpolicy.trainers import DiffPPOConfig, diffppo_module, run_script
+import diffpolicy.trainers.run.launch as launch
+from diffpolicy.trainers import METHODS, run_script
 
 launch._strategy = lambda config: DDPStrategy(broadcast_buffers=False)
 
 if __name__ == "__main__":
-    sys.exit(run_script(DiffPPOConfig, diffppo_module))
+    sys.exit(run_script(METHODS["diffppo"]))
 """
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from diffpolicy.trainers.files import read_checkpoint
+from diffpolicy.trainers.io.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "diffppo_lightning.py"
@@ -24,7 +24,8 @@ SMALL_OPTIONS = {
     "--epochs": 2,
     "--minibatch-size": 128,
     "--denoising-steps": 2,
-    "--hidden-size": 16,
+    "--actor-hidden-sizes": 16,
+    "--critic-hidden-sizes": 16,
     "--eval-episodes": 1,
     "--eval-every": 100_000,
     "--logger": "csv",
@@ -68,12 +69,12 @@ def test_a_termination_ends_a_run_with_a_checkpoint_and_exit_code_0(
     assert signal.getsignal(number) is handler
     frames = 3 * 128 * cpu_ranks
     last = output / "checkpoints" / "last.ckpt"
-    assert read_checkpoint(str(last))["frames"] == frames
+    assert Checkpoint.read(last).state["frames"] == frames
     assert f"stopped; continue with --resume {last}" in capfd.readouterr().out
     # A job that is put into the queue again goes on where it was.
     again = [*argv, "--resume", "last", "--total-frames", str(frames + 1)]
     assert main(again) == 0
-    assert read_checkpoint(str(last))["frames"] == frames + 128 * cpu_ranks
+    assert Checkpoint.read(last).state["frames"] == frames + 128 * cpu_ranks
 
 
 @pytest.mark.parametrize("cpu_ranks", [1, 2])
@@ -101,7 +102,7 @@ def test_sigterm_to_the_process_that_was_started_reaches_its_ranks(
     argv = [*SMALL, "--cpu-ranks", "2", "--total-frames", "30000", "--output", str(output)]
     assert main(argv) == 0
     # The signal takes its time, but not that of the whole run.
-    frames = read_checkpoint(str(output / "checkpoints" / "last.ckpt"))["frames"]
+    frames = Checkpoint.read(output / "checkpoints" / "last.ckpt").state["frames"]
     assert 2 * 256 <= frames < 30_000
 
 
@@ -129,7 +130,7 @@ def check_run(output: Path, metrics: str, said: str) -> None:
     """One process spoke, and the run is the same as another."""
     assert said.count(f"finished; results are in {output}") == 1, said
     assert (output / "metrics.csv").read_text() == metrics
-    assert read_checkpoint(str(output / "checkpoints" / "last.ckpt"))["frames"] == 512
+    assert Checkpoint.read(output / "checkpoints" / "last.ckpt").state["frames"] == 512
 
 
 def torchrun_variables(nodes: int, ranks: int) -> list[dict[str, str]]:
@@ -240,8 +241,8 @@ def test_torchrun(own_ranks: str, tmp_path: Path, nodes: int) -> None:
 # The second rank, and no other process, hears of SIGTERM in its third iteration.
 TERMINATED_SCRIPT = """
 import os, signal, sys
-import diffpolicy.trainers.on_policy as on_policy
-from diffpolicy.trainers import DiffPPOConfig, diffppo_module, run_script
+import diffpolicy.trainers.loops.on_policy as on_policy
+from diffpolicy.trainers import METHODS, run_script
 
 episode_stats, calls = on_policy.episode_stats, []
 
@@ -255,7 +256,7 @@ on_policy.episode_stats = terminated
 
 if __name__ == "__main__":
     argv = [word for word in sys.argv[1:] if word != "--agent"]
-    sys.exit(run_script(DiffPPOConfig, diffppo_module, argv))
+    sys.exit(run_script(METHODS["diffppo"], argv))
 """
 
 
@@ -268,7 +269,7 @@ def test_sigterm_under_torchrun(tmp_path: Path, to: str) -> None:
     train += ["--output", str(output), *(["--agent"] if to == "agent" else [])]
     agent = start_torchrun(tmp_path, "--standalone", "--nproc-per-node=2", *train)
     ((code, out, err),) = finish([agent])
-    frames = read_checkpoint(str(output / "checkpoints" / "last.ckpt"))["frames"]
+    frames = Checkpoint.read(output / "checkpoints" / "last.ckpt").state["frames"]
     assert 3 * 256 <= frames < 30_000, err
     assert "stopped; continue with --resume" in out, err
     # The ranks exit with 0; torchrun itself reports a signal that it was sent.

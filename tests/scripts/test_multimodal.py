@@ -12,17 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_methods import small_options, words
 from tensordict.nn import TensorDictModule
 
 from collectors import optimal_density
 from collectors.environments.tasks.multimodal import double_well_reward
-from diffpolicy.trainers import run_script
+from diffpolicy.trainers import METHODS, run_script
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
-SMALL = {
-    "diffppo": "--num-envs 2 --rollout-steps 8 --epochs 1 --denoising-steps 2 --hidden-size 8",
-    "ppo": "--num-envs 2 --rollout-steps 8 --epochs 1 --hidden-size 8",
-}
 
 
 @pytest.fixture
@@ -38,23 +35,19 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def builders(method: str) -> tuple[Any, Any]:
-    """The configuration class of a method of the benchmarks and what builds its module."""
-    return importlib.import_module("run").METHODS[method]
-
-
 def train(method: str, env: str, output: Path) -> str:
     """Train for 16 steps; returns the checkpoint."""
-    flags = f"--env {env} --total-frames 16 --eval-episodes 1 {SMALL[method]} --output {output}"
-    assert run_script(*builders(method), flags.split()) == 0
+    sizes = {"rollout_steps": 8, "epochs": 1, "eval_episodes": 1, "max_episode_steps": None}
+    flags = small_options(METHODS[method], env=env, total_frames=16, output=str(output), **sizes)
+    del flags["max_episode_steps"]
+    assert run_script(METHODS[method], words(METHODS[method], flags)) == 0
     return str(output / "checkpoints" / "last.ckpt")
 
 
 def untrained(method: str, path: Path, **options: object) -> str:
     """Save a checkpoint of a module as it is built."""
-    config_class, make_module = builders(method)
-    config = config_class(env="TurningDoubleWell-v0", output=None, **options)
-    module = make_module(config, torch.device("cpu"))
+    config: Any = METHODS[method].config(env="TurningDoubleWell-v0", output=None, **options)
+    module = METHODS[method].module(config, torch.device("cpu"))
     checkpoint = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, path)
@@ -69,7 +62,7 @@ def test_trained_runs_on_a_turning_task(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     env = "TurningDoubleWell-v0"
-    runs = [("diffppo", "diffppo-seed3"), ("ppo", "ppo-slow-seed0")]
+    runs = [("diffppo", "diffppo-seed3"), ("gaussian_ppo", "ppo-slow-seed0")]
     checkpoints = [train(method, env, tmp_path / name) for method, name in runs]
     capsys.readouterr()
     flags = ["--samples", "50", "--episodes", "2", "--results", str(tmp_path / "results")]
@@ -118,9 +111,9 @@ def test_a_trained_run_on_multi_goal(script: ModuleType, tmp_path: Path) -> None
         ("dime", {"temperature": 0.3}, 0.3),
         ("sac", {"temperature": 0.3}, 0.3),
         ("sac", {"temperature": 0.3, "learn_temperature": False}, 0.3),
-        ("wpo", {"temperature": 0.3}, 0.3),
-        ("ppo", {"entropy_coeff": 0.3}, 0.3),
-        ("ppo", {}, 0.0),
+        ("gaussian_wpo", {"temperature": 0.3}, 0.3),
+        ("gaussian_ppo", {"entropy_coeff": 0.3}, 0.3),
+        ("gaussian_ppo", {}, 0.0),
     ],
 )
 def test_every_method_is_sampled_at_its_temperature(
@@ -189,7 +182,7 @@ def test_wrong_flags(
 def test_checkpoints_that_do_not_go_together(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = untrained("ppo", tmp_path / "last.ckpt")
+    checkpoint = untrained("gaussian_ppo", tmp_path / "last.ckpt")
     flags = ["--samples", "5", "--episodes", "1", "--results", str(tmp_path)]
     with pytest.raises(SystemExit):
         script.main([checkpoint, checkpoint, *flags])
@@ -237,7 +230,7 @@ def test_files_that_hold_no_known_policy(
 def test_a_checkpoint_from_a_gpu_is_loaded_on_the_cpu(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = untrained("ppo", tmp_path / "last.ckpt")
+    checkpoint = untrained("gaussian_ppo", tmp_path / "last.ckpt")
     places = []
     read = torch.load
 

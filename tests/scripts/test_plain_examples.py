@@ -4,12 +4,13 @@ import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
+from small_methods import DIFFUSION, small_options, words
 from torch import nn
 
+from diffpolicy.trainers import METHODS
 from objectives import DiffPPOLoss
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -41,46 +42,17 @@ def test_an_unsuitable_actor_is_told_what_it_must_offer() -> None:
         DiffPPOLoss(nn.Linear(1, 1), nn.Linear(1, 1))
 
 
-SMALL_RUN = {
-    "--env": "Pendulum-v1",
-    "--num-envs": 2,
-    "--max-episode-steps": 10,
-    "--eval-episodes": 1,
-    "--eval-every": 10,
-}
-OFF_POLICY = {
-    "--learning-starts": 10,
-    "--iteration-frames": 10,
-    "--total-frames": 20,
-    "--batch-size": 8,
-    "--actor-hidden-sizes": 8,
-    "--critic-hidden-sizes": 8,
-}
-ON_POLICY = {"--rollout-steps": 10, "--total-frames": 20, "--epochs": 1}
-
-
-@pytest.mark.parametrize(
-    ("method", "options"),
-    [
-        ("sac", OFF_POLICY),
-        ("dime", {**OFF_POLICY, "--denoising-steps": 2, "--value-range": "-9 9"}),
-        ("diffsac", {**OFF_POLICY, "--denoising-steps": 2}),
-        ("ppo", ON_POLICY),
-        ("wpo", ON_POLICY),
-        ("diffppo", ON_POLICY),
-        ("diffwpo", ON_POLICY),
-    ],
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_benchmarks_leaves_results_and_acts(
     method: str,
-    options: dict[str, Any],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = load("benchmarks/run.py")
-    words = [str(word) for option in {**SMALL_RUN, **options}.items() for word in option]
-    flags = " ".join(words).split()[2:]
+    options = small_options(METHODS[method], max_episode_steps=10, eval_episodes=1)
+    del options["env"]
+    flags = words(METHODS[method], options)
     places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     args, rest = run.parser().parse_known_args(
         ["--method", method, "--env", "Pendulum-v1", *places, *flags]
@@ -88,8 +60,8 @@ def test_every_method_of_the_benchmarks_leaves_results_and_acts(
     assert rest == flags
     assert run.run_seed(3, args, rest) == 0
     content = json.loads((tmp_path / f"results/Pendulum-v1/{method}-seed3.json").read_text())
-    assert content["method"] == run.METHODS[method][0].method
-    assert (content["seed"], content["env_steps"]) == (3, 20)
+    assert content["method"] == method
+    assert (content["seed"], content["env_steps"]) == (3, 120)
     # Nothing of this machine is kept.
     assert content["config"]["output"] == f"runs/benchmarks/Pendulum-v1/{method}-seed3"
     assert str(tmp_path) not in json.dumps(content)
@@ -101,7 +73,7 @@ def test_every_method_of_the_benchmarks_leaves_results_and_acts(
     cells = capsys.readouterr().out.splitlines()[-1].strip("|").split("|")
     returns = [float(cell) for cell in cells[1:] if cell.strip()]
     # A Gaussian has no probability flow.
-    assert len(returns) == (2 if method in ("sac", "ppo", "wpo") else 3)
+    assert len(returns) == (3 if method in DIFFUSION else 2)
     # 10 steps of -17 at worst.
     assert all(-170 < value < 0 for value in returns)
 

@@ -9,7 +9,9 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
-from diffpolicy.trainers import DiffPPOConfig
+from diffpolicy.trainers import (
+    DiffPPOConfig,
+)
 
 # 128 environment steps in an iteration, two episodes in an evaluation.
 SMALL: dict[str, Any] = {
@@ -18,7 +20,8 @@ SMALL: dict[str, Any] = {
     "epochs": 2,
     "minibatch_size": 128,
     "denoising_steps": 2,
-    "hidden_size": 16,
+    "actor_hidden_sizes": (16,),
+    "critic_hidden_sizes": (16,),
     "eval_episodes": 2,
     "eval_every": 10_000,
     "total_frames": 256,

@@ -21,19 +21,19 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffpolicy.trainers import (
+    METHODS,
     DIMEConfig,
     Run,
     TrainingError,
-    dime_module,
-    files,
     prepare,
     train,
 )
-from diffpolicy.trainers.cli import parse_config, run_script
 from diffpolicy.trainers.errors import RunFinishedError
-from diffpolicy.trainers.files import newest_checkpoint, read_checkpoint
-from diffpolicy.trainers.resume import continuation
-from diffpolicy.trainers.scope import StopSignal
+from diffpolicy.trainers.io import files
+from diffpolicy.trainers.io.checkpoint import Checkpoint
+from diffpolicy.trainers.io.resume import continuation
+from diffpolicy.trainers.io.signals import StopSignal
+from diffpolicy.trainers.run.cli import parse_config, run_script
 
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
 Register = Callable[[type[gym.Env[Any, Any]]], str]
@@ -69,7 +69,7 @@ def dime(tmp_path: Path) -> Build:
 
 
 def trained(config: DIMEConfig, stop: StopSignal | None = None) -> Run:
-    run = prepare(config, dime_module)
+    run = prepare(config)
     assert train(run, stop)
     return run
 
@@ -108,16 +108,16 @@ def test_which_checkpoints_keep_the_replay_buffer(
     folder = run.output / "checkpoints"
     assert (folder / "last.ckpt").read_bytes() == (folder / checkpoints[1]).read_bytes()
     for name in checkpoints:
-        saved = read_checkpoint(str(folder / name))["replay"]
+        saved = Checkpoint.read(folder / name).state["replay"]
         assert (saved is not None) == (policy != "never")
 
 
 def test_a_checkpoint_never_finds_the_replay_buffer_of_another_one(dime: Build) -> None:
     run = trained(dime(checkpoint_replay="always"))
-    before = read_checkpoint(str(run.output / "checkpoints" / "frames_0000000040.ckpt"))
+    before = Checkpoint.read(run.output / "checkpoints" / "frames_0000000040.ckpt").state
     earlier = str(run.output / "checkpoints" / "frames_0000000030.ckpt")
     trained(dime(checkpoint_replay="always", resume=earlier))
-    after = read_checkpoint(str(run.output / "checkpoints" / "frames_0000000040.ckpt"))
+    after = Checkpoint.read(run.output / "checkpoints" / "frames_0000000040.ckpt").state
     assert before["replay"] != after["replay"]
     assert names(run.output).count("frames_0000000040.replay") == 1
     assert (run.output / "checkpoints" / after["replay"] / "rank0.pt").is_file()
@@ -149,7 +149,7 @@ def test_last_is_a_copy_where_files_cannot_have_two_names(
     monkeypatch.setattr(os, "link", no_links)
     folder = trained(dime()).output / "checkpoints"
     assert (folder / "last.ckpt").stat().st_nlink == 1
-    assert read_checkpoint(str(folder / "last.ckpt"))["frames"] == 40
+    assert Checkpoint.read(folder / "last.ckpt").state["frames"] == 40
 
 
 # ---------------------------------------------------------------------------------------------
@@ -189,19 +189,19 @@ def test_training_goes_on_when_the_disk_is_full(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, disk.before)
     assert numbered(run.output) == [30, 60, 70]
-    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 70
+    assert Checkpoint.read(run.output / "checkpoints" / "last.ckpt").state["frames"] == 70
     results, rows = read_run(run.output)
     assert [int(row["frames"]) for row in rows] == [30, 40, 50, 60, 70], "rows have waited"
     assert [e["env_steps"] for e in results["evaluations"]] == [0, 30, 40, 50, 60, 70]
     assert list(run.output.rglob(".*.tmp")) == []
     (line,) = warnings_in(capsys.readouterr().err)
     assert "could not be written: [Errno 27] File too large" in line
-    assert trained(dime(resume="last", total_frames=80)).module.frames == 80
+    assert trained(dime(resume="last", total_frames=80)).module.progress.frames == 80
     assert warnings_in(capsys.readouterr().err) == []
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_at_once(dime: Build) -> None:
-    run = prepare(dime(), dime_module)
+    run = prepare(dime())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
@@ -285,7 +285,7 @@ def test_a_logger_that_fails_is_left_out(
 
     monkeypatch.setattr("lightning.pytorch.loggers.TensorBoardLogger.log_metrics", fails)
     run = trained(dime(logger=("tensorboard",)))
-    assert run.module.frames == 40
+    assert run.module.progress.frames == 40
     assert calls == [0, 30]
     (line,) = warnings_in(capsys.readouterr().err)
     assert line.startswith("warning: TensorBoardLogger has failed and gets no more metrics")
@@ -308,7 +308,7 @@ def test_loggers_have_every_row_once(
 ) -> None:
     options: dict[str, Any] = {"logger": ("tensorboard",), "eval_every": 20, "total_frames": 60}
     config = dime(**options, checkpoint_replay="always")
-    run = prepare(config, dime_module)
+    run = prepare(config)
     write = files.write_plain
 
     def keep_first(path: Path, content: Any) -> None:
@@ -391,7 +391,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     config = DIMEConfig(
         output=str(output), logger=("csv",), eval_episodes=1, replay_size=8, **tiny, **sizes
     )
-    assert train(prepare(config, dime_module))
+    assert train(prepare(config))
     return (output / "checkpoints" / "last.ckpt").read_bytes()
 
 
@@ -400,20 +400,20 @@ def test_bad_checkpoints_are_refused_in_one_sentence(good: bytes, tmp_path: Path
         path = tmp_path / "bad.ckpt"
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"^--resume .*bad\.ckpt is not a .*\.$") as raised:
-            read_checkpoint(str(path))
+            Checkpoint.read(path)
         assert str(raised.value).count(". ") == 0, name
     assert not (tmp_path / "ran").exists(), "code in a checkpoint has been executed"
     path.unlink()
     with pytest.raises(ValueError, match=r"bad\.ckpt: there is no such file\.$"):
-        read_checkpoint(str(path))
+        Checkpoint.read(path)
     with pytest.raises(ValueError, match=r"is not a readable checkpoint: Is a directory\.$"):
-        read_checkpoint(str(tmp_path))
+        Checkpoint.read(tmp_path)
 
 
 def test_no_damage_gets_past_as_anything_but_a_refusal(good: bytes, tmp_path: Path) -> None:
     path, draw = tmp_path / "bad.ckpt", random.Random(0)
     path.write_bytes(good)
-    assert read_checkpoint(str(path))["frames"] == 8
+    assert Checkpoint.read(path).state["frames"] == 8
     for _ in range(200):
         content = bytearray(good[: draw.randrange(len(good))] if draw.random() < 0.5 else good)
         for _ in range(draw.randrange(1, 40)):
@@ -422,7 +422,7 @@ def test_no_damage_gets_past_as_anything_but_a_refusal(good: bytes, tmp_path: Pa
         path.write_bytes(bytes(content))
         # Any other exception is a failure; bytes that fill up gaps between the parts may change.
         with suppress(ValueError):
-            assert read_checkpoint(str(path))["frames"] == 8
+            assert Checkpoint.read(path).state["frames"] == 8
 
 
 def test_the_newest_good_checkpoint_is_found(
@@ -430,17 +430,17 @@ def test_the_newest_good_checkpoint_is_found(
 ) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    assert newest_checkpoint(str(tmp_path)) is None
+    assert Checkpoint.newest(str(tmp_path)) is None
     assert capsys.readouterr().out == f"there is no run in {tmp_path} yet: starting one\n"
     for frames in (9, 100, 1000):
         (folder / f"frames_{frames:010d}.ckpt").write_bytes(good)
-    assert newest_checkpoint(str(tmp_path)) == str(folder / "frames_0000001000.ckpt")
+    assert Checkpoint.newest(str(tmp_path)).path == folder / "frames_0000001000.ckpt"
     (folder / "last.ckpt").write_bytes(good)
-    assert newest_checkpoint(str(tmp_path)) == str(folder / "last.ckpt")
+    assert Checkpoint.newest(str(tmp_path)).path == folder / "last.ckpt"
     assert capsys.readouterr().err == ""
     (folder / "last.ckpt").write_bytes(good[:-100])
     (folder / "frames_0000001000.ckpt").write_bytes(b"")
-    assert newest_checkpoint(str(tmp_path)) == str(folder / "frames_0000000100.ckpt")
+    assert Checkpoint.newest(str(tmp_path)).path == folder / "frames_0000000100.ckpt"
     lines = warnings_in(capsys.readouterr().err)
     assert len(lines) == 2
     assert "last.ckpt is not a readable checkpoint: it is cut off" in lines[0]
@@ -448,29 +448,47 @@ def test_the_newest_good_checkpoint_is_found(
     for path in folder.iterdir():
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"no checkpoint in .* can be read"):
-        newest_checkpoint(str(tmp_path))
+        Checkpoint.newest(str(tmp_path))
 
 
 def test_resume_last_on_the_command_line(dime: Build, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--resume last needs the folder of the run"):
         parse_config(DIMEConfig, {"resume": "last"})
     output = str(tmp_path / "run")
-    assert parse_config(DIMEConfig, {"resume": "last", "output": output}).resume is None
+    assert parse_config(DIMEConfig, {"resume": "last", "output": output})[0].resume is None
     run = trained(dime())
-    config = parse_config(DIMEConfig, {"resume": "last", "output": output, "total_frames": 50})
+    given = {"resume": "last", "output": output, "total_frames": 50}
+    config, checkpoint = parse_config(DIMEConfig, given)
     assert config.resume == str(run.output / "checkpoints" / "last.ckpt")
     assert config.iteration_frames == 10, "flags that are not given keep the checkpoint's values"
-    assert prepare(config, dime_module).frames == 40
+    assert checkpoint is not None
+    assert prepare(config, checkpoint=checkpoint).frames == checkpoint.frames == 40
     with pytest.raises(RunFinishedError, match=f"finished before; results are in {output}"):
         parse_config(DIMEConfig, {"resume": "last", "output": output})
-    assert run_script(DIMEConfig, dime_module, ["--resume", "last", "--output", output]) == 0
+    assert run_script(METHODS["dime"], ["--resume", "last", "--output", output]) == 0
+
+
+def test_a_checkpoint_is_read_once(dime: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = trained(dime()).output
+    load, names = torch.load, []
+
+    def counted(file: Any, *args: Any, **kwargs: Any) -> Any:
+        names.append(Path(str(file)).name)
+        return load(file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", counted)
+    argv = ["--resume", "last", "--output", str(output), "--total-frames", "60"]
+    assert run_script(METHODS["dime"], argv) == 0
+    assert Checkpoint.read(output / "checkpoints" / "last.ckpt").frames == 60
+    # The last one is that of the line above.
+    assert names == ["last.ckpt", "rank0.pt", "last.ckpt"]
 
 
 def test_a_run_in_a_new_folder_takes_its_checkpoint_along(dime: Build, tmp_path: Path) -> None:
     first = trained(dime())
     last = str(first.output / "checkpoints" / "last.ckpt")
     second = dime(resume=last, output=str(tmp_path / "second"), total_frames=60)
-    run = prepare(second, dime_module)
+    run = prepare(second)
 
     def fail(batch: Any, policy_moves: bool) -> dict[str, Any]:
         raise TrainingError("No update works.")
@@ -484,8 +502,8 @@ def test_a_run_in_a_new_folder_takes_its_checkpoint_along(dime: Build, tmp_path:
         "last.ckpt",
     ]
     given = {"resume": "last", "output": str(run.output), "total_frames": 60}
-    again = parse_config(DIMEConfig, given)
-    assert continuation(read_checkpoint(str(again.resume)), again).replay is not None
+    again, _ = parse_config(DIMEConfig, given)
+    assert continuation(Checkpoint.read(again.resume).state, again).replay is not None
 
 
 def test_a_checkpoint_without_states_of_the_ranks_goes_on_in_a_new_folder(
@@ -507,7 +525,7 @@ def test_a_checkpoint_without_states_of_the_ranks_goes_on_in_a_new_folder(
 
 def replay_path(output: Path) -> Path:
     folder = output / "checkpoints"
-    name = read_checkpoint(str(folder / "last.ckpt"))["replay"]
+    name = Checkpoint.read(folder / "last.ckpt").state["replay"]
     return folder / name / "rank0.pt"
 
 
@@ -533,7 +551,7 @@ def test_episodes_start_anew_where_options_say_so(
     # With the replay buffer there is no need of steps to fill it.
     module = trained(dime(resume="last", total_frames=50, **changes)).module
     only_warning(capsys, "does not go on exactly", *words)
-    assert module.frames == 50
+    assert module.progress.frames == 50
     assert torch.equal(module.stream.buffer[:]["action"][: len(before)], before)
 
 
@@ -550,12 +568,12 @@ def test_the_replay_buffer_is_filled_again_where_options_say_so(
     trained(dime())
     steps = 20 * changes.get("cpu_ranks", 1)
     with pytest.raises(ValueError, match=rf"40 that .* and {steps} to fill the replay buffer"):
-        prepare(dime(resume="last", **changes | {"total_frames": 40 + steps}), dime_module)
+        prepare(dime(resume="last", **changes | {"total_frames": 40 + steps}))
     run = trained(dime(resume="last", **{"total_frames": 70, **changes}))
     (line,) = warnings_in(capfd.readouterr().err)
     assert all(word in line for word in words), line
     assert f"first filled again with {steps} steps of the policy" in line
-    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] >= 70
+    assert Checkpoint.read(run.output / "checkpoints" / "last.ckpt").state["frames"] >= 70
 
 
 def gone(path: Path) -> None:
@@ -601,7 +619,7 @@ def test_one_damaged_replay_buffer_is_filled_again_by_all_ranks(
     (line,) = warnings_in(capfd.readouterr().err)
     assert "it is cut off" in line
     assert "filled again with 40 steps" in line
-    last = read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))
+    last = Checkpoint.read(run.output / "checkpoints" / "last.ckpt").state
     assert last["frames"] == 140, "80, 40 to fill the buffers, 20 of an iteration"
 
 
@@ -614,7 +632,7 @@ def test_episodes_that_do_not_fit_start_anew(
     torch.save(checkpoint, last)
     module = trained(dime(resume="last", total_frames=70)).module
     only_warning(capsys, "what the checkpoint holds does not fit", "episodes start anew")
-    assert module.frames == 70
+    assert module.progress.frames == 70
 
 
 class Stateful(gym.Env[Any, Any]):
@@ -648,7 +666,7 @@ def test_environments_that_cannot_be_saved_are_named_once(
     assert "does not go on exactly" in lines[0]
     assert "Stateful" in lines[0]
     assert lines[0].endswith("So episodes start anew.")
-    assert module.frames == 60
+    assert module.progress.frames == 60
 
 
 # ---------------------------------------------------------------------------------------------
@@ -686,7 +704,7 @@ def test_a_failure_keeps_the_checkpoint_before_it(
     # 20 steps of an evaluation, 20 random ones, then in the middle of the second iteration.
     monkeypatch.setattr(Breaks, "breaks_at", 20 + 20 + 10 + 5)
     options = {"env": register(Breaks), "value_range": (-10.0, 10.0), "total_frames": 100}
-    run = prepare(dime(**options), dime_module)
+    run = prepare(dime(**options))
     with pytest.raises(TrainingError, match="The last good checkpoint is"):
         train(run)
     assert names(run.output) == [
@@ -694,4 +712,4 @@ def test_a_failure_keeps_the_checkpoint_before_it(
     ]
     monkeypatch.setattr(Breaks, "breaks_at", 10**9)
     resumed = trained(dime(**options, resume="last"))
-    assert resumed.module.frames == 100
+    assert resumed.module.progress.frames == 100

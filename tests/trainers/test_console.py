@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from diffpolicy.trainers import DiffPPOConfig, diffppo_module, prepare, run_script, train
-from diffpolicy.trainers import console as console_module
-from diffpolicy.trainers.console import STDERR, STDOUT, fail, say, warn
-from diffpolicy.trainers.options import make_parser
+from diffpolicy.trainers import METHODS, DiffPPOConfig, prepare, run_script, train
+from diffpolicy.trainers.io import console as console_module
+from diffpolicy.trainers.io.console import STDERR, STDOUT, fail, say, warn
+from diffpolicy.trainers.run.parser import Parser
 
 SmallConfig = Callable[..., DiffPPOConfig]
 
@@ -69,7 +69,7 @@ def test_a_run_does_not_depend_on_its_console(
 ) -> None:
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, CONSOLES[kind]())
-    run = prepare(small_config(total_frames=128), diffppo_module)
+    run = prepare(small_config(total_frames=128))
     assert train(run)
     for line in (say, warn, fail):
         line("naïve ± 1 → 2")
@@ -88,12 +88,12 @@ def test_help_and_errors_on_a_console_that_knows_ascii_only(
     monkeypatch.setattr(sys, "stdout", ascii_console())
     monkeypatch.setattr(sys, "stderr", ascii_console())
     with pytest.raises(SystemExit) as left:
-        make_parser(DiffPPOConfig, "Training ± noise").parse_args(["--help"])
+        Parser(DiffPPOConfig, "Training ± noise").parse_options(["--help"])
     assert left.value.code == 0
     assert "Training +- noise" in written(sys.stdout)
     assert "--total-frames" in written(sys.stdout)
     with pytest.raises(SystemExit) as left:
-        run_script(DiffPPOConfig, diffppo_module, ["--env", "Ünknown-v0"])
+        run_script(METHODS["diffppo"], ["--env", "Ünknown-v0"])
     assert left.value.code == 2
     assert written(sys.stderr).count("\n") == 1
     assert "?nknown-v0" in written(sys.stderr)
@@ -102,7 +102,7 @@ def test_help_and_errors_on_a_console_that_knows_ascii_only(
 def test_lines_stand_above_the_bar_and_leave_it_whole(
     small_config: SmallConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(prepare(small_config(total_frames=128), diffppo_module))
+    assert train(prepare(small_config(total_frames=128)))
     out, err = capfd.readouterr()
     assert [line.split(" frames: ")[0] for line in out.splitlines()] == [
         "evaluation at 0",
@@ -119,7 +119,7 @@ def test_a_terminal_without_a_width(
     with os.fdopen(slave, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         assert STDERR.isatty()
-        assert train(prepare(small_config(total_frames=128), diffppo_module))
+        assert train(prepare(small_config(total_frames=128)))
         terminal.flush()
         assert b"frames/s" in os.read(master, 100_000)
     os.close(master)

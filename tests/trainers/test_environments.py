@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-import diffpolicy.trainers.evaluator as evaluator
+import diffpolicy.trainers.loops.evaluation as evaluation
 from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers import (
     DiffPPOConfig,
     GaussianPPOConfig,
     OnPolicyModule,
     TrainingError,
-    diffppo_module,
-    gaussian_ppo_module,
     prepare,
     train,
 )
@@ -102,10 +100,7 @@ def test_dictionary_observations_are_concatenated(
     config: Any = small_config(
         env=register(Robot), observation_keys=chosen, max_episode_steps=10, num_envs=2
     )
-    make_module: Any = diffppo_module
-    if method == "gaussian":
-        config, make_module = gaussian(config), gaussian_ppo_module
-    run = prepare(config, make_module)
+    run = prepare(gaussian(config) if method == "gaussian" else config)
     assert train(run)
     assert isinstance(run.module, OnPolicyModule)
     assert run.module.parts.normalizer is not None
@@ -121,7 +116,7 @@ def test_an_unknown_observation_key_is_refused_with_the_choices(
 ) -> None:
     config = small_config(env=register(Robot), observation_keys=("target", name))
     with pytest.raises(ArgumentError, match=f"^observation_keys='{name}' is not obs") as raised:
-        prepare(config, diffppo_module)
+        prepare(config)
     assert str(raised.value).endswith("by Robot-v0; choose from body.speed, camera, mode, target.")
 
 
@@ -141,7 +136,7 @@ def test_pictures_are_refused(
     with pytest.raises(
         ArgumentError, match=rf"^env='{environment.__name__}-v0' .* image.*{advice}"
     ):
-        prepare(small_config(env=register(environment)), diffppo_module)
+        prepare(small_config(env=register(environment)))
 
 
 @pytest.mark.parametrize("cpu_ranks", [1, 2])
@@ -151,10 +146,9 @@ def test_an_evaluation_without_an_end_stops_the_run_and_names_the_flag(
     monkeypatch: pytest.MonkeyPatch,
     cpu_ranks: int,
 ) -> None:
-    monkeypatch.setattr(evaluator, "evaluate", partial(evaluator.evaluate, max_steps=20))
+    monkeypatch.setattr(evaluation, "evaluate", partial(evaluation.evaluate, max_steps=20))
     run = prepare(
         small_config(env=register(Robot), observation_keys=("target",), cpu_ranks=cpu_ranks),
-        diffppo_module,
     )
     words = r"evaluation after 0 .* --env Robot-v0 does not end; .* --max-episode-steps\."
     with pytest.raises(TrainingError, match=words) as raised:
@@ -172,7 +166,7 @@ def test_an_evaluation_that_sees_nan_stops_the_run(
         cpu_ranks=cpu_ranks,
         max_episode_steps=10,
     )
-    run = prepare(config, diffppo_module)
+    run = prepare(config)
     words = (
         r"evaluation after 0 .*'target'\) is not finite .* step 1 .*; check .* --env BadRobot-v0"
     )
@@ -185,13 +179,13 @@ def test_episodes_may_be_cut_shorter_than_the_environment_asks_for(
     small_config: SmallConfig, read_run: ReadRun
 ) -> None:
     config = small_config(env="Pendulum-v1", max_episode_steps=16, total_frames=128)
-    run = prepare(config, diffppo_module)
+    run = prepare(config)
     train(run)
     _, rows = read_run(run.output)
     assert [float(row["episode_length"]) for row in rows] == [16.0]
     assert [float(row["episodes"]) for row in rows] == [8.0]
     # At most (pi^2 + 0.1 * 8^2 + 0.001 * 2^2) for each of the 16 steps of an evaluation, too.
-    (first, *_) = run.module.evaluations
+    (first, *_) = run.module.progress.evaluations
     assert -16 * 16.3 <= first.return_mean < 0
 
 
@@ -199,11 +193,11 @@ def test_a_checkpoint_keeps_the_observation_keys(
     small_config: SmallConfig, register: Register
 ) -> None:
     options: dict[str, Any] = {"env": register(Robot), "max_episode_steps": 10}
-    run = prepare(small_config(**options, observation_keys=("target",)), diffppo_module)
+    run = prepare(small_config(**options, observation_keys=("target",)))
     train(run)
     last = str(run.output / "checkpoints" / "last.ckpt")
     state = torch.load(last, weights_only=True)["diffpolicy"]
     assert state["config"]["observation_keys"] == ("target",)
     other = small_config(**options, observation_keys=("mode",), resume=last, total_frames=512)
     with pytest.raises(ValueError, match=r"--observation-keys .*target.* cannot change to .*mode"):
-        prepare(other, diffppo_module)
+        prepare(other)

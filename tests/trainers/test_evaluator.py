@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
-from diffpolicy.trainers import DiffPPOConfig, diffppo_module, prepare, train
+from diffpolicy.trainers import DiffPPOConfig, prepare, train
 
 SmallConfig = Callable[..., DiffPPOConfig]
 Register = Callable[[type[gym.Env[Any, Any]]], str]
@@ -49,7 +49,7 @@ class Numbered(PendulumEnv):
 
 
 def run(config: DiffPPOConfig) -> tuple[bytes, Any]:
-    prepared = prepare(config, diffppo_module)
+    prepared = prepare(config)
     assert train(prepared)
     return (prepared.output / "metrics.csv").read_bytes(), prepared.module
 
@@ -115,7 +115,7 @@ def test_workers_have_no_environments_to_lend() -> None:
 
 class TestNotes:
     def test_what_is_read_and_driven(self, small_config: SmallConfig) -> None:
-        notes = prepare(small_config(env="Pendulum-v1"), diffppo_module).module.notes
+        notes = prepare(small_config(env="Pendulum-v1")).module.notes
         assert notes.interface == "reads observation (3); drives 1 action(s) in [-2, 2]"
         assert notes.inexact == ""
 
@@ -127,12 +127,12 @@ class TestNotes:
                     np.array([-1, 0], np.float32), np.array([1, 3], np.float32)
                 )
 
-        notes = prepare(small_config(env=register(Uneven)), diffppo_module).module.notes
+        notes = prepare(small_config(env=register(Uneven))).module.notes
         assert notes.interface.endswith("2 action(s) in bounds of their own inside of [-1, 3]")
 
     def test_what_is_not_exact(self, small_config: SmallConfig) -> None:
         config = small_config(env="Pendulum-v1", collector="process", num_workers=1)
-        notes = prepare(config, diffppo_module).module.notes
+        notes = prepare(config).module.notes
         assert notes.inexact == (
             "not exact: with --collector process a resumed run starts new episodes"
         )

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from diffpolicy.errors import ArgumentError
-from diffpolicy.trainers import DiffPPOConfig, TrainingError, diffppo_module, prepare, train
-from diffpolicy.trainers.files import read_checkpoint, write_atomically
-from diffpolicy.trainers.folders import FolderLock, output_folder
+from diffpolicy.trainers import DiffPPOConfig, TrainingError, prepare, train
+from diffpolicy.trainers.io.checkpoint import Checkpoint
+from diffpolicy.trainers.io.files import write_atomically
+from diffpolicy.trainers.io.folders import FolderLock, output_folder
 
 SmallConfig = Callable[..., DiffPPOConfig]
 
@@ -96,9 +97,9 @@ def test_a_run_holds_its_folder_while_it_trains(
         except ArgumentError as error:
             seen.write_text(str(error))
 
-    monkeypatch.setattr("diffpolicy.trainers.base.RLModule.start_clock", look)
+    monkeypatch.setattr("diffpolicy.trainers.loops.progress.Progress.start_clock", look)
     config = small_config(total_frames=128, cpu_ranks=ranks)
-    assert train(prepare(config, diffppo_module))
+    assert train(prepare(config))
     assert f"process {os.getpid()} on" in seen.read_text()
     FolderLock(tmp_path / "run").acquire()
 
@@ -107,18 +108,18 @@ def test_a_run_that_goes_on_in_its_folder_is_not_resumed_by_another(
     small_config: SmallConfig, tmp_path: Path, another_run: Callable[..., int]
 ) -> None:
     output = tmp_path / "run"
-    assert train(prepare(small_config(total_frames=128), diffppo_module))
+    assert train(prepare(small_config(total_frames=128)))
     another_run(output)
     before = {path: path.read_bytes() for path in output.rglob("*.*") if path.is_file()}
     with pytest.raises(ArgumentError, match=r"^output='.*run' is in use by a run \(process"):
-        prepare(small_config(resume="last", total_frames=256), diffppo_module)
+        prepare(small_config(resume="last", total_frames=256))
     assert {path: path.read_bytes() for path in before} == before
 
 
 def test_of_two_runs_that_were_prepared_at_once_one_gets_the_folder(
     small_config: SmallConfig, tmp_path: Path, another_run: Callable[..., int]
 ) -> None:
-    first, second, third = (prepare(small_config(seed=i), diffppo_module) for i in range(3))
+    first, second, third = (prepare(small_config(seed=i)) for i in range(3))
     (tmp_path / "run").mkdir()
     pid = another_run(tmp_path / "run")
     with pytest.raises(TrainingError, match=r"^--output .*run is in use by a run \(process"):
@@ -132,16 +133,16 @@ def test_of_two_runs_that_were_prepared_at_once_one_gets_the_folder(
     with pytest.raises(TrainingError, match=r"^--output .*run already holds a run; choose another"):
         train(third)
     assert (tmp_path / "run" / "config.json").read_text() == config
-    assert read_checkpoint(str(tmp_path / "run/checkpoints/last.ckpt"))["config"]["seed"] == 1
+    assert Checkpoint.read(tmp_path / "run/checkpoints/last.ckpt").state["config"]["seed"] == 1
 
 
 def test_a_refused_run_leaves_the_lock(small_config: SmallConfig) -> None:
-    assert train(prepare(small_config(total_frames=128), diffppo_module))
+    assert train(prepare(small_config(total_frames=128)))
     for _ in range(2):
         with pytest.raises(ValueError, match="--total-frames must be greater than 128") as refused:
-            prepare(small_config(resume="last", total_frames=128), diffppo_module)
+            prepare(small_config(resume="last", total_frames=128))
         assert refused.value is not None
-    assert train(prepare(small_config(resume="last", total_frames=256), diffppo_module))
+    assert train(prepare(small_config(resume="last", total_frames=256)))
 
 
 def test_a_file_system_without_locks_is_named(

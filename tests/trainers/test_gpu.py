@@ -7,10 +7,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
+from small_methods import DIFFUSION, OFF_POLICY, small_config
 
-import diffpolicy.trainers.launch as launch
-from diffpolicy import trainers as t
-from diffpolicy.trainers import RLModule, Run, prepare, train
+import diffpolicy.trainers.run.launch as launch
+from diffpolicy.trainers import (
+    METHODS,
+    RLModule,
+    Run,
+    prepare,
+    train,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -20,35 +26,18 @@ COMMON: dict[str, Any] = {
     "env": "Hopper-v5",
     "max_episode_steps": 15,
     "num_envs": 8,
-    "eval_episodes": 2,
     "eval_every": 240,
     "total_frames": 480,
-    "logger": ("csv",),
 }
-ON_POLICY = {"rollout_steps": 30, "epochs": 2, "hidden_size": 16}
-OFF_POLICY = {
-    "learning_starts": 80,
-    "iteration_frames": 80,
-    "updates_per_step": 0.1,
-    "batch_size": 16,
-    "critic_hidden_sizes": (16,),
-    "actor_hidden_sizes": (16,),
+OF_KIND: dict[str, dict[str, Any]] = {
+    "on-policy": {"rollout_steps": 30},
+    "off-policy": {"learning_starts": 80, "iteration_frames": 80, "updates_per_step": 0.1},
 }
-METHODS: dict[str, tuple[type[Any], Any, dict[str, Any]]] = {
-    "diffppo": (t.DiffPPOConfig, t.diffppo_module, ON_POLICY),
-    "diffwpo": (t.DiffWPOConfig, t.diffwpo_module, ON_POLICY),
-    "gaussian_ppo": (t.GaussianPPOConfig, t.gaussian_ppo_module, ON_POLICY),
-    "gaussian_wpo": (t.GaussianWPOConfig, t.gaussian_wpo_module, ON_POLICY),
-    "dime": (t.DIMEConfig, t.dime_module, OFF_POLICY),
-    "diffsac": (t.DiffSACConfig, t.diffsac_module, OFF_POLICY),
-    "sac": (t.SACConfig, t.sac_module, OFF_POLICY),
-}
-DIFFUSION = ["diffppo", "diffwpo", "dime", "diffsac"]
 
 
 def prepared(method: str, output: Path, **options: Any) -> Run:
-    config_class, build, own = METHODS[method]
-    return prepare(config_class(**{**COMMON, **own, "output": str(output), **options}), build)
+    given = {**COMMON, **OF_KIND[METHODS[method].kind], "output": str(output), **options}
+    return prepare(small_config(method, **given))
 
 
 def finished(method: str, output: Path, **options: Any) -> Run:
@@ -57,8 +46,8 @@ def finished(method: str, output: Path, **options: Any) -> Run:
     assert train(run)
     assert torch.equal(torch.cuda.get_rng_state(), before)
     module = run.module
-    assert module.frames == 480
-    assert len(module.evaluations) == 3
+    assert module.progress.frames == 480
+    assert len(module.progress.evaluations) == 3
     return run
 
 
@@ -98,7 +87,7 @@ def test_exchanges_between_ranks_go_through_nccl(
     # One rank that exchanges with itself: NCCL refuses whatever is not on the GPU.
     strategy = DDPStrategy(broadcast_buffers=False)
     monkeypatch.setattr(launch, "_strategy", lambda config: strategy)
-    options = {} if METHODS[method][2] is ON_POLICY else {"policy_delay": 1}
+    options = {"policy_delay": 1} if method in OFF_POLICY else {}
     try:
         finished(method, tmp_path, **options)
         assert dist.get_backend() == "nccl"

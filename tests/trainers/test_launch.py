@@ -10,8 +10,9 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from diffpolicy.trainers import DiffPPOConfig, RLModule, diffppo_module, prepare, train
-from diffpolicy.trainers.files import read_checkpoint
+from diffpolicy.trainers import DiffPPOConfig, prepare, train
+from diffpolicy.trainers.io.checkpoint import Checkpoint
+from diffpolicy.trainers.loops.progress import Progress
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -21,7 +22,7 @@ ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
 def test_metrics_are_written_whatever_the_loggers(
     small_config: SmallConfig, read_run: ReadRun, logger: tuple[str, ...]
 ) -> None:
-    run = prepare(small_config(logger=logger, total_frames=128), diffppo_module)
+    run = prepare(small_config(logger=logger, total_frames=128))
     assert train(run)
     _, rows = read_run(run.output)
     assert [int(row["frames"]) for row in rows] == [128]
@@ -34,12 +35,12 @@ def test_deterministic_kernels_are_chosen_for_the_run_only(
 ) -> None:
     chosen = []
     monkeypatch.setattr(
-        RLModule,
+        Progress,
         "start_clock",
-        lambda module: chosen.append(torch.are_deterministic_algorithms_enabled()),
+        lambda progress: chosen.append(torch.are_deterministic_algorithms_enabled()),
     )
     config = small_config(deterministic=deterministic, total_frames=128)
-    assert train(prepare(config, diffppo_module))
+    assert train(prepare(config))
     assert chosen == [deterministic]
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -63,7 +64,7 @@ def test_wandb_without_a_login_is_refused_before_anything_is_written(
 ) -> None:
     config = small_config(logger=("csv", "wandb"))
     with pytest.raises(ValueError, match=r"--logger wandb .*`wandb login`.*WANDB_MODE=offline"):
-        prepare(config, diffppo_module)
+        prepare(config)
     assert not (tmp_path / "run").exists()
 
 
@@ -71,7 +72,7 @@ def test_wandb_needs_no_login_when_offline(
     small_config: SmallConfig, no_wandb_login: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert prepare(small_config(logger=("wandb",)), diffppo_module).frames == 0
+    assert prepare(small_config(logger=("wandb",))).frames == 0
 
 
 class Stubborn(gym.Env[Any, Any]):
@@ -103,9 +104,9 @@ def test_a_simulator_that_cannot_be_closed_costs_one_warning(
     env = register(Stubborn)
     total = 128 * cpu_ranks
     config = small_config(env=env, total_frames=total, cpu_ranks=cpu_ranks)
-    run = prepare(config, diffppo_module)
+    run = prepare(config)
     assert train(run)
-    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == total
+    assert Checkpoint.read(run.output / "checkpoints" / "last.ckpt").frames == total
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
     assert len(warnings) == 1
     assert f"--env {env} could not be closed (OSError: the licence server is gone)" in warnings[0]
@@ -122,9 +123,9 @@ def test_a_logger_that_fails_costs_one_warning(
         raise ConnectionError("the service is gone")
 
     monkeypatch.setattr(TensorBoardLogger, method, fail)
-    run = prepare(small_config(logger=("tensorboard",), total_frames=128), diffppo_module)
+    run = prepare(small_config(logger=("tensorboard",), total_frames=128))
     assert train(run)
-    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 128
+    assert Checkpoint.read(run.output / "checkpoints" / "last.ckpt").frames == 128
     said = capsys.readouterr().err
     assert said.count("warning: TensorBoardLogger has failed") == 1
     assert "ConnectionError: the service is gone" in said

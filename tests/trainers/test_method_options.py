@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from diffpolicy.trainers import (
+    METHODS,
     DiffPPOConfig,
     GaussianPPOConfig,
-    diffppo_module,
-    gaussian_ppo_module,
     prepare,
     train,
 )
@@ -40,7 +39,7 @@ def small_gaussian(small_config: SmallConfig) -> Callable[..., GaussianPPOConfig
 
 
 def test_a_categorical_critic_is_trained(small_config: SmallConfig, read_run: ReadRun) -> None:
-    run = prepare(small_config(value_support=(-5.0, 45.0, 26.0)), diffppo_module)
+    run = prepare(small_config(critic_head="hl_gauss", value_range=(-5.0, 45.0), bins=26))
     critic = run.module.loss.critic_network
     assert critic.out_keys == ["state_value", "state_value_logits"]
     support = run.module.loss.value_support
@@ -49,7 +48,7 @@ def test_a_categorical_critic_is_trained(small_config: SmallConfig, read_run: Re
     assert train(run)
     assert not torch.equal(torch.nn.utils.parameters_to_vector(critic.parameters()), weights)
     results, rows = read_run(run.output)
-    assert results["config"]["value_support"] == [-5.0, 45.0, 26.0]
+    assert results["config"]["value_range"] == [-5.0, 45.0]
     # Half the cross-entropy of 26 bins, which starts near that of equal probabilities.
     assert 0 < float(rows[0]["loss_critic"]) < 0.5 * 4
 
@@ -58,8 +57,9 @@ def test_a_categorical_critic_is_trained(small_config: SmallConfig, read_run: Re
 def test_a_learned_temperature_moves_towards_its_target(
     small_config: SmallConfig, read_run: ReadRun, target: float, rises: bool
 ) -> None:
-    options: dict[str, Any] = {"temperature": 0.01, "target_entropy": target}
-    run = prepare(small_config(**options), diffppo_module)
+    options: dict[str, Any] = {"temperature": 0.01, "learn_temperature": True}
+    options["target_entropy"] = target
+    run = prepare(small_config(**options))
     assert float(run.module.loss.temperature()) == pytest.approx(0.01)
     assert train(run)
     _, rows = read_run(run.output)
@@ -70,17 +70,17 @@ def test_a_learned_temperature_moves_towards_its_target(
     last = run.output / "checkpoints" / "last.ckpt"
     trained = float(run.module.loss.temperature())
     # Continued, it goes on from where it was; the target belongs to the run.
-    resumed = prepare(small_config(**options, resume=str(last), total_frames=384), diffppo_module)
+    resumed = prepare(small_config(**options, resume=str(last), total_frames=384))
     assert train(resumed)
     _, rows = read_run(run.output)
     later = float(rows[-1]["alpha"])
     assert (later > trained) == rises or later == pytest.approx(trained, rel=0.01)
-    with pytest.raises(ValueError, match=r"--target-entropy .* cannot change to None"):
-        prepare(small_config(resume=str(last), total_frames=999), diffppo_module)
+    with pytest.raises(ValueError, match=r"--learn-temperature True, which cannot change to False"):
+        prepare(small_config(resume=str(last), total_frames=999))
 
 
 def test_a_fixed_temperature_stays(small_config: SmallConfig, read_run: ReadRun) -> None:
-    run = prepare(small_config(temperature=0.01), diffppo_module)
+    run = prepare(small_config(temperature=0.01))
     assert train(run)
     _, rows = read_run(run.output)
     assert [float(row["alpha"]) for row in rows] == pytest.approx([0.01, 0.01])
@@ -97,8 +97,8 @@ def test_critic_options_reach_both_losses(
 ) -> None:
     options = {"loss_critic_type": loss_critic_type, "clip_value": clip_value}
     losses = [
-        diffppo_module(small_config(**options), CPU).loss,
-        gaussian_ppo_module(small_gaussian(**options), CPU).loss,
+        METHODS["diffppo"].module(small_config(**options), CPU).loss,
+        METHODS["gaussian_ppo"].module(small_gaussian(**options), CPU).loss,
     ]
     for loss in losses:
         assert loss.loss_critic_type == loss_critic_type
@@ -109,15 +109,12 @@ def test_critic_options_reach_both_losses(
 def test_clipped_values_change_the_training_of_both_methods(
     small_gaussian: Callable[..., GaussianPPOConfig], small_config: SmallConfig, tmp_path: Path
 ) -> None:
-    for name, build, make_module in (
-        ("diffppo", small_config, diffppo_module),
-        ("gaussian", small_gaussian, gaussian_ppo_module),
-    ):
+    for name, build in (("diffppo", small_config), ("gaussian", small_gaussian)):
         critics = []
         for clip_value in (None, 1e-3):
             output = str(tmp_path / name / str(clip_value))
             config: Any = build(clip_value=clip_value, output=output, total_frames=128, lr=0.01)
-            run = prepare(config, make_module)
+            run = prepare(config)
             assert train(run)
             critic = run.module.loss.critic_network
             critics.append(torch.nn.utils.parameters_to_vector(critic.parameters()))
@@ -131,16 +128,17 @@ def test_a_run_may_be_continued_with_another_clip_value(
     after: float | None,
 ) -> None:
     # In TorchRL's loss the clip range is part of the state.
-    run = prepare(small_gaussian(total_frames=128, clip_value=before), gaussian_ppo_module)
+    run = prepare(small_gaussian(total_frames=128, clip_value=before))
     assert train(run)
     last = str(run.output / "checkpoints" / "last.ckpt")
     resumed = prepare(
-        small_gaussian(total_frames=256, clip_value=after, resume=last), gaussian_ppo_module
+        small_gaussian(total_frames=256, clip_value=after, resume=last),
+        METHODS["gaussian_ppo"].module,
     )
     assert train(resumed)
     found = resumed.module.loss.clip_value
     assert (None if found is None else float(found)) == pytest.approx(after)
-    assert resumed.module.frames == 256
+    assert resumed.module.progress.frames == 256
 
 
 @pytest.mark.parametrize("learn", [True, False])
@@ -151,7 +149,7 @@ def test_step_size_and_friction_are_learned_or_not(small_config: SmallConfig, le
         step_size_per_step=True,
         temperature=0.1,
     )
-    run = prepare(config, diffppo_module)
+    run = prepare(config)
     process = run.module.actor.process
     assert process.raw_step_size.shape[0] == config.denoising_steps
     sizes, friction = (p.detach().clone() for p in (process.raw_step_size, process.raw_friction))
@@ -164,5 +162,5 @@ def test_step_size_and_friction_are_learned_or_not(small_config: SmallConfig, le
 
 
 def test_one_factor_for_all_steps_by_default(small_config: SmallConfig) -> None:
-    process = diffppo_module(small_config(), CPU).actor.process
+    process = METHODS["diffppo"].module(small_config(), CPU).actor.process
     assert process.raw_step_size.shape[0] == 1

@@ -17,17 +17,17 @@ from torchrl.envs import EnvBase
 from collectors import make_replay_buffer
 from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers import (
+    METHODS,
     DIMEConfig,
     OffPolicyModule,
     OffPolicyParts,
     TrainingError,
-    dime_module,
-    dime_parts,
     prepare,
     train,
 )
-from diffpolicy.trainers.files import read_checkpoint
-from diffpolicy.trainers.off_policy import treat_gradients
+from diffpolicy.trainers.io.checkpoint import Checkpoint
+from diffpolicy.trainers.loops.optimizer import treat_gradients
+from objectives import DIMELoss
 
 DIME = Callable[..., DIMEConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -93,14 +93,14 @@ class Probe(OffPolicyModule):
             "state": flat(state[name] for name in sorted(state)),
             "rewards": self.stream.buffer[:]["next", "reward"].clone(),
             "atoms": self.loss.value_support.atoms.clone(),
-            "frames": self.frames,
-            "gradient_steps": self.gradient_steps,
+            "frames": self.progress.frames,
+            "gradient_steps": self.progress.gradient_steps,
         }
         torch.save(content, f"{self.config.output}/rank{self.global_rank}.pt")
 
 
 def probe(config: DIMEConfig, device: torch.device) -> Probe:
-    return Probe(config, dime_parts, device)
+    return Probe(config, METHODS["dime"].build, device)
 
 
 def trained(config: DIMEConfig) -> Probe:
@@ -118,6 +118,38 @@ def test_the_policy_moves_at_every_third_update_only(dime: DIME) -> None:
     assert all("critic_network_params" in moved for moved in module.moved)
 
 
+def test_the_policy_follows_critics_that_have_moved_or_not(
+    dime: DIME, read_run: ReadRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor_loss, seen_by_policy = DIMELoss.actor_loss, []
+
+    def noted(loss: Any, rows: TensorDictBase) -> Any:
+        seen_by_policy.append(flat(loss.critic_network_params.parameters()))
+        return actor_loss(loss, rows)
+
+    monkeypatch.setattr(DIMELoss, "actor_loss", noted)
+    columns, critics = {}, {}
+    for order in ("joint", "critic_first"):
+        config = dime(update_order=order, policy_delay=1, updates_per_step=0.1, total_frames=30)
+        run = prepare(dataclasses.replace(config, output=f"{config.output}-{order}"))
+        before = flat(run.module.loss.critic_network_params.parameters())
+        assert train(run)
+        assert run.module.progress.gradient_steps == 1
+        after = flat(run.module.loss.critic_network_params.parameters())
+        columns[order] = set(read_run(run.output)[1][0])
+        critics[order] = (before, seen_by_policy.pop(), after)
+    assert seen_by_policy == []
+    before, seen, after = critics["joint"]
+    assert torch.equal(seen, before)
+    assert not torch.equal(after, before)
+    before_again, seen, after_again = critics["critic_first"]
+    # The critics' own update does not depend on the order.
+    assert torch.equal(before_again, before)
+    assert torch.equal(after_again, after)
+    assert torch.equal(seen, after)
+    assert columns["joint"] == columns["critic_first"]
+
+
 def test_the_cadence_continues_over_iterations_and_resumed_runs(dime: DIME) -> None:
     first = dime(updates_per_step=0.5, policy_delay=3, checkpoint_replay="never")
     module = trained(first)
@@ -126,8 +158,8 @@ def test_the_cadence_continues_over_iterations_and_resumed_runs(dime: DIME) -> N
     # Filling the buffer again takes 20 steps, then come two iterations.
     module = trained(dataclasses.replace(first, resume=last, total_frames=80))
     assert ["temperature" in moved for moved in module.moved] == [False, True, False] * 3 + [False]
-    assert module.frames == 80
-    assert module.gradient_steps == 20
+    assert module.progress.frames == 80
+    assert module.progress.gradient_steps == 20
 
 
 def test_learning_rates_of_a_resumed_run_are_its_own(dime: DIME) -> None:
@@ -141,7 +173,7 @@ def test_learning_rates_of_a_resumed_run_are_its_own(dime: DIME) -> None:
     found = [optimizer.param_groups[0] for optimizer in module.optimizers()]
     assert [group["lr"] for group in found] == [1e-3, 0.5, 0.25]
     assert [group["betas"][0] for group in found] == [0.75, 0.75, 0.9]
-    assert module.frames == 70
+    assert module.progress.frames == 70
 
 
 @pytest.mark.parametrize(
@@ -154,7 +186,7 @@ def test_what_the_trained_networks_hold_cannot_change(dime: DIME, change: dict[s
     last = f"{first.output}/checkpoints/last.ckpt"
     flag = "--" + next(iter(change)).replace("_", "-")
     with pytest.raises(ValueError, match=f"{flag} .*cannot change to"):
-        prepare(dataclasses.replace(first, resume=last, total_frames=70, **change), dime_module)
+        prepare(dataclasses.replace(first, resume=last, total_frames=70, **change))
 
 
 def test_a_resumed_run_needs_steps_for_its_replay_buffer(dime: DIME) -> None:
@@ -162,7 +194,7 @@ def test_a_resumed_run_needs_steps_for_its_replay_buffer(dime: DIME) -> None:
     trained(first)
     last = f"{first.output}/checkpoints/last.ckpt"
     with pytest.raises(ValueError, match=r"greater than 60, 40 that .* and 20 to fill the replay"):
-        prepare(dataclasses.replace(first, resume=last, total_frames=60), dime_module)
+        prepare(dataclasses.replace(first, resume=last, total_frames=60))
 
 
 def test_presets_are_a_start_for_other_options() -> None:
@@ -179,7 +211,7 @@ def test_replay_files_of_all_ranks_are_removed(
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    run = prepare(dime(replay_storage="disk", cpu_ranks=2, total_frames=80), dime_module)
+    run = prepare(dime(replay_storage="disk", cpu_ranks=2, total_frames=80))
     assert train(run)
     assert list(folder.glob("replay-buffer-*")) == []
 
@@ -208,7 +240,7 @@ def test_metrics_of_an_iteration(dime: DIME, read_run: ReadRun) -> None:
         *("episodes", "episode_return", "episode_length", "replay_ratio", "replay_size"),
         *("loss_critic", "loss_actor", "loss_alpha", "alpha", "entropy_bound"),
         *("running_cost", "terminal_cost", "q_value", "target_value", "td_error"),
-        *("clip_fraction", "critic_entropy", "grad_norm_critic", "grad_norm_actor"),
+        *("value_clip_fraction", "critic_entropy", "grad_norm_critic", "grad_norm_actor"),
         *("grad_nans_actor", "step_size_mean", "friction", "eval_return_mean"),
     }
     assert expected <= rows[0].keys()
@@ -270,7 +302,7 @@ def broken(change: Callable[[int, dict[str, Tensor]], dict[str, Tensor]]) -> Any
     """Parts of DIME whose n-th update (from 1) is changed."""
 
     def build(env: EnvBase, config: Any, device: torch.device) -> OffPolicyParts:
-        parts = dime_parts(env, config, device)
+        parts = METHODS["dime"].build(env, config, device)
         calls: list[int] = []
 
         def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
@@ -314,7 +346,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         train(run)
     last = run.output / "checkpoints" / "last.ckpt"
     assert str(last) in str(raised.value)
-    assert read_checkpoint(str(last))["frames"] == 30 * cpu_ranks
+    assert Checkpoint.read(last).state["frames"] == 30 * cpu_ranks
     state = torch.load(last, weights_only=True)["state_dict"]
     assert all(bool(v.isfinite().all()) for v in state.values())
 
@@ -329,7 +361,7 @@ def test_a_gradient_that_is_not_finite_gets_into_no_checkpoint(dime: DIME) -> No
     with pytest.raises(TrainingError, match="grad_norm_critic is nan"):
         train(run)
     last = run.output / "checkpoints" / "last.ckpt"
-    assert read_checkpoint(str(last))["frames"] == 30
+    assert Checkpoint.read(last).state["frames"] == 30
     state = torch.load(last, weights_only=True)["state_dict"]
     assert all(bool(v.isfinite().all()) for v in state.values())
 
@@ -361,7 +393,7 @@ def test_an_observation_that_is_not_finite_stops_the_run(
         monkeypatch.setattr(NoReward, "steps_until_nan", good)
         name = "NoReward-v0" if good > 25 else register(NoReward)
         output = f"{dime().output}{good}"
-        run = prepare(dime(env=name, value_range=(-1.0, 1.0), output=output), dime_module)
+        run = prepare(dime(env=name, value_range=(-1.0, 1.0), output=output))
         with pytest.raises(TrainingError, match=r"observation.* is not finite.*last good"):
             train(run)
 
@@ -397,11 +429,11 @@ def test_entries_of_a_dictionary_are_observed_and_replayed(dime: DIME, register:
 
 def test_a_task_without_rewards_needs_a_value_range(dime: DIME, register: Register) -> None:
     name = register(NoReward)
-    run = prepare(dime(env=name), dime_module)
+    run = prepare(dime(env=name))
     with pytest.raises(TrainingError, match="--value-range MIN MAX"):
         train(run)
     output = f"{dime().output}-with-range"
-    assert train(prepare(dime(env=name, value_range=(-5.0, 5.0), output=output), dime_module))
+    assert train(prepare(dime(env=name, value_range=(-5.0, 5.0), output=output)))
 
 
 def test_the_value_range_is_given_or_derived_from_the_random_steps(
@@ -434,19 +466,19 @@ class TargetProbe(OffPolicyModule):
 
 def test_target_networks_follow_at_every_update(dime: DIME) -> None:
     config = dime(
-        critic_type="scalar",
+        critic_head="scalar",
         critic_normalization="layer",
         critic_reduction="min",
         delay_critic=True,
         tau=0.25,
     )
-    run = prepare(config, lambda c, device: TargetProbe(c, dime_parts, device))
+    run = prepare(config, lambda c, device: TargetProbe(c, METHODS["dime"].build, device))
     assert train(run)
-    assert run.module.gradient_steps == 20
+    assert run.module.progress.gradient_steps == 20
 
 
 def test_a_fixed_temperature_is_not_trained(dime: DIME, read_run: ReadRun) -> None:
-    run = prepare(dime(learn_temperature=False, temperature=0.3), dime_module)
+    run = prepare(dime(learn_temperature=False, temperature=0.3))
     assert train(run)
     assert len(run.module.configure_optimizers()) == 2
     _, rows = read_run(run.output)
@@ -456,7 +488,7 @@ def test_a_fixed_temperature_is_not_trained(dime: DIME, read_run: ReadRun) -> No
 
 def test_every_parameter_has_one_optimiser(dime: DIME) -> None:
     rates = {"lr_critic": 2e-3, "lr_actor": 3e-3, "lr_temperature": 4e-3}
-    module = dime_module(dime(**rates), CPU)
+    module = METHODS["dime"].module(dime(**rates), CPU)
     optimizers = module.configure_optimizers()
     moved = [p.data_ptr() for o in optimizers for g in o.param_groups for p in g["params"]]
     assert sorted(moved) == sorted(p.data_ptr() for p in module.loss.parameters())
@@ -486,6 +518,6 @@ def test_prioritised_replay_runs_or_says_why_not(dime: DIME) -> None:
         with pytest.raises(
             ArgumentError, match=r"prioritized=True needs .*does not load.* leave it out"
         ):
-            prepare(dime(prioritized_replay=True), dime_module)
+            prepare(dime(prioritized_replay=True))
     else:
-        assert train(prepare(dime(prioritized_replay=True), dime_module))
+        assert train(prepare(dime(prioritized_replay=True)))

@@ -13,6 +13,7 @@ from torchrl.envs import EnvBase
 
 from collectors import make_env
 from diffpolicy.trainers import (
+    METHODS,
     DiffPPOConfig,
     DiffWPOConfig,
     GaussianPPOConfig,
@@ -20,15 +21,10 @@ from diffpolicy.trainers import (
     OnPolicyModule,
     OnPolicyParts,
     TrainingError,
-    diffppo_module,
-    diffppo_parts,
-    diffwpo_parts,
-    gaussian_ppo_module,
-    gaussian_wpo_parts,
     prepare,
     train,
 )
-from diffpolicy.trainers.files import check_metadata, read_checkpoint
+from diffpolicy.trainers.io.checkpoint import Checkpoint
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -57,8 +53,8 @@ class ProbedModule(OnPolicyModule):
             "statistics": self.parts.normalizer.mean.clone(),
             "count": self.parts.normalizer.count.clone(),
             "observations": rollout["observation"].clone(),
-            "frames": self.frames,
-            "gradient_steps": self.gradient_steps,
+            "frames": self.progress.frames,
+            "gradient_steps": self.progress.gradient_steps,
         }
         torch.save(content, f"{self.config.output}/rank{self.global_rank}.pt")
 
@@ -68,7 +64,7 @@ def test_two_ranks_train_the_same_networks_on_different_data(
     small_config: SmallConfig, read_run: ReadRun, target_kl: float | None
 ) -> None:
     config = small_config(cpu_ranks=2, total_frames=500, target_kl=target_kl, lr=0.01)
-    run = prepare(config, lambda c, device: ProbedModule(c, diffppo_parts, device))
+    run = prepare(config, lambda c, device: ProbedModule(c, METHODS["diffppo"].build, device))
     before = flat_parameters(run.module)
     assert train(run)
     first, second = (torch.load(run.output / f"rank{rank}.pt") for rank in range(2))
@@ -91,14 +87,16 @@ def test_two_ranks_train_the_same_networks_on_different_data(
 
 @pytest.mark.parametrize(
     ("config_class", "parts"),
-    [(DiffWPOConfig, diffwpo_parts), (GaussianWPOConfig, gaussian_wpo_parts)],
+    [(DiffWPOConfig, METHODS["diffwpo"].build), (GaussianWPOConfig, METHODS["gaussian_wpo"].build)],
 )
 def test_wpo_trains_the_same_networks_on_two_ranks(
     small_config: SmallConfig, config_class: type[Any], parts: Any
 ) -> None:
     names = ("num_envs", "rollout_steps", "epochs", "minibatch_size", "eval_episodes", "output")
     shape = {name: getattr(small_config(), name) for name in names}
-    config = config_class(**shape, cpu_ranks=2, total_frames=500, hidden_size=16, logger=("csv",))
+    config = config_class(
+        **shape, cpu_ranks=2, total_frames=500, actor_hidden_sizes=(16,), logger=("csv",)
+    )
     run = prepare(config, lambda c, device: ProbedModule(c, parts, device))
     before = dict(run.module.loss.named_parameters())
     before = {name: parameter.detach().clone() for name, parameter in before.items()}
@@ -118,7 +116,7 @@ def test_wpo_trains_the_same_networks_on_two_ranks(
 def test_a_kl_limit_ends_the_updates_of_an_iteration(
     small_config: SmallConfig, read_run: ReadRun
 ) -> None:
-    run = prepare(small_config(target_kl=1e-6, lr=0.01, epochs=3), diffppo_module)
+    run = prepare(small_config(target_kl=1e-6, lr=0.01, epochs=3))
     train(run)
     results, rows = read_run(run.output)
     # The first step starts at zero divergence, the second one beyond the limit.
@@ -131,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     small_config: SmallConfig, cpu_ranks: int
 ) -> None:
     def broken_parts(env: EnvBase, config: Any, device: torch.device) -> OnPolicyParts:
-        parts = diffppo_parts(env, config, device)
+        parts = METHODS["diffppo"].build(env, config, device)
         critic_loss, calls = parts.loss.critic_loss, []
 
         def broken(rows: Any) -> Any:
@@ -150,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert str(last) in str(raised.value)
     assert "\n" not in str(raised.value)
     # Five updates were good: one iteration of four and one of the next.
-    assert read_checkpoint(str(last))["frames"] == 128 * cpu_ranks
+    assert Checkpoint.read(last).state["frames"] == 128 * cpu_ranks
     assert bool(checkpoint_parameters(last).isfinite().all())
 
 
@@ -179,17 +177,17 @@ def test_an_observation_that_is_not_finite_stops_the_run(
     gym.register("BrokenSensor-v0", BrokenSensor, disable_env_checker=True)
     try:
         # The first evaluation takes 20 steps, the first rollout 128.
-        run = prepare(small_config(env="BrokenSensor-v0"), diffppo_module)
+        run = prepare(small_config(env="BrokenSensor-v0"))
         with pytest.raises(TrainingError, match=r"observation.* is not finite.*last good"):
             train(run)
     finally:
         del gym.registry["BrokenSensor-v0"]
-    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 0
+    assert Checkpoint.read(run.output / "checkpoints" / "last.ckpt").state["frames"] == 0
 
 
 def test_a_programming_error_keeps_its_traceback(small_config: SmallConfig) -> None:
     def broken_parts(env: EnvBase, config: Any, device: torch.device) -> OnPolicyParts:
-        parts = diffppo_parts(env, config, device)
+        parts = METHODS["diffppo"].build(env, config, device)
         return dataclasses.replace(parts, prepare=lambda rollout: int("no number"))
 
     run = prepare(small_config(), lambda c, device: OnPolicyModule(c, broken_parts, device))
@@ -211,13 +209,13 @@ def test_an_evaluation_that_is_not_finite_stops_the_run_on_all_ranks(
 ) -> None:
     gym.register("BrokenReward-v0", BrokenReward, disable_env_checker=True)
     try:
-        run = prepare(small_config(env="BrokenReward-v0", cpu_ranks=cpu_ranks), diffppo_module)
+        run = prepare(small_config(env="BrokenReward-v0", cpu_ranks=cpu_ranks))
         with pytest.raises(TrainingError, match=r"evaluation after 0 .* --env BrokenReward-v0"):
             train(run)
     finally:
         del gym.registry["BrokenReward-v0"]
     assert not (run.output / "results.json").exists()
-    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 0
+    assert Checkpoint.read(run.output / "checkpoints" / "last.ckpt").state["frames"] == 0
 
 
 def test_a_rank_of_another_launcher_is_refused(
@@ -225,7 +223,7 @@ def test_a_rank_of_another_launcher_is_refused(
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ValueError, match=r"LOCAL_RANK=1 .*torchrun.*--gpus"):
-        prepare(small_config(), diffppo_module)
+        prepare(small_config())
 
 
 def test_the_same_seed_gives_the_same_run_whether_or_not_it_is_evaluated(
@@ -239,7 +237,7 @@ def test_the_same_seed_gives_the_same_run_whether_or_not_it_is_evaluated(
             eval_policy="stochastic",
             output=str(tmp_path / f"{index}"),
         )
-        run = prepare(config, diffppo_module)
+        run = prepare(config)
         train(run)
         parameters.append(flat_parameters(run.module))
     assert torch.equal(parameters[0], parameters[1])
@@ -250,7 +248,7 @@ def test_gaussian_ppo_runs_in_the_same_module(small_config: SmallConfig, read_ru
     options = dataclasses.asdict(small_config(minibatch_size=32, target_kl=10.0))
     names = {field.name for field in dataclasses.fields(GaussianPPOConfig)}
     config = GaussianPPOConfig(**{k: v for k, v in options.items() if k in names})
-    run = prepare(config, gaussian_ppo_module)
+    run = prepare(config)
     before = flat_parameters(run.module)
     assert train(run)
     results, rows = read_run(run.output)
@@ -263,8 +261,8 @@ def test_gaussian_ppo_runs_in_the_same_module(small_config: SmallConfig, read_ru
 def test_process_parameters_have_their_own_learning_rate(
     small_config: SmallConfig, read_run: ReadRun
 ) -> None:
-    config = small_config(process_lr_multiplier=0.0, lr_schedule="linear", total_frames=512)
-    run = prepare(config, diffppo_module)
+    config = small_config(lr_process=0.0, lr_schedule="linear", total_frames=512)
+    run = prepare(config)
     process = run.module.actor.process
     before, weights = process.step_sizes().detach().clone(), flat_parameters(run.module)
     train(run)
@@ -276,7 +274,7 @@ def test_process_parameters_have_their_own_learning_rate(
 
 
 def test_step_size_and_friction_are_trained_with_a_multiplier(small_config: SmallConfig) -> None:
-    run = prepare(small_config(process_lr_multiplier=3.0), diffppo_module)
+    run = prepare(small_config())
     process = run.module.actor.process
     before = process.step_sizes().detach().clone()
     train(run)
@@ -286,7 +284,7 @@ def test_step_size_and_friction_are_trained_with_a_multiplier(small_config: Smal
 def test_observation_statistics_follow_every_rollout_and_are_saved(
     small_config: SmallConfig,
 ) -> None:
-    run = prepare(small_config(), diffppo_module)
+    run = prepare(small_config())
     train(run)
     assert isinstance(run.module, OnPolicyModule)
     assert run.module.parts.normalizer is not None
@@ -300,7 +298,7 @@ def test_observation_statistics_follow_every_rollout_and_are_saved(
 def test_evaluations_happen_at_the_start_when_due_and_at_the_end(
     small_config: SmallConfig, read_run: ReadRun
 ) -> None:
-    run = prepare(small_config(eval_every=200, total_frames=700), diffppo_module)
+    run = prepare(small_config(eval_every=200, total_frames=700))
     train(run)
     results, rows = read_run(run.output)
     steps = [evaluation["env_steps"] for evaluation in results["evaluations"]]
@@ -311,16 +309,16 @@ def test_evaluations_happen_at_the_start_when_due_and_at_the_end(
 
 def test_building_a_module_leaves_the_global_random_state_alone() -> None:
     state = torch.get_rng_state()
-    first = diffppo_module(DiffPPOConfig(seed=1), CPU)
+    first = METHODS["diffppo"].module(DiffPPOConfig(seed=1), CPU)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(5)
-    again, other = (diffppo_module(DiffPPOConfig(seed=seed), CPU) for seed in (1, 2))
+    again, other = (METHODS["diffppo"].module(DiffPPOConfig(seed=seed), CPU) for seed in (1, 2))
     assert torch.equal(flat_parameters(first), flat_parameters(again))
     assert not torch.equal(flat_parameters(first), flat_parameters(other))
 
 
 def test_only_the_loss_is_a_submodule() -> None:
-    module = diffppo_module(DiffPPOConfig(), CPU)
+    module = METHODS["diffppo"].module(DiffPPOConfig(), CPU)
     assert [name for name, _ in module.named_children()] == ["loss"]
     names = [name for name, _ in module.named_parameters()]
     assert len(names) == len(set(names))
@@ -330,24 +328,24 @@ def test_only_the_loss_is_a_submodule() -> None:
 
 def test_network_builders_refuse_what_they_cannot_act_on(small_config: SmallConfig) -> None:
     with pytest.raises(ValueError, match="CartPole-v1"):
-        prepare(small_config(env="CartPole-v1"), diffppo_module)
+        prepare(small_config(env="CartPole-v1"))
 
 
 def test_metadata_names_the_first_difference() -> None:
-    metadata = diffppo_module(DiffPPOConfig(prior_std=1.0), CPU).metadata()
-    state = {"metadata": metadata}
-    check_metadata("a.ckpt", state, metadata)
+    metadata = METHODS["diffppo"].module(DiffPPOConfig(prior_std=1.0), CPU).metadata()
+    checkpoint = Checkpoint(Path("a.ckpt"), {"diffpolicy": {"metadata": metadata}})
+    checkpoint.check_fits(metadata)
     shapes = {**metadata["shapes"], "loss.extra": [3]}
     with pytest.raises(ValueError, match=r"loss\.extra is absent there and \[3\] here"):
-        check_metadata("a.ckpt", state, {**metadata, "shapes": shapes})
+        checkpoint.check_fits({**metadata, "shapes": shapes})
     options = {**metadata["options"], "--prior-std": 9.0}
     with pytest.raises(ValueError, match=r"--prior-std 1\.0, which cannot change to 9\.0"):
-        check_metadata("a.ckpt", state, {**metadata, "options": options})
+        checkpoint.check_fits({**metadata, "options": options})
 
 
 def test_a_custom_environment_needs_no_registration_in_the_library(
     small_config: SmallConfig,
 ) -> None:
     assert make_env("Pendulum-v1").action_spec.shape == (1, 1)
-    run = prepare(small_config(env="Pendulum-v1", reward_scale=0.1), diffppo_module)
+    run = prepare(small_config(env="Pendulum-v1", reward_scale=0.1))
     assert train(run)

@@ -15,22 +15,21 @@ import pytest
 import torch
 
 from diffpolicy.trainers import (
+    METHODS,
     DiffPPOConfig,
     OnPolicyModule,
     TrainingError,
-    diffppo_module,
-    diffppo_parts,
     prepare,
     train,
 )
-from diffpolicy.trainers.cluster import (
+from diffpolicy.trainers.io.checkpoint import Checkpoint
+from diffpolicy.trainers.io.cluster import (
     announce,
     announced,
     is_first_process,
     launched_outside,
     local_rank,
 )
-from diffpolicy.trainers.files import read_checkpoint
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -73,7 +72,7 @@ class Noted(OnPolicyModule):
 
 def test_every_environment_of_every_rank_has_its_own_seed(small_config: SmallConfig) -> None:
     config = small_config(cpu_ranks=2, total_frames=256)
-    run = prepare(config, lambda c, device: Noted(c, diffppo_parts, device))
+    run = prepare(config, lambda c, device: Noted(c, METHODS["diffppo"].build, device))
     assert train(run)
     ranks = [torch.load(run.output / f"rank{rank}.pt") for rank in range(2)]
     for name in ("first", "actions"):
@@ -111,7 +110,7 @@ def test_episodes_that_end_on_one_rank_only_neither_hang_nor_distort_metrics(
     small_config: SmallConfig, register: Register, read_run: ReadRun, deadline: None
 ) -> None:
     config = small_config(env=register(Uneven), cpu_ranks=2, total_frames=512)
-    run = prepare(config, lambda c, device: NoEndOnRankOne(c, diffppo_parts, device))
+    run = prepare(config, lambda c, device: NoEndOnRankOne(c, METHODS["diffppo"].build, device))
     assert train(run)
     _, rows = read_run(run.output)
     # 4 environments with 32 steps in an iteration end after every third step.
@@ -129,11 +128,11 @@ def failing(fail: Callable[[], None]) -> Any:
 
     class Failing(OnPolicyModule):
         def training_step(self, rows: Any, batch_idx: int) -> None:
-            if self.global_rank == 1 and self.gradient_steps == 5:
+            if self.global_rank == 1 and self.progress.gradient_steps == 5:
                 fail()
             super().training_step(rows, batch_idx)
 
-    return lambda config, device: Failing(config, diffppo_parts, device)
+    return lambda config, device: Failing(config, METHODS["diffppo"].build, device)
 
 
 def test_an_error_on_one_rank_ends_the_run(small_config: SmallConfig, deadline: None) -> None:
@@ -144,7 +143,7 @@ def test_an_error_on_one_rank_ends_the_run(small_config: SmallConfig, deadline: 
     run = prepare(config, failing(fail))
     with pytest.raises(Exception, match="rank one cannot go on"):
         train(run)
-    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 256
+    assert Checkpoint.read(run.output / "checkpoints" / "last.ckpt").state["frames"] == 256
 
 
 def test_a_rank_that_is_killed_ends_the_run_and_is_named(
@@ -155,7 +154,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_is_named(
     last = run.output / "checkpoints" / "last.ckpt"
     with pytest.raises(TrainingError, match=f"rank 1 .* SIGKILL .*last good checkpoint is {last}"):
         train(run)
-    assert read_checkpoint(str(last))["frames"] == 256
+    assert Checkpoint.read(last).state["frames"] == 256
 
 
 # ---------------------------------------------------------------------------------------------
@@ -205,7 +204,7 @@ def test_a_launcher_and_the_flags_must_agree(
 ) -> None:
     set_environment(monkeypatch, environment)
     with pytest.raises(ValueError, match=words) as raised:
-        prepare(small_config(**options), diffppo_module)
+        prepare(small_config(**options))
     assert name in str(raised.value)
 
 
@@ -219,7 +218,7 @@ def test_ranks_of_a_launcher_have_their_places(
     assert not is_first_process()
     config = small_config(cpu_ranks=2, num_nodes=2)
     assert config.ranks == 4
-    assert prepare(config, diffppo_module).output == Path(str(config.output))
+    assert prepare(config).output == Path(str(config.output))
 
 
 def test_srun_must_say_how_many_ranks_a_machine_has(
@@ -228,7 +227,7 @@ def test_srun_must_say_how_many_ranks_a_machine_has(
     set_environment(monkeypatch, SRUN)
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     with pytest.raises(ValueError, match="srun needs --ntasks-per-node"):
-        prepare(small_config(cpu_ranks=4), diffppo_module)
+        prepare(small_config(cpu_ranks=4))
 
 
 def test_a_script_in_a_slurm_job_starts_its_ranks_itself(
@@ -236,12 +235,12 @@ def test_a_script_in_a_slurm_job_starts_its_ranks_itself(
 ) -> None:
     set_environment(monkeypatch, {**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"})
     assert is_first_process()
-    assert prepare(small_config(cpu_ranks=2), diffppo_module).config.ranks == 2
+    assert prepare(small_config(cpu_ranks=2)).config.ranks == 2
 
 
 def test_several_machines_need_a_launcher(small_config: SmallConfig) -> None:
     with pytest.raises(ValueError, match="--num-nodes 2 needs torchrun or srun"):
-        prepare(small_config(num_nodes=2), diffppo_module)
+        prepare(small_config(num_nodes=2))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -262,9 +261,9 @@ def test_variables_that_were_left_behind_do_not_reach_a_run(
     small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch, left: dict[str, str]
 ) -> None:
     set_environment(monkeypatch, left)
-    run = prepare(small_config(cpu_ranks=2, total_frames=256), diffppo_module)
+    run = prepare(small_config(cpu_ranks=2, total_frames=256))
     assert train(run)
-    assert read_checkpoint(str(run.output / "checkpoints" / "last.ckpt"))["frames"] == 256
+    assert Checkpoint.read(run.output / "checkpoints" / "last.ckpt").frames == 256
     assert {name: os.environ.get(name) for name in left} == left
 
 
@@ -282,7 +281,7 @@ def test_a_part_of_the_variables_of_a_launcher_is_refused(
     set_environment(monkeypatch, {k: v for k, v in environment.items() if k != missing})
     words = f"only a part of what {launcher} sets: {missing} is missing; .* or unset .*"
     with pytest.raises(ValueError, match=words):
-        prepare(small_config(), diffppo_module)
+        prepare(small_config())
 
 
 @pytest.mark.parametrize("output", [None, "/elsewhere", "1:/elsewhere"])
@@ -293,7 +292,7 @@ def test_a_rank_that_nobody_has_started_is_refused(
     if output is not None:
         monkeypatch.setenv("DIFFPOLICY_OUTPUT", output)
     with pytest.raises(ValueError, match="LOCAL_RANK=1 is set, but by neither torchrun nor srun"):
-        prepare(small_config(), diffppo_module)
+        prepare(small_config())
 
 
 def test_a_rank_takes_the_folder_of_the_process_that_has_started_it(

@@ -12,15 +12,16 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from small_methods import small_config
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-import diffpolicy.trainers.launch as launch
+import diffpolicy.trainers.run.launch as launch
 from collectors import EpisodeStats
 from collectors.collection.rollouts import RolloutReader
-from diffpolicy import trainers as t
 from diffpolicy.trainers import (
+    METHODS,
     Evaluation,
     OffPolicyModule,
     OnPolicyModule,
@@ -28,6 +29,7 @@ from diffpolicy.trainers import (
     prepare,
     train,
 )
+from diffpolicy.trainers.loops.evaluation import Evaluator
 from objectives import functional
 
 UPDATES = 10
@@ -38,28 +40,19 @@ ENV = "Reacher-v5"
 COMMON: dict[str, Any] = {
     "env": ENV,
     "max_episode_steps": 4,
+    "actor_hidden_sizes": (16,),
+    "critic_hidden_sizes": (16,),
     "eval_episodes": 1,
     "eval_every": 10**6,
     "checkpoint_every": 10**6,
-    "logger": ("csv",),
     "total_frames": 2 * ENVS * STEPS,
 }
-ON_POLICY = {"rollout_steps": STEPS, "hidden_size": 16}
-OFF_POLICY = {"policy_delay": 2, "critic_hidden_sizes": (16,), "actor_hidden_sizes": (16,)}
-CHAINS = {"denoising_steps": 2}
-METHODS: dict[str, tuple[type[Any], Any, dict[str, Any]]] = {
-    "diffppo": (t.DiffPPOConfig, t.diffppo_parts, {**ON_POLICY, **CHAINS}),
-    "diffwpo": (t.DiffWPOConfig, t.diffwpo_parts, {**ON_POLICY, **CHAINS}),
-    "gaussian_ppo": (t.GaussianPPOConfig, t.gaussian_ppo_parts, ON_POLICY),
-    "gaussian_wpo": (t.GaussianWPOConfig, t.gaussian_wpo_parts, ON_POLICY),
-    "dime": (t.DIMEConfig, t.dime_parts, {**OFF_POLICY, **CHAINS}),
-    "diffsac": (t.DiffSACConfig, t.diffsac_parts, {**OFF_POLICY, **CHAINS}),
-    "diffsac, batch-normalised": (
-        t.DiffSACConfig,
-        t.diffsac_parts,
-        {**OFF_POLICY, **CHAINS, "critic_normalization": "batch", "delay_critic": False},
-    ),
-    "sac": (t.SACConfig, t.sac_parts, OFF_POLICY),
+BATCH_NORMALISED = {"critic_normalization": "batch", "delay_critic": False}
+# Every method, and variants of some.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in METHODS},
+    "dime, critics first": ("dime", {"update_order": "critic_first"}),
+    "diffsac, batch-normalised": ("diffsac", BATCH_NORMALISED),
 }
 
 
@@ -147,6 +140,13 @@ def state(module: RLModule) -> Tensor:
     return torch.cat([values[name].detach().flatten().double() for name in sorted(values)])
 
 
+class NoEvaluator(Evaluator):
+    """Evaluates nothing: environments do not take numbers of double precision."""
+
+    def evaluate(self, policy: Any, env_steps: int) -> Evaluation:
+        return Evaluation(env_steps, 0.0, 0.0, 1)
+
+
 class Probe(RLModule):
     """Trains on recorded data and saves the state after every update."""
 
@@ -155,16 +155,13 @@ class Probe(RLModule):
     def start_collecting(self, policy: Any, seed: Any) -> Replay:
         self.shares = [0, 1] if self.trainer.world_size == 1 else [self.global_rank]
         self.states = [state(self)]
+        self.evaluator = NoEvaluator(self.config)
         return Replay(self.data, getattr(self.parts, "prepare", None), self.shares)
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         with RowNoise(len(batch), self.shares, 10_000 * len(self.states)):
             super().training_step(batch, batch_idx)
         self.states.append(state(self))
-
-    def _evaluate(self) -> Evaluation:
-        """Nothing: environments do not take numbers of double precision."""
-        return Evaluation(self.frames, 0.0, 0.0, 1)
 
     def rank_state(self) -> dict[str, Any]:
         return {}
@@ -183,21 +180,24 @@ class OffPolicyProbe(Probe, OffPolicyModule):
     """Probe of an off-policy method."""
 
 
-def make_config(name: str, ranks: int, output: Path) -> Any:
-    config_class, _, options = METHODS[name]
-    given: dict[str, Any] = {**COMMON, **options, "cpu_ranks": ranks, "output": str(output)}
+def make_config(case: str, ranks: int, output: Path) -> Any:
+    name, options = CASES[case]
+    given: dict[str, Any] = {**COMMON, "cpu_ranks": ranks, "output": str(output)}
     given["num_envs"] = ENVS // ranks
-    if issubclass(config_class, t.OffPolicyConfig):
+    if METHODS[name].kind == "on-policy":
+        # The default number of rows in a minibatch, and of epochs.
+        given |= {"rollout_steps": STEPS, "epochs": 10}
+    else:
         frames = ENVS * STEPS // ranks
-        given |= {"learning_starts": frames, "iteration_frames": frames}
-        given["batch_size"] = BATCH // ranks
-    return config_class(**given)
+        given |= {"learning_starts": frames, "iteration_frames": frames, "policy_delay": 2}
+        given |= {"updates_per_step": 1.0, "batch_size": BATCH // ranks}
+    return small_config(name, **given, **options)
 
 
-def make_probe(name: str) -> Callable[[Any, torch.device], RLModule]:
-    config_class, parts, _ = METHODS[name]
-    probe = OnPolicyProbe if issubclass(config_class, t.OnPolicyConfig) else OffPolicyProbe
-    return lambda config, device: probe(config, parts, device)
+def make_probe(case: str) -> Callable[[Any, torch.device], RLModule]:
+    method = METHODS[CASES[case][0]]
+    probe: Any = OnPolicyProbe if method.kind == "on-policy" else OffPolicyProbe
+    return lambda config, device: probe(config, method.build, device)
 
 
 def double(value: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ def check_equal(name: str, folder: Path) -> None:
     assert largest < TOLERANCE, f"ranks and one process differ by {largest}"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_two_ranks_equal_one_process(name: str, tmp_path: Path) -> None:
     check_equal(name, tmp_path)
 

@@ -3,32 +3,18 @@
 import dataclasses
 import random
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_methods import small_config
 from torch import Tensor
 
 from collectors.randomness import load_random_state, random_state
-from diffpolicy.trainers import (
-    DiffPPOConfig,
-    DiffSACConfig,
-    DiffWPOConfig,
-    DIMEConfig,
-    RLModule,
-    Run,
-    RunConfig,
-    diffppo_module,
-    diffsac_module,
-    diffwpo_module,
-    dime_module,
-    prepare,
-    train,
-)
-from diffpolicy.trainers.scope import StopSignal
+from diffpolicy.trainers import METHODS, Run, RunConfig, prepare, train
+from diffpolicy.trainers.io.signals import StopSignal
 
 # What differs between any two runs: times that MuJoCo takes, and the random state of action spaces,
 # which nobody seeds or draws from.
@@ -36,65 +22,45 @@ _NOISE = r"data/special/data/bytes|_space/attributes/_np_random"
 # On a GPU TorchRL carries on what the first policy wrote, in DiffSAC that of the random steps. The
 # others are written anew at each step, before anything reads them.
 _NOISE_OF_GPU = _NOISE + r"|carrier/(kernel_mean|kernel_std|log_prob|log_ratio)$"
-Builder = Callable[[Any, torch.device], RLModule]
-
 ANY: dict[str, Any] = {
     "num_envs": 20,
-    "denoising_steps": 2,
-    "eval_episodes": 2,
+    "actor_hidden_sizes": (16,),
+    "critic_hidden_sizes": (16,),
     "eval_every": 1_500,
     "checkpoint_every": 1_000_000,
     "total_frames": 4_000,
     "seed": 3,
-    "logger": ("csv",),
 }
-ON_POLICY = {**ANY, "rollout_steps": 20, "epochs": 2, "minibatch_size": 100, "hidden_size": 16}
-OFF_POLICY = {
-    **ANY,
-    "learning_starts": 400,
-    "iteration_frames": 400,
-    "updates_per_step": 0.05,
-    "batch_size": 16,
-    "critic_hidden_sizes": (16,),
-    "actor_hidden_sizes": (16,),
-    "replay_size": 3_000,
+OF_KIND: dict[str, dict[str, Any]] = {
+    "on-policy": {"rollout_steps": 20, "minibatch_size": 100},
+    "off-policy": {
+        "learning_starts": 400,
+        "iteration_frames": 400,
+        "updates_per_step": 0.05,
+        "batch_size": 16,
+        "replay_size": 3_000,
+    },
 }
 # The time limits let episodes end before and after the stop, and be cut in two by it.
-METHODS: dict[str, tuple[type[RunConfig], Builder, dict[str, Any]]] = {
-    "diffppo": (
-        DiffPPOConfig,
-        diffppo_module,
-        {**ON_POLICY, "env": "HalfCheetah-v5", "max_episode_steps": 35, "target_kl": 1e-3},
-    ),
-    "diffppo-pendulum": (
-        DiffPPOConfig,
-        diffppo_module,
-        {**ON_POLICY, "env": "Pendulum-v1", "max_episode_steps": 30},
-    ),
-    "diffwpo": (
-        DiffWPOConfig,
-        diffwpo_module,
-        {**ON_POLICY, "env": "Hopper-v5", "critic_hidden_size": 16},
-    ),
-    "dime": (
-        DIMEConfig,
-        dime_module,
-        {**OFF_POLICY, "env": "HalfCheetah-v5", "max_episode_steps": 35},
-    ),
-    "dime-targets-pendulum": (
-        DIMEConfig,
-        dime_module,
-        {
-            **OFF_POLICY,
-            "env": "Pendulum-v1",
-            "max_episode_steps": 30,
-            "critic_normalization": "layer",
-            "delay_critic": True,
-            "replay_storage": "disk",
-        },
-    ),
-    "diffsac": (DiffSACConfig, diffsac_module, {**OFF_POLICY, "env": "Hopper-v5"}),
+HOPPER: dict[str, Any] = {"env": "Hopper-v5", "max_episode_steps": None}
+CHEETAH: dict[str, Any] = {"env": "HalfCheetah-v5", "max_episode_steps": 35}
+PENDULUM: dict[str, Any] = {"env": "Pendulum-v1", "max_episode_steps": 30}
+TARGETS = {"critic_normalization": "layer", "delay_critic": True, "replay_storage": "disk"}
+# Every method on one task, and variants of some on others.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, HOPPER) for name in METHODS},
+    "diffppo-cheetah": ("diffppo", {**CHEETAH, "target_kl": 1e-3}),
+    "diffppo-pendulum": ("diffppo", PENDULUM),
+    "dime-cheetah": ("dime", CHEETAH),
+    "dime-targets-pendulum": ("dime", {**PENDULUM, **TARGETS}),
+    "dime-critics-first": ("dime", {**HOPPER, "update_order": "critic_first"}),
 }
+
+
+def case_config(case: str, **changes: Any) -> Any:
+    name, options = CASES[case]
+    given = {**ANY, **OF_KIND[METHODS[name].kind], **options, **changes}
+    return small_config(name, **given)
 
 
 class StopAt(StopSignal):
@@ -106,17 +72,17 @@ class StopAt(StopSignal):
         self.frames = frames
 
     def requested(self) -> bool:
-        return self.run.module.frames >= self.frames
+        return self.run.module.progress.frames >= self.frames
 
 
-def stopped(config: RunConfig, build: Builder, frames: int) -> Run:
-    run = prepare(config, build)
+def stopped(config: RunConfig, frames: int) -> Run:
+    run = prepare(config)
     assert not train(run, StopAt(run, frames))
     return run
 
 
-def resumed(config: RunConfig, build: Builder, **changes: Any) -> Run:
-    run = prepare(dataclasses.replace(config, resume="last", **changes), build)
+def resumed(config: RunConfig, **changes: Any) -> Run:
+    run = prepare(dataclasses.replace(config, resume="last", **changes))
     assert train(run)
     return run
 
@@ -164,16 +130,15 @@ def assert_same_runs(one: Path, other: Path, noise: str = _NOISE) -> None:
     assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
 
 
-def assert_exact(method: str, folder: Path, frames: int, **changes: Any) -> dict[str, Any]:
-    config_class, build, options = METHODS[method]
+def assert_exact(case: str, folder: Path, frames: int, **changes: Any) -> dict[str, Any]:
     straight, broken = folder / "straight", folder / "broken"
-    config = config_class(**{**options, **changes})
-    assert train(prepare(dataclasses.replace(config, output=str(straight)), build))
+    config = case_config(case, **changes)
+    assert train(prepare(dataclasses.replace(config, output=str(straight))))
     config = dataclasses.replace(config, output=str(broken))
-    first = stopped(config, build, frames)
+    first = stopped(config, frames)
     before = content(broken)
     assert before["frames"] == frames
-    resumed(config, build)
+    resumed(config)
     assert first.output == broken
     assert_same_runs(straight, broken, _NOISE_OF_GPU if config.gpus else _NOISE)
     after = content(broken)
@@ -181,43 +146,43 @@ def assert_exact(method: str, folder: Path, frames: int, **changes: Any) -> dict
     return after
 
 
-# As METHODS, with fewer steps.
+# As CASES, with fewer steps.
 SHORT: dict[str, Any] = {"total_frames": 800, "max_episode_steps": 15, "eval_every": 500}
-SHORT_OF: dict[type[RunConfig], dict[str, Any]] = {
-    DiffPPOConfig: {"rollout_steps": 10},
-    DiffWPOConfig: {"rollout_steps": 10},
-    DIMEConfig: {"learning_starts": 200, "iteration_frames": 200},
-    DiffSACConfig: {"learning_starts": 200, "iteration_frames": 200},
+SHORT_OF_KIND: dict[str, dict[str, Any]] = {
+    "on-policy": {"rollout_steps": 10},
+    "off-policy": {"learning_starts": 200, "iteration_frames": 200},
 }
 
 
-@pytest.mark.parametrize("method", ["diffppo", "diffwpo", "dime-targets-pendulum", "diffsac"])
+def short(case: str) -> dict[str, Any]:
+    return SHORT | SHORT_OF_KIND[METHODS[CASES[case][0]].kind]
+
+
+@pytest.mark.parametrize("case", [*METHODS, "dime-targets-pendulum"])
 def test_a_resumed_run_is_exact(
-    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = SHORT | SHORT_OF[METHODS[method][0]]
-    final = assert_exact(method, tmp_path, 400, **short)
+    final = assert_exact(case, tmp_path, 400, **short(case))
     assert final["frames"] == 800
     assert "warning" not in capsys.readouterr().err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", CASES)
 def test_a_resumed_run_of_4000_steps_is_exact(
-    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    final = assert_exact(method, tmp_path, 2_000)
+    final = assert_exact(case, tmp_path, 2_000)
     assert final["frames"] == 4_000
     assert "warning" not in capsys.readouterr().err
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", CASES)
 def test_a_resumed_run_on_a_gpu_is_exact(
-    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = SHORT | SHORT_OF[METHODS[method][0]]
-    assert_exact(method, tmp_path, 400, **short, gpus=1, deterministic=True)
+    assert_exact(case, tmp_path, 400, **short(case), gpus=1, deterministic=True)
     assert "warning" not in capsys.readouterr().err
 
 
@@ -227,13 +192,11 @@ def test_a_resumed_run_on_a_gpu_is_exact(
 def test_a_run_goes_on_where_there_is_a_gpu_or_none(
     method: str, gpus: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config_class, build, options = METHODS[method]
-    short = SHORT | SHORT_OF[config_class]
-    config = config_class(**{**options, **short, "output": str(tmp_path), "gpus": 1 - gpus})
-    stopped(config, build, 400)
-    run = resumed(config, build, gpus=gpus)
-    assert run.module.frames == 800
-    assert len(run.module.evaluations) == 3
+    config = case_config(method, **short(method), output=str(tmp_path), gpus=1 - gpus)
+    stopped(config, 400)
+    run = resumed(config, gpus=gpus)
+    assert run.module.progress.frames == 800
+    assert len(run.module.progress.evaluations) == 3
     assert "it changes between CPU and GPU" in capsys.readouterr().err
 
 

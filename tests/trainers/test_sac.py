@@ -13,19 +13,9 @@ from torch import Tensor
 
 from diffpolicy.networks import BatchRenorm
 from diffpolicy.networks.q_ensemble import EnsembleLayerNorm
-from diffpolicy.trainers import (
-    DiffSACConfig,
-    OffPolicyModule,
-    SACConfig,
-    diffsac_module,
-    diffsac_parts,
-    prepare,
-    sac_module,
-    sac_parts,
-    train,
-)
-from diffpolicy.trainers.cli import parse_config
-from diffpolicy.trainers.options import make_parser, parse_options
+from diffpolicy.trainers import METHODS, DiffSACConfig, Method, OffPolicyModule, prepare, train
+from diffpolicy.trainers.run.cli import parse_config
+from diffpolicy.trainers.run.parser import Parser
 from objectives import LearnedTemperature
 
 CPU = torch.device("cpu")
@@ -45,45 +35,39 @@ SMALL: dict[str, Any] = {
 }
 
 
-class Method(NamedTuple):
+class Named(NamedTuple):
     """A method, and what its loss calls its critics and its temperature."""
 
-    config_class: type[Any]
-    parts: Callable[..., Any]
-    module: Callable[..., OffPolicyModule]
+    name: str
     critic: str
     temperature: str
     options: dict[str, Any]
 
+    @property
+    def method(self) -> Method:
+        return METHODS[self.name]
 
-METHODS = {
-    "sac": Method(SACConfig, sac_parts, sac_module, "qvalue_network", "log_alpha", {}),
-    "diffsac": Method(
-        DiffSACConfig,
-        diffsac_parts,
-        diffsac_module,
-        "critic_network",
-        "temperature",
-        {"denoising_steps": 3},
-    ),
-}
+
+SAC = Named("sac", "qvalue_network", "log_alpha", {})
+DIFFSAC = Named("diffsac", "critic_network", "temperature", {"denoising_steps": 3})
+NAMED = {named.name: named for named in (SAC, DIFFSAC)}
 
 Build = Callable[..., Any]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
 
 
-@pytest.fixture(params=METHODS)
-def method(request: pytest.FixtureRequest) -> Method:
-    return METHODS[request.param]
+@pytest.fixture(params=NAMED)
+def method(request: pytest.FixtureRequest) -> Named:
+    return NAMED[request.param]
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
     """Configurations of small runs of a method: 20 random steps, then iterations of 10."""
 
-    def make(method: Method, **options: Any) -> Any:
+    def make(method: Named, **options: Any) -> Any:
         output = str(tmp_path / "run")
-        return method.config_class(**{**SMALL, **method.options, "output": output, **options})
+        return method.method.config(**{**SMALL, **method.options, "output": output, **options})
 
     return make
 
@@ -96,8 +80,8 @@ def flat(part: Any) -> Tensor:
 class Probe(OffPolicyModule):
     """Notes what each update has moved, and the batches."""
 
-    def __init__(self, config: Any, method: Method) -> None:
-        super().__init__(config, method.parts, CPU)
+    def __init__(self, config: Any, method: Named) -> None:
+        super().__init__(config, method.method.build, CPU)
         self.method = method
         self.moved: list[set[str]] = []
         self.targets: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -126,19 +110,19 @@ class Probe(OffPolicyModule):
         content = {
             "state": torch.cat(list(self.parts_now().values())),
             "rewards": self.stream.buffer[:]["next", "reward"].clone(),
-            "counts": (self.frames, self.gradient_steps),
+            "counts": (self.progress.frames, self.progress.gradient_steps),
         }
         torch.save(content, f"{self.config.output}/rank{self.global_rank}.pt")
 
 
-def trained(config: Any, method: Method) -> Probe:
+def trained(config: Any, method: Named) -> Probe:
     run = prepare(config, lambda c, device: Probe(c, method))
     assert train(run)
     assert isinstance(run.module, Probe)
     return run.module
 
 
-def test_policy_and_temperature_wait_and_targets_follow(method: Method, build: Build) -> None:
+def test_policy_and_temperature_wait_and_targets_follow(method: Named, build: Build) -> None:
     options = {"policy_delay": 3, "updates_per_step": 0.6, "tau": 0.25}
     module = trained(build(method, **options), method)
     moving, waiting = {"actor", "critic", "target", "alpha"}, {"critic", "target"}
@@ -147,11 +131,11 @@ def test_policy_and_temperature_wait_and_targets_follow(method: Method, build: B
         torch.testing.assert_close(after, 0.75 * before + 0.25 * critic, rtol=1e-5, atol=1e-7)
 
 
-def test_metrics_of_an_iteration(method: Method, build: Build, read_run: ReadRun) -> None:
+def test_metrics_of_an_iteration(method: Named, build: Build, read_run: ReadRun) -> None:
     config = build(method)
     trained(config, method)
     results, rows = read_run(Path(config.output))
-    assert results["method"] == method.config_class.method
+    assert results["method"] == method.name
     assert (results["env_steps"], results["gradient_steps"]) == (40, 20)
     expected = {
         *("frames", "gradient_steps", "episode_return", "replay_ratio", "replay_size"),
@@ -169,7 +153,7 @@ def test_metrics_of_an_iteration(method: Method, build: Build, read_run: ReadRun
 
 
 def test_updates_without_the_policy_compute_the_critics_loss_alone(
-    method: Method, build: Build, read_run: ReadRun
+    method: Named, build: Build, read_run: ReadRun
 ) -> None:
     config = build(method, policy_delay=1000)
     module = trained(config, method)
@@ -184,7 +168,7 @@ def test_updates_without_the_policy_compute_the_critics_loss_alone(
     assert torch.equal(*losses)
 
 
-def test_batches_hold_what_the_loss_reads_and_its_priorities(method: Method, build: Build) -> None:
+def test_batches_hold_what_the_loss_reads_and_its_priorities(method: Named, build: Build) -> None:
     module = trained(build(method, policy_delay=2), method)
     expected = {"index", "td_error", *module.loss.in_keys}
     for batch in module.batches:
@@ -193,7 +177,7 @@ def test_batches_hold_what_the_loss_reads_and_its_priorities(method: Method, bui
         assert float(batch["td_error"].min()) >= 0
 
 
-def test_a_resumed_run_goes_on(method: Method, build: Build, read_run: ReadRun) -> None:
+def test_a_resumed_run_goes_on(method: Named, build: Build, read_run: ReadRun) -> None:
     options = {"lr_temperature": 0.1, "temperature": 1.0, "target_entropy": -50.0}
     first = build(method, policy_delay=3, checkpoint_replay="never", **options)
     before = trained(first, method)
@@ -203,7 +187,7 @@ def test_a_resumed_run_goes_on(method: Method, build: Build, read_run: ReadRun) 
     module = trained(resumed, method)
     # Of 20 updates the 18th was the last of the policy.
     assert ["actor" in moved for moved in module.moved] == ([True, False, False] * 4)[:10]
-    assert (module.frames, module.gradient_steps) == (70, 30)
+    assert (module.progress.frames, module.progress.gradient_steps) == (70, 30)
     state = torch.load(last, weights_only=True)["state_dict"]
     assert set(state) == set(before.state_dict())
     _, rows = read_run(Path(first.output))
@@ -223,16 +207,16 @@ def test_a_resumed_run_goes_on(method: Method, build: Build, read_run: ReadRun) 
     ],
 )
 def test_what_the_trained_networks_hold_cannot_change(build: Build, change: dict[str, Any]) -> None:
-    method = METHODS["diffsac"]
+    method = DIFFSAC
     first = build(method)
     trained(first, method)
     changed = {"resume": f"{first.output}/checkpoints/last.ckpt", "total_frames": 70, **change}
     flag = "--" + next(iter(change)).replace("_", "-")
     with pytest.raises(ValueError, match=f"{flag} .*cannot change to"):
-        prepare(dataclasses.replace(first, **changed), diffsac_module)
+        prepare(dataclasses.replace(first, **changed))
 
 
-def test_two_ranks_hold_the_same_networks_and_different_data(method: Method, build: Build) -> None:
+def test_two_ranks_hold_the_same_networks_and_different_data(method: Named, build: Build) -> None:
     config = build(method, cpu_ranks=2, total_frames=80, policy_delay=3)
     run = prepare(config, lambda c, device: Probe(c, method))
     assert isinstance(run.module, Probe)
@@ -245,20 +229,18 @@ def test_two_ranks_hold_the_same_networks_and_different_data(method: Method, bui
     assert first["counts"] == second["counts"] == (80, 20)
 
 
-def test_every_parameter_has_one_optimiser(method: Method, build: Build) -> None:
+def test_every_parameter_has_one_optimiser(method: Named, build: Build) -> None:
     rates = {"lr_critic": 2e-3, "lr_actor": 3e-3, "lr_temperature": 4e-3}
-    module = method.module(build(method, **rates), CPU)
+    module = method.method.module(build(method, **rates), CPU)
     optimizers = module.configure_optimizers()
     moved = [p.data_ptr() for o in optimizers for g in o.param_groups for p in g["params"]]
     assert sorted(moved) == sorted(p.data_ptr() for p in module.loss.parameters())
     assert [o.param_groups[0]["lr"] for o in optimizers] == [2e-3, 3e-3, 4e-3]
 
 
-def test_a_fixed_temperature_is_not_trained(
-    method: Method, build: Build, read_run: ReadRun
-) -> None:
+def test_a_fixed_temperature_is_not_trained(method: Named, build: Build, read_run: ReadRun) -> None:
     config = build(method, learn_temperature=False, temperature=0.3)
-    run = prepare(config, method.module)
+    run = prepare(config)
     assert train(run)
     assert len(run.module.configure_optimizers()) == 2
     _, rows = read_run(run.output)
@@ -267,15 +249,15 @@ def test_a_fixed_temperature_is_not_trained(
 
 
 def test_sac_is_torchrls_with_the_options_of_the_run(build: Build) -> None:
-    sac = METHODS["sac"]
+    sac = SAC
     options = {"num_qvalue_nets": 3, "target_entropy": -2.0, "temperature": 0.5, "gamma": 0.9}
-    loss = sac_module(build(sac, env="HalfCheetah-v5", **options), CPU).loss
+    loss = METHODS["sac"].module(build(sac, env="HalfCheetah-v5", **options), CPU).loss
     assert loss.qvalue_network_params.batch_size == (3,)
     assert float(loss.target_entropy) == -12
     assert float(loss.log_alpha.detach().exp()) == pytest.approx(0.5)
     assert float(loss.value_estimator.gamma) == pytest.approx(0.9)
     plain = {name for name, _ in loss.named_parameters()}
-    normalised = sac_module(build(sac, critic_normalization="layer"), CPU).loss
+    normalised = METHODS["sac"].module(build(sac, critic_normalization="layer"), CPU).loss
     assert len({name for name, _ in normalised.named_parameters()} - plain) == 2
 
 
@@ -290,7 +272,7 @@ def test_diffsac_takes_the_options_of_the_run(build: Build) -> None:
         "step_size_per_step": True,
         "learn_friction": False,
     }
-    module = diffsac_module(build(METHODS["diffsac"], env="HalfCheetah-v5", **options), CPU)
+    module = METHODS["diffsac"].module(build(DIFFSAC, env="HalfCheetah-v5", **options), CPU)
     loss, process = module.loss, module.actor.process
     assert (loss.denoising_steps, loss.sampled_steps, loss.target_steps) == (4, 2, 3)
     assert (loss.critic_reduction, loss.discount_mode) == ("min", "denoising_step")
@@ -310,14 +292,14 @@ def in_use(loss: Any) -> set[str]:
 
 
 def test_diffsac_by_default(build: Build) -> None:
-    method = METHODS["diffsac"]
+    method = DIFFSAC
     config = build(method)
     assert DiffSACConfig(env=config.env).denoising_steps == 4
-    loss = diffsac_module(config, CPU).loss
+    loss = METHODS["diffsac"].module(config, CPU).loss
     assert in_use(loss) == set(NEW_OPTIONS)
     # Targets simulate whole chains, whatever their length.
     assert (loss.target_steps, loss.denoising_steps, loss.sampled_steps) == (3, 3, 1)
-    assert diffsac_module(build(method, denoising_steps=5), CPU).loss.target_steps == 5
+    assert METHODS["diffsac"].module(build(method, denoising_steps=5), CPU).loss.target_steps == 5
     assert (loss.critic_reduction, loss.delay_critic, config.tau) == ("min", True, 0.05)
     assert any(isinstance(module, EnsembleLayerNorm) for module in loss.critic_network.modules())
     assert float(loss.temperature()) == pytest.approx(0.1)
@@ -325,15 +307,15 @@ def test_diffsac_by_default(build: Build) -> None:
 
 @pytest.mark.parametrize("name", NEW_OPTIONS)
 def test_each_change_to_diffsac_can_be_undone(build: Build, name: str) -> None:
-    config = build(METHODS["diffsac"], env="HalfCheetah-v5", **{name: False})
-    loss = diffsac_module(config, CPU).loss
+    config = build(DIFFSAC, env="HalfCheetah-v5", **{name: False})
+    loss = METHODS["diffsac"].module(config, CPU).loss
     assert in_use(loss) == set(NEW_OPTIONS) - {name}
 
 
 @pytest.mark.parametrize("flag", [None, False])
 def test_a_fixed_temperature_has_no_target_to_count_from(build: Build, flag: bool | None) -> None:
-    config = build(METHODS["diffsac"], learn_temperature=False, center_entropy=flag)
-    assert not diffsac_module(config, CPU).loss.center_entropy
+    config = build(DIFFSAC, learn_temperature=False, center_entropy=flag)
+    assert not METHODS["diffsac"].module(config, CPU).loss.center_entropy
 
 
 @pytest.mark.parametrize(
@@ -343,38 +325,38 @@ def test_a_fixed_temperature_has_no_target_to_count_from(build: Build, flag: boo
 def test_the_flag_of_centred_entropies_may_be_left_out(
     argv: list[str], expected: bool | None
 ) -> None:
-    config = DiffSACConfig(**parse_options(make_parser(DiffSACConfig), argv))
+    config = DiffSACConfig(**Parser(DiffSACConfig).parse_options(argv))
     assert config.center_entropy is expected
     assert config.centers_entropy is (expected is not False)
 
 
 def test_a_resumed_run_keeps_its_bins(build: Build) -> None:
-    method = METHODS["diffsac"]
-    run = prepare(build(method, critic_head="hl_gauss", value_range=(-7.0, 3.0)), diffsac_module)
+    method = DIFFSAC
+    run = prepare(build(method, critic_head="hl_gauss", value_range=(-7.0, 3.0)))
     assert train(run)
     last = run.output / "checkpoints" / "last.ckpt"
     given = {"resume": str(last), "total_frames": 70}
-    config = parse_config(DiffSACConfig, given)
+    config, _ = parse_config(DiffSACConfig, given)
     assert config.bins == 101
-    resumed = prepare(config, diffsac_module)
+    resumed = prepare(config)
     assert train(resumed)
-    assert resumed.module.frames == 70
+    assert resumed.module.progress.frames == 70
     with pytest.raises(ValueError, match="--bins"):
-        prepare(parse_config(DiffSACConfig, {**given, "bins": 50}), diffsac_module)
+        prepare(parse_config(DiffSACConfig, {**given, "bins": 50})[0])
 
 
 def with_actions(config: DiffSACConfig, device: torch.device) -> OffPolicyModule:
     """DiffSAC whose replay keeps the actions as well."""
 
     def parts(*args: Any) -> Any:
-        found = diffsac_parts(*args)
+        found = METHODS["diffsac"].build(*args)
         return dataclasses.replace(found, keys=[*found.keys, "action"])
 
     return OffPolicyModule(config, parts, device)
 
 
 def test_all_chains_in_replay_lead_to_the_actions_that_were_taken(build: Build) -> None:
-    config = build(METHODS["diffsac"], learning_starts=2000, total_frames=2040, replay_size=5000)
+    config = build(DIFFSAC, learning_starts=2000, total_frames=2040, replay_size=5000)
     run = prepare(config, with_actions)
     assert train(run)
     assert isinstance(run.module, OffPolicyModule)
@@ -394,7 +376,7 @@ def test_all_chains_in_replay_lead_to_the_actions_that_were_taken(build: Build) 
 def test_an_hl_gauss_critic_takes_a_range_or_knows_it_from_the_task(
     build: Build, read_run: ReadRun
 ) -> None:
-    method = METHODS["diffsac"]
+    method = DIFFSAC
     config = build(method, critic_head="hl_gauss", value_range=(-7.0, 3.0), bins=20)
     module = trained(config, method)
     support = module.loss.value_support
@@ -402,7 +384,7 @@ def test_an_hl_gauss_critic_takes_a_range_or_knows_it_from_the_task(
     _, rows = read_run(Path(config.output))
     assert 0 <= float(rows[-1]["value_clip_fraction"]) <= 1
     task = build(method, critic_head="hl_gauss", env="dmc:pendulum-swingup", gamma=0.9)
-    support = diffsac_module(task, CPU).loss.value_support
+    support = METHODS["diffsac"].module(task, CPU).loss.value_support
     assert support.bins == 101
     edges = support.edges
     assert (float(edges[0]), float(edges[-1])) == pytest.approx((-20, 20))
@@ -410,14 +392,15 @@ def test_an_hl_gauss_critic_takes_a_range_or_knows_it_from_the_task(
 
 @pytest.mark.parametrize("normalization", ["batch", "layer", "none"])
 def test_critics_do_without_targets(build: Build, normalization: str) -> None:
-    method = METHODS["diffsac"]
+    method = DIFFSAC
     run = prepare(
-        build(method, critic_normalization=normalization, delay_critic=False), diffsac_module
+        build(method, critic_normalization=normalization, delay_critic=False),
+        METHODS["diffsac"].module,
     )
     networks = run.module.loss.critic_network.modules()
     assert any(isinstance(part, BatchRenorm) for part in networks) == (normalization == "batch")
     assert train(run)
-    assert run.module.gradient_steps == 20
+    assert run.module.progress.gradient_steps == 20
 
 
 @pytest.mark.parametrize(
@@ -452,9 +435,9 @@ def test_wrong_options_name_their_flag(
 
 
 def test_a_range_that_is_not_known_is_asked_for(build: Build) -> None:
-    config = build(METHODS["diffsac"], critic_head="hl_gauss")
+    config = build(DIFFSAC, critic_head="hl_gauss")
     with pytest.raises(ValueError, match="--critic-head hl_gauss needs --value-range MIN MAX"):
-        prepare(config, diffsac_module)
+        prepare(config)
     assert not Path(config.output).exists()
 
 

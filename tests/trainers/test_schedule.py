@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from diffpolicy.trainers import DiffPPOConfig, diffppo_module, prepare, train
-from diffpolicy.trainers.schedule import LinearSchedule
-from diffpolicy.trainers.scope import StopSignal
+from diffpolicy.trainers import DiffPPOConfig, prepare, train
+from diffpolicy.trainers.io.signals import StopSignal
+from diffpolicy.trainers.loops.schedule import LinearSchedule
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -33,7 +33,7 @@ def test_a_stopped_run_goes_on_from_the_learning_rate_it_has_reached(
     """Stopped after 256 of 512 steps, and once more 128 steps later; 128 are an iteration."""
     options = {"lr": 1e-3, "lr_schedule": schedule, "epochs": 1}
     for frames, given in ((256, {"total_frames": 512}), (384, {"resume": "last"})):
-        run = prepare(small_config(**{**options, "total_frames": total, **given}), diffppo_module)
+        run = prepare(small_config(**{**options, "total_frames": total, **given}))
         stop = StopSignal()
         monkeypatch.setattr(
             stop, "requested", lambda module=run.module, until=frames: module.frames >= until
@@ -41,9 +41,7 @@ def test_a_stopped_run_goes_on_from_the_learning_rate_it_has_reached(
         assert not train(run, stop)
     warned = "warning: --total-frames was 512" in capsys.readouterr().err
     assert warned == (total != 512 and schedule == "linear")
-    assert train(
-        prepare(small_config(**options, resume="last", total_frames=total), diffppo_module)
-    )
+    assert train(prepare(small_config(**options, resume="last", total_frames=total)))
     # The second time it was the same: the first change is in the checkpoint.
     assert "--total-frames was" not in capsys.readouterr().err
     rates = [float(row["lr"]) for row in read_run(run.output)[1]]
@@ -56,8 +54,8 @@ def test_a_finished_run_that_is_made_longer_learns_again_and_says_so(
     small_config: SmallConfig, read_run: ReadRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"lr": 1e-3, "epochs": 1}
-    assert train(prepare(small_config(**options, total_frames=128), diffppo_module))
-    run = prepare(small_config(**options, resume="last", total_frames=512), diffppo_module)
+    assert train(prepare(small_config(**options, total_frames=128)))
+    run = prepare(small_config(**options, resume="last", total_frames=512))
     assert train(run)
     said = capsys.readouterr().err
     assert (

@@ -7,7 +7,8 @@ import warnings
 import pytest
 import torch
 
-from diffpolicy.trainers.scope import StopSignal, run_scope
+from diffpolicy.trainers.io.signals import StopSignal
+from diffpolicy.trainers.run.scope import run_scope
 
 
 def test_global_settings_are_restored() -> None:

@@ -10,24 +10,19 @@ import pytest
 import torch
 
 from diffpolicy.trainers import (
+    METHODS,
     DiffPPOConfig,
     DiffWPOConfig,
     GaussianWPOConfig,
-    diffwpo_module,
-    gaussian_wpo_module,
     prepare,
     train,
 )
-from diffpolicy.trainers.options import make_parser
+from diffpolicy.trainers.run.parser import Parser
 
 SmallConfig = Callable[..., DiffPPOConfig]
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
 CPU = torch.device("cpu")
-WPO: dict[type[Any], Any] = {
-    DiffWPOConfig: diffwpo_module,
-    GaussianWPOConfig: gaussian_wpo_module,
-}
-BOTH_WPO = pytest.mark.parametrize("config_class", list(WPO))
+BOTH_WPO = pytest.mark.parametrize("config_class", [DiffWPOConfig, GaussianWPOConfig])
 WPO_COLUMNS = {
     "loss_actor",
     "loss_critic",
@@ -69,16 +64,17 @@ def vector(module: torch.nn.Module) -> torch.Tensor:
     return torch.nn.utils.parameters_to_vector(module.parameters()).detach().clone()
 
 
-@pytest.mark.parametrize("value_support", [None, (-200.0, 20.0, 23.0)])
+@pytest.mark.parametrize("head", ["scalar", "hl_gauss"])
 @BOTH_WPO
 def test_wpo_trains_all_of_its_parts(
     small: Callable[..., Any],
     read_run: ReadRun,
     config_class: type[Any],
-    value_support: tuple[float, float, float] | None,
+    head: str,
 ) -> None:
-    config = small(config_class, env="Pendulum-v1", value_support=value_support)
-    run = prepare(config, WPO[config_class])
+    bins = {} if head == "scalar" else {"value_range": (-200.0, 20.0), "bins": 23}
+    config = small(config_class, env="Pendulum-v1", critic_head=head, **bins)
+    run = prepare(config)
     loss = run.module.loss
     parts = ("actor_network_params", "critic_network_params", "temperature", "multiplier")
     before = {part: vector(loss.get_submodule(part)) for part in parts}
@@ -92,7 +88,7 @@ def test_wpo_trains_all_of_its_parts(
     rows_each = 128 * getattr(config, "denoising_steps", 1)
     assert results["gradient_steps"] == 2 * 2 * rows_each // 32
     own = {"step_size_mean", "friction"} if config_class is DiffWPOConfig else {"policy_std"}
-    categorical = set() if value_support is None else {"value_clip_fraction"}
+    categorical = set() if head == "scalar" else {"value_clip_fraction"}
     for row in rows:
         assert all(math.isfinite(float(row[name])) for name in WPO_COLUMNS | own | categorical), row
         assert float(row["kl"]) >= 0
@@ -103,17 +99,17 @@ def test_wpo_trains_all_of_its_parts(
 def test_a_wpo_run_goes_on_where_it_was(
     small: Callable[..., Any], read_run: ReadRun, config_class: type[Any]
 ) -> None:
-    run = prepare(small(config_class), WPO[config_class])
+    run = prepare(small(config_class))
     assert train(run)
     last = str(run.output / "checkpoints" / "last.ckpt")
     more = {"resume": last, "total_frames": 384}
     changed: dict[str, Any]
-    for changed in ({"initial_multiplier": 9.0}, {"temperature": 9.0}, {"num_critics": 3}):
+    for changed in ({"initial_multiplier": 9.0}, {"temperature": 9.0}, {"num_qvalue_nets": 3}):
         (flag,) = changed
         with pytest.raises(ValueError, match=f"--{flag.replace('_', '-')} .* cannot change"):
-            prepare(small(config_class, **more, **changed), WPO[config_class])
+            prepare(small(config_class, **more, **changed))
     # Nothing moves, so the run shows what it has loaded.
-    resumed = prepare(small(config_class, **more, lr=1e-30), WPO[config_class])
+    resumed = prepare(small(config_class, **more, lr=1e-30))
     assert train(resumed)
     before, after = (dict(r.module.loss.named_parameters()) for r in (run, resumed))
     for name, parameter in before.items():
@@ -126,8 +122,8 @@ def test_a_wpo_run_goes_on_where_it_was(
 @BOTH_WPO
 def test_the_limit_of_gradient_norms_says_that_there_are_two(config_class: type[Any]) -> None:
     assert config_class().max_grad_norm == DiffPPOConfig().max_grad_norm
-    text = " ".join(make_parser(config_class).format_help().split())
-    assert "gradient norm of the policy, and separately of that of the Q networks" in text
+    text = " ".join(Parser(config_class).format_help().split())
+    assert "gradient norm of the policy, and separately of that of the critics" in text
 
 
 @BOTH_WPO
@@ -143,9 +139,11 @@ def test_wpo_options_reach_loss_and_networks(
         initial_multiplier=0.7,
         kl_samples=4,
         precondition=True,
-        value_support=(-5.0, 45.0, 26.0),
-        num_critics=3,
-        critic_hidden_size=24,
+        critic_head="hl_gauss",
+        value_range=(-5.0, 45.0),
+        bins=26,
+        num_qvalue_nets=3,
+        critic_hidden_sizes=(24, 24),
         critic_normalization="layer",
         critic_reduction="min",
         loss_critic_type="smooth_l1",
@@ -153,7 +151,7 @@ def test_wpo_options_reach_loss_and_networks(
         gamma=0.9,
         lmbda=0.8,
     )
-    loss = WPO[config_class](config, CPU).loss
+    loss = METHODS[config.method].module(config, CPU).loss
     assert float(loss.temperature()) == pytest.approx(0.5)
     # Given for each of the six action dimensions.
     assert loss.temperature.target_entropy == -18
@@ -175,7 +173,7 @@ def test_wpo_options_reach_loss_and_networks(
 
 def test_diffwpo_options_reach_chain_and_loss(small: Callable[..., Any]) -> None:
     config = small(DiffWPOConfig, denoising_steps=3, discount_mode="denoising_step", prior_std=0.7)
-    module = diffwpo_module(config, CPU)
+    module = METHODS["diffwpo"].module(config, CPU)
     process = module.actor.process
     assert module.loss.discount_mode == "denoising_step"
     assert module.loss.value_estimator.discount_mode == "denoising_step"
@@ -187,13 +185,13 @@ def test_diffwpo_options_reach_chain_and_loss(small: Callable[..., Any]) -> None
 
 
 def test_the_initial_std_reaches_the_gaussian(small: Callable[..., Any]) -> None:
-    actor = gaussian_wpo_module(small(GaussianWPOConfig, initial_std=0.4), CPU).actor
+    actor = METHODS["gaussian_wpo"].module(small(GaussianWPOConfig, initial_std=0.4), CPU).actor
     assert actor.std.tolist() == pytest.approx([0.4])
 
 
 def test_parts_of_wpo_have_their_own_learning_rates(small: Callable[..., Any]) -> None:
-    still = {"temperature_lr_multiplier": 0.0, "multiplier_lr_multiplier": 0.0}
-    run = prepare(small(DiffWPOConfig, **still, process_lr_multiplier=0.0), diffwpo_module)
+    still = {"lr_temperature": 0.0, "lr_multiplier": 0.0, "lr_process": 0.0}
+    run = prepare(small(DiffWPOConfig, **still))
     loss = run.module.loss
     before = {name: p.detach().clone() for name, p in loss.named_parameters()}
     assert train(run)
@@ -206,7 +204,7 @@ def test_parts_of_wpo_have_their_own_learning_rates(small: Callable[..., Any]) -
 def test_the_temperature_of_wpo_moves_towards_its_target(
     small: Callable[..., Any], read_run: ReadRun, target: float, rises: bool
 ) -> None:
-    run = prepare(small(GaussianWPOConfig, target_entropy=target), gaussian_wpo_module)
+    run = prepare(small(GaussianWPOConfig, target_entropy=target))
     assert train(run)
     _, rows = read_run(run.output)
     alphas = [0.01, *(float(row["alpha"]) for row in rows)]
@@ -215,7 +213,7 @@ def test_the_temperature_of_wpo_moves_towards_its_target(
 
 
 def test_the_temperature_of_wpo_can_be_fixed(small: Callable[..., Any], read_run: ReadRun) -> None:
-    run = prepare(small(DiffWPOConfig, learn_temperature=False, temperature=0.3), diffwpo_module)
+    run = prepare(small(DiffWPOConfig, learn_temperature=False, temperature=0.3))
     assert train(run)
     _, rows = read_run(run.output)
     assert [float(row["alpha"]) for row in rows] == pytest.approx([0.3, 0.3])
@@ -225,20 +223,23 @@ def test_the_temperature_of_wpo_can_be_fixed(small: Callable[..., Any], read_run
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "--temperature must be greater than 0, got 0.0."),
+        (
+            {"temperature": 0.0},
+            "--temperature must be greater than 0 to be learned, got 0.0; give "
+            "--no-learn-temperature to fix it.",
+        ),
         ({"target_entropy": math.inf}, "--target-entropy must be a finite number, got inf."),
         ({"kl_bound": 0.0}, "--kl-bound must be greater than 0, got 0.0."),
         ({"initial_multiplier": -1.0}, "--initial-multiplier must be greater than 0, got -1.0."),
         ({"kl_samples": 0}, "--kl-samples must be at least 1, got 0."),
-        ({"num_critics": 0}, "--num-critics must be at least 1, got 0."),
+        ({"num_qvalue_nets": 0}, "--num-qvalue-nets must be at least 1, got 0."),
         (
             {"critic_normalization": "batch"},
             "--critic-normalization must be one of layer, none, got 'batch'.",
         ),
         (
-            {"value_support": (1.0, 0.0, 9.0)},
-            "--value-support must be a smaller and a greater number and a whole number of bins "
-            "from 2 on, got 1.0 0.0 9.0.",
+            {"critic_head": "hl_gauss", "value_range": (1.0, 0.0)},
+            "--value-range must be a smaller and a greater number, got 1 0.",
         ),
     ],
 )

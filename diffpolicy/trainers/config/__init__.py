@@ -1,0 +1,1 @@
+"""Option groups, and the command line that is made of them."""

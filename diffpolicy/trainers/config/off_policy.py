@@ -1,0 +1,102 @@
+"""What every off-policy run is told."""
+
+import math
+from fractions import Fraction
+from typing import Literal
+
+from diffpolicy.trainers.config.optimizer import OptimizerOptions
+from diffpolicy.trainers.config.options import (
+    above,
+    at_least,
+    between,
+    configuration,
+    flag_name,
+    option,
+)
+from diffpolicy.trainers.config.run import RunConfig
+
+
+@configuration(env="Pendulum-v1", num_envs=4)
+class OffPolicyConfig(RunConfig, OptimizerOptions):
+    """Off-policy training from a replay buffer."""
+
+    learning_starts: int = option(
+        5_000,
+        "environment steps of each rank before the first update, which act at random; a run that "
+        "is resumed without its replay buffer fills it again with as many steps of the trained "
+        "policy",
+        valid=at_least(1),
+    )
+    iteration_frames: int = option(
+        1_000,
+        "environment steps of each rank in an iteration, which gives one row of metrics",
+        valid=at_least(1),
+    )
+    updates_per_step: float = option(
+        1.0, "updates for each environment step of a rank, such as 2 or 0.25", valid=above(0)
+    )
+    policy_delay: int = option(
+        3, "the policy and the temperature move at every n-th update", valid=at_least(1)
+    )
+    batch_size: int = option(128, "transitions in an update on each rank", valid=at_least(1))
+    replay_size: int = option(
+        1_000_000, "transitions that each rank's replay buffer holds", valid=at_least(1)
+    )
+    replay_storage: Literal["memory", "disk"] = option(
+        "memory", "where each rank's replay buffer is", choices=("memory", "disk")
+    )
+    checkpoint_replay: Literal["never", "last", "always"] = option(
+        "last",
+        "which checkpoints keep the replay buffer: none, the newest one or each; without it a "
+        "resumed run first fills it again, so that its results are others",
+        choices=("never", "last", "always"),
+    )
+    prioritized_replay: bool = option(False, "sample transitions by their TD error")
+    gamma: float = option(0.99, "discount of an environment step", valid=between(0, 1), fixed=True)
+    lr_actor: float = option(1e-3, "learning rate of the policy", valid=above(0))
+    lr_critic: float = option(1e-3, "learning rate of the critics", valid=above(0))
+    reward_scale: float = option(
+        1.0, "factor on the rewards that are trained on", valid=above(0), fixed=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("learning_starts", "iteration_frames"):
+            self._check_multiple(name)
+        random_frames = self.refill_frames
+        if self.total_frames <= random_frames:
+            raise ValueError(
+                f"--total-frames must be greater than {random_frames}, the random steps of "
+                f"--learning-starts on {self.ranks} rank(s), got {self.total_frames}."
+            )
+        if self.replay_size < max(self.learning_starts, self.batch_size):
+            raise ValueError(
+                "--replay-size must be at least --learning-starts and --batch-size, got "
+                f"{self.replay_size}."
+            )
+        updates = Fraction(str(self.updates_per_step)) * self.iteration_frames
+        if updates.denominator > 1:
+            works = math.lcm(Fraction(str(self.updates_per_step)).denominator, self.num_envs)
+            raise ValueError(
+                f"--updates-per-step {self.updates_per_step} times --iteration-frames "
+                f"{self.iteration_frames} must be a whole number; use a multiple of {works} for "
+                "--iteration-frames."
+            )
+
+    @property
+    def refill_frames(self) -> int:
+        """Steps that fill the replay buffers of all ranks again."""
+        return self.learning_starts * self.ranks
+
+    @property
+    def replay_checkpoints(self) -> str:
+        """As ``--checkpoint-replay`` says."""
+        return self.checkpoint_replay
+
+    def _check_multiple(self, name: str) -> None:
+        value, envs = getattr(self, name), self.num_envs
+        if value % envs:
+            raise ValueError(
+                f"{flag_name(name)} must be a multiple of --num-envs {envs}, got {value}; "
+                f"try {-(-value // envs) * envs}."
+            )

@@ -1,0 +1,53 @@
+"""Options of denoising processes."""
+
+from typing import Literal
+
+from diffpolicy.trainers.config.options import (
+    Options,
+    above,
+    at_least,
+    configuration,
+    option,
+)
+
+
+@configuration()
+class ProcessOptions(Options):
+    """The denoising chain."""
+
+    denoising_steps: int = option(4, "steps of the denoising chain", valid=at_least(1), fixed=True)
+    prior_std: float = option(
+        0.4, "standard deviation of the chain's prior", valid=above(0), fixed=True
+    )
+    step_schedule: str = option(
+        "linear", "step sizes along the chain", choices=("constant", "linear", "cosine"), fixed=True
+    )
+    step_size: float = option(0.08, "initial step size of the chain", valid=above(0), fixed=True)
+    step_size_per_step: bool = option(
+        False, "learn a step size for each denoising step instead of one factor", fixed=True
+    )
+    learn_step_size: bool = option(True, "train the step size", fixed=True)
+    friction: float = option(1.0, "initial friction of the chain", valid=above(0), fixed=True)
+    learn_friction: bool = option(True, "train the friction", fixed=True)
+
+
+@configuration()
+class DenoisingMDPOptions(ProcessOptions):
+    """Training on the steps of the chain."""
+
+    discount_mode: Literal["env", "denoising_step"] = option(
+        "env",
+        "whether discounts act per environment step or per denoising step",
+        choices=("env", "denoising_step"),
+    )
+
+
+@configuration()
+class OnPolicyChainOptions(DenoisingMDPOptions):
+    """Learning the process on-policy."""
+
+    lr_process: float | None = option(
+        None,
+        "learning rate of step size and friction, which 0 keeps (default: three times --lr)",
+        valid=at_least(0),
+    )

@@ -1,0 +1,1 @@
+"""What a run writes and reads: files, checkpoints, random states, the console."""

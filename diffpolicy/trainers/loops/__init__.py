@@ -1,0 +1,1 @@
+"""The Lightning modules: collection, updates, evaluation."""

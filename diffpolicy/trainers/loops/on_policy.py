@@ -1,0 +1,200 @@
+"""The Lightning module of on-policy methods."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.objectives import LossModule
+
+from collectors import OnPolicyStream, episode_stats
+from diffpolicy.networks import RunningNorm
+from diffpolicy.trainers.config.on_policy import OnPolicyConfig
+from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
+from diffpolicy.trainers.loops.ranks import reduce
+
+
+@dataclass(frozen=True)
+class OnPolicyParts:
+    """What distinguishes one on-policy method from another.
+
+    Attributes:
+        loss: called with rows; the sum of its ``loss_*`` entries is minimised and its other
+            scalars are logged. The policy's movement is read from ``kl``, else ``kl_approx``.
+        prepare: turns a rollout ``[E, T]`` into flat training rows (advantages included).
+        normalizer: observation statistics, updated once per iteration.
+        grad_norms: parts of the loss whose gradient norm is limited, each on its own, by the name
+            under which the norm is logged; an empty part is the whole loss.
+        lr_multipliers: factor on the learning rate of the parameters whose dotted name has this
+            part, for example ``{"process": 3.0}``.
+        diagnostics: further numbers to log, read after each iteration.
+    """
+
+    loss: LossModule
+    prepare: Callable[[TensorDictBase], TensorDictBase]
+    normalizer: RunningNorm | None = None
+    grad_norms: Mapping[str, str] = field(default_factory=lambda: {"grad_norm": ""})
+    lr_multipliers: Mapping[str, float] = field(default_factory=dict)
+    diagnostics: Callable[[], dict[str, float]] = dict
+
+
+class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
+    """Collect, train for some epochs on minibatches, evaluate; for any on-policy loss.
+
+    Every rank has its own environments. Each optimiser step is one backward pass of the summed
+    losses, computed inside the wrapped forward, so that gradients are averaged over the ranks.
+    Every decision that changes the number of optimiser steps (the KL limit, a loss that is not
+    finite, a request to stop) rests on numbers averaged over the ranks.
+
+    Arguments and errors are those of :class:`CollectingModule`.
+    """
+
+    config: OnPolicyConfig
+
+    def __init__(
+        self, config: OnPolicyConfig, build: BuildParts[OnPolicyParts], device: torch.device
+    ) -> None:
+        super().__init__(config, build, device)
+        self._records: list[dict[str, float]] = []
+        self._updates = 0
+        self._lr = config.lr
+        self._multipliers: list[float] = []
+        if config.compile_mode is not None:
+            self.loss.compile(mode=config.compile_mode)
+
+    @property
+    def optimizer(self) -> LightningOptimizer:
+        """The one optimiser."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
+
+    # ---------------------------------------------------------------------------------------
+    # Set-up
+
+    def start_collecting(
+        self, policy: TensorDictModuleBase, seed: Callable[[int], int]
+    ) -> OnPolicyStream:
+        """Whole rollouts of all environments, and minibatches of their rows."""
+        config = self.config
+        return OnPolicyStream(
+            self.make_collector(policy, frames_per_batch=config.rollout_frames, seed=seed(1)),
+            self.parts.prepare,
+            rows=config.rollout_rows,
+            minibatch_size=config.minibatch_rows,
+            epochs=config.epochs,
+            seed=seed(2),
+            device=self.device,
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, with a parameter group for each learning-rate multiplier."""
+        groups: dict[str, list[Tensor]] = {}
+        for name, parameter in self.loss.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(self._lr_group(name), []).append(parameter)
+        # Not kept in the optimiser: a resumed run may have other multipliers.
+        self._multipliers = [self.parts.lr_multipliers.get(group, 1.0) for group in groups]
+        return torch.optim.Adam(
+            [{"params": parameters} for parameters in groups.values()],
+            lr=self.config.lr,
+            betas=(self.config.adam_beta1, 0.999),
+            eps=self.config.adam_eps,
+            fused=True,
+        )
+
+    def on_train_start(self) -> None:
+        """Evaluate the untrained policy."""
+        self.progress.start_clock()
+        if not self.progress.evaluations:
+            self.run_evaluation()
+        self.resume_random_state()
+
+    def on_train_epoch_start(self) -> None:
+        """Set the learning rates of this iteration."""
+        self.progress.tick()
+        self._records.clear()
+        self._updates = 0
+        falling = self.config.lr_schedule == "linear"
+        done, total = self.progress.frames, self.config.total_frames
+        self._lr = self.config.lr * (self.schedule.at(done, total) if falling else 1.0)
+        groups = self.optimizer.param_groups
+        for group, multiplier in zip(groups, self._multipliers, strict=True):
+            group["lr"] = self._lr * multiplier
+            # A checkpoint brings those of the run that wrote it along.
+            group["betas"] = (self.config.adam_beta1, 0.999)
+            group["eps"] = self.config.adam_eps
+
+    # ---------------------------------------------------------------------------------------
+    # Training
+
+    def training_step(self, rows: TensorDictBase, batch_idx: int) -> None:
+        """One optimiser step on rows, unless the policy has moved far enough."""
+        self.begin_update()
+        config, out = self.config, self.loss(rows)
+        scalars = {k: v.detach().float().reshape(()) for k, v in out.items() if v.numel() == 1}
+        # The averages are the same on all ranks, hence so is every decision below.
+        averages = reduce(torch.stack(list(scalars.values())), average=True)
+        record = dict(zip(scalars, averages.tolist(), strict=True))
+        self.check_finite({k: v for k, v in record.items() if k.startswith("loss_")})
+        self._records.append(record)
+        if config.target_kl is not None and _policy_distance(record) > config.target_kl:
+            self.stream.stop_epochs()
+            return
+        self.optimizer.zero_grad()
+        self.manual_backward(sum(v for k, v in out.items() if k.startswith("loss_")))
+        record.update(self._clip_gradients())
+        self.optimizer.step()
+        self.progress.gradient_steps += 1
+        self._updates += 1
+
+    def on_train_epoch_end(self) -> None:
+        """Count, update statistics, evaluate when due, tell the callbacks."""
+        seconds = self.progress.tick()
+        frames = self.config.rollout_frames * self.trainer.world_size
+        self.progress.frames += frames
+        rollout = self.stream.last_rollout
+        assert rollout is not None
+        metrics = self._metrics(rollout, frames, seconds)
+        if self.parts.normalizer is not None:
+            observations = [rollout.get(key) for key in self.actor.in_keys]
+            self.parts.normalizer.update(torch.cat(observations, -1))
+        metrics.update(self.evaluate_if_due())
+        self.end_iteration(metrics)
+
+    # ---------------------------------------------------------------------------------------
+    # Helpers
+
+    def _clip_gradients(self) -> dict[str, float]:
+        """Limit the norms of gradients and return what they were."""
+        norms = {}
+        for name, part in self.parts.grad_norms.items():
+            parameters = self.loss.get_submodule(part).parameters()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+            norms[name] = float(norm)
+        self.check_finite(norms)
+        return norms
+
+    def _lr_group(self, parameter: str) -> str:
+        """The key of ``lr_multipliers`` that holds for a parameter; empty if none does."""
+        parts = parameter.split(".")
+        return next((key for key in self.parts.lr_multipliers if key in parts), "")
+
+    def _metrics(self, rollout: TensorDictBase, frames: int, seconds: float) -> dict[str, float]:
+        metrics = {
+            **self.progress_metrics(frames, seconds, episode_stats(rollout)),
+            "updates": self._updates,
+            "lr": self._lr,
+        }
+        for name in dict.fromkeys(name for record in self._records for name in record):
+            values = [record[name] for record in self._records if name in record]
+            metrics[name] = sum(values) / len(values)
+        return {**metrics, **self.parts.diagnostics(), **self.bound_metrics()}
+
+
+def _policy_distance(record: Mapping[str, float]) -> float:
+    """Divergence of the policy from the one that collected the rollout."""
+    return record["kl"] if "kl" in record else record["kl_approx"]

@@ -1,0 +1,29 @@
+"""One file per method: its options, its parts, and a :class:`Method` that names them.
+
+A method becomes known to the command line, the benchmarks and the tests by its line here.
+"""
+
+from diffpolicy.trainers.methods.diffppo import DIFFPPO
+from diffpolicy.trainers.methods.diffsac import DIFFSAC
+from diffpolicy.trainers.methods.diffwpo import DIFFWPO
+from diffpolicy.trainers.methods.dime import DIME
+from diffpolicy.trainers.methods.gaussian_ppo import GAUSSIAN_PPO
+from diffpolicy.trainers.methods.gaussian_wpo import GAUSSIAN_WPO
+from diffpolicy.trainers.methods.method import Kind, Method
+from diffpolicy.trainers.methods.sac import SAC
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        DIFFPPO,
+        DIFFSAC,
+        DIFFWPO,
+        DIME,
+        GAUSSIAN_PPO,
+        GAUSSIAN_WPO,
+        SAC,
+    )
+}
+"""All methods by name."""
+
+__all__ = ["METHODS", "Kind", "Method"]

@@ -1,0 +1,111 @@
+"""What the options of several methods say about networks, processes and temperatures."""
+
+from typing import Literal, Protocol
+
+import torch
+
+from diffpolicy.actors import CriticConfig, ProcessConfig
+from diffpolicy.sde import DenoisingProcess
+from diffpolicy.trainers.config.critic import QCriticOptions
+from diffpolicy.trainers.config.process import ProcessOptions
+from diffpolicy.trainers.config.temperature import TemperatureOptions
+from diffpolicy.trainers.loops.environments import reward_bound
+from objectives import LearnedTemperature
+from objectives.distributional import symmetric_value_range
+
+BOUND_MARGIN = 2.0
+"""The range of values spans this many times what a task's bounded rewards add up to."""
+
+
+class ValueOptions(Protocol):
+    """The options that say how large values can be, and how they are predicted."""
+
+    @property
+    def env(self) -> str:
+        """The task."""
+
+    @property
+    def gamma(self) -> float:
+        """Discount."""
+
+    @property
+    def reward_scale(self) -> float:
+        """Factor on the rewards."""
+
+    @property
+    def critic_head(self) -> str:
+        """What critics predict."""
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """The range that was given."""
+
+
+def value_range(config: ValueOptions) -> tuple[float, float]:
+    """The range of a critic's bins: given, or what a task's bounded rewards add up to.
+
+    Raises:
+        ValueError: if it was not given and is not known.
+    """
+    if config.value_range is not None:
+        return config.value_range
+    bound = reward_bound(config.env, config.reward_scale)
+    if bound is None or config.gamma == 1:
+        raise ValueError(
+            f"--critic-head {config.critic_head} needs --value-range MIN MAX: the range of the "
+            f"discounted returns of --env {config.env} is not known."
+        )
+    limit = symmetric_value_range(bound, config.gamma, BOUND_MARGIN)
+    return -limit, limit
+
+
+def scalar_critic_config(config: QCriticOptions) -> CriticConfig:
+    """The ensemble of Q networks that the options describe, with scalar heads."""
+    return CriticConfig(
+        hidden=config.critic_hidden_sizes,
+        ensemble_size=config.num_qvalue_nets,
+        normalization=normalization(config.critic_normalization),
+        atoms=None,
+    )
+
+
+def normalization(name: Literal["batch", "layer", "none"]) -> Literal["batch", "layer"] | None:
+    """What :class:`CriticConfig` takes for a value of ``--critic-normalization``."""
+    return None if name == "none" else name
+
+
+def process_config(options: ProcessOptions) -> ProcessConfig:
+    """The denoising process that the options describe."""
+    return ProcessConfig(
+        prior_std=options.prior_std,
+        schedule=options.step_schedule,
+        step_size=options.step_size,
+        learn_step_size=options.learn_step_size,
+        step_size_per_step=options.step_size_per_step,
+        friction=options.friction,
+        learn_friction=options.learn_friction,
+    )
+
+
+def temperature(options: TemperatureOptions, action_dim: int) -> float | LearnedTemperature:
+    """The temperature that the options describe; the target counts per action dimension."""
+    if not options.learn_temperature:
+        return options.temperature
+    return LearnedTemperature(options.temperature, options.target_entropy * action_dim)
+
+
+def relative_rate(rate: float | None, lr: float, default: float) -> float:
+    """A learning rate as a multiple of ``lr``: ``default`` times it where none is given."""
+    return default if rate is None else rate / lr
+
+
+def process_diagnostics(process: DenoisingProcess) -> dict[str, float]:
+    """Step sizes ``eta`` over steps and action dimensions, and the mean friction."""
+    with torch.no_grad():
+        sizes = process.step_sizes()
+        return {
+            "step_size_mean": float(sizes.mean()),
+            "step_size_min": float(sizes.min()),
+            "step_size_max": float(sizes.max()),
+            "friction": float(process.friction.mean()),
+        }

@@ -1,0 +1,100 @@
+"""Soft actor-critic: what the off-policy methods share."""
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.objectives import SoftUpdate
+
+from diffpolicy.trainers.config.critic import DelayedCriticOptions, QHeadOptions
+from diffpolicy.trainers.config.network import NetworkOptions
+from diffpolicy.trainers.config.off_policy import OffPolicyConfig
+from diffpolicy.trainers.config.options import configuration
+from diffpolicy.trainers.config.process import ProcessOptions
+from diffpolicy.trainers.config.temperature import TemperatureOptions
+from diffpolicy.trainers.loops.optimizer import Optimizer
+from objectives import DiffSACLoss, DIMELoss
+
+
+@configuration()
+class SoftConfig(OffPolicyConfig, NetworkOptions, TemperatureOptions):
+    """Soft actor-critic."""
+
+
+@configuration(
+    eval_policy="stochastic",
+    actor_hidden_sizes=(128, 128),
+    critic_hidden_sizes=(256, 256),
+    lr_temperature=1e-3,
+)
+class ChainConfig(SoftConfig, ProcessOptions, QHeadOptions, DelayedCriticOptions):
+    """Soft actor-critic with a denoising chain."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.delay_critic and self.critic_normalization == "batch":
+            raise ValueError(
+                "--delay-critic does not go with --critic-normalization batch, whose running "
+                "statistics target networks leave behind; use layer or none, or --no-delay-critic."
+            )
+
+
+def optimizers(
+    config: SoftConfig,
+    *,
+    critic: str = "critic_network_params",
+    temperature: str = "temperature",
+    actor_grad_limit: float | None = None,
+) -> dict[str, Optimizer]:
+    """One Adam each for critics, policy and, if it is learned, the temperature.
+
+    Args:
+        config: its options.
+        critic: the part of the loss that the critics are.
+        temperature: the part of the loss that the temperature is.
+        actor_grad_limit: see :class:`Optimizer`.
+    """
+    betas, eps = (config.adam_beta1, 0.999), config.adam_eps
+    found = {
+        "critic": Optimizer(critic, config.lr_critic, betas, eps),
+        "actor": Optimizer(
+            "actor_network_params",
+            config.lr_actor,
+            betas,
+            eps,
+            delayed=True,
+            grad_limit=actor_grad_limit,
+        ),
+    }
+    if config.learn_temperature:
+        rate = config.lr_actor if config.lr_temperature is None else config.lr_temperature
+        found["alpha"] = Optimizer(temperature, rate, eps=eps, delayed=True)
+    return found
+
+
+def delayed_update(
+    loss: DIMELoss | DiffSACLoss, compile_mode: str | None
+) -> Callable[[TensorDictBase, bool], dict[str, Tensor]]:
+    """What :class:`OffPolicyParts` calls: all losses, or the critic's alone."""
+    critic_loss = loss.critic_loss
+    if compile_mode is not None:
+        critic_loss = torch.compile(critic_loss, mode=compile_mode)
+        loss.compile(mode=compile_mode)
+
+    def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
+        if policy_moves:
+            return dict(loss(batch).items())
+        value, diagnostics = critic_loss(batch)
+        return {"loss_critic": value, **diagnostics}
+
+    return update
+
+
+def target_updates(loss: DIMELoss | DiffSACLoss, config: ChainConfig) -> Callable[[], None]:
+    """What moves the target networks after an update, where there are any."""
+    return SoftUpdate(loss, tau=config.tau).step if config.delay_critic else _nothing
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,1 @@
+"""Starting and ending runs: devices, callbacks, loggers, signals, the command line."""

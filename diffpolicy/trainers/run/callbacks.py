@@ -1,0 +1,250 @@
+"""What a run writes and shows: metrics, results, learning curve, progress bar."""
+
+import csv
+import errno
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from diffpolicy.trainers.io import console, files
+from diffpolicy.trainers.loops.base import RLModule, RunCallback
+from diffpolicy.trainers.loops.evaluation import Evaluation
+
+_BAR_FORMAT = (
+    "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}{postfix}]"
+)
+
+
+# Metrics that differ between two runs of the same seed.
+_TIMING = ("wall_seconds", "frames_per_second")
+
+
+class MetricsFiles(RunCallback):
+    """``metrics.csv`` and ``timing.csv``: one row for each iteration.
+
+    What depends on the speed of the machine is in ``timing.csv``, so that runs with the same seed
+    and flags write the same ``metrics.csv``.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._metrics = _Table(output / files.METRICS_FILE)
+        self._timing = _Table(output / files.TIMING_FILE)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember where the run starts."""
+        assert isinstance(pl_module, RLModule)
+        self._metrics.frames = self._timing.frames = pl_module.progress.frames
+
+    def on_iteration_end(
+        self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
+    ) -> None:
+        """Append a row to both."""
+        if trainer.is_global_zero:
+            timing = {name: metrics[name] for name in ("frames", *_TIMING)}
+            known = {name: value for name, value in metrics.items() if name not in _TIMING}
+            for table, row in ((self._timing, timing), (self._metrics, known)):
+                table.add(row)
+                module.disk.attempt(str(table.path), table.write)
+
+
+class _Table:
+    """A csv file that grows by rows; a resumed run drops the rows it repeats.
+
+    Attributes:
+        path: the file.
+        frames: environment steps of the last row that a resumed run keeps.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.frames = 0
+        self._columns: list[str] = []
+        self._waiting: list[Mapping[str, float]] = []
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Take a row, for the next :meth:`write`."""
+        self._waiting.append(row)
+
+    def write(self) -> None:
+        """Write the rows that wait; metrics that were not there before get a column.
+
+        Raises:
+            OSError: if the disk does not take them. The file is as before, and the rows wait.
+        """
+        new = [name for row in self._waiting for name in row if name not in self._columns]
+        if new:
+            earlier = self._earlier_rows()
+            known = earlier[0] if earlier else self._columns
+            columns = list(dict.fromkeys([*known, *new]))
+            header = {name: name for name in columns}
+            content = _text(columns, [header, *earlier, *self._waiting])
+            files.write_atomically(self.path, lambda path: path.write_bytes(content))
+            self._columns = columns
+        else:
+            _append(self.path, _text(self._columns, self._waiting))
+        self.frames = int(self._waiting[-1]["frames"])
+        self._waiting.clear()
+
+    def _earlier_rows(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        # A run that is killed may leave the beginning of a row.
+        text, end, _ = self.path.read_text(encoding="utf-8").rpartition("\n")
+        rows = csv.DictReader(io.StringIO(text + end))
+        return [row for row in rows if int(row["frames"]) <= self.frames]
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Append to a file all or nothing; raises OSError if the disk does not take it."""
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def _text(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, columns)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    return buffer.getvalue().encode()
+
+
+def _cell(value: float | str) -> float | str:
+    """An empty cell stands for "no value", for example when no episode has ended."""
+    return "" if isinstance(value, float) and math.isnan(value) else value
+
+
+class ResultsFile(RunCallback):
+    """``results.json`` and ``returns.png``, rewritten at every evaluation and at the end."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+
+    def on_evaluation(self, trainer: L.Trainer, module: RLModule, evaluation: Evaluation) -> None:
+        """Write both files."""
+        if trainer.is_global_zero:
+            self._write(module)
+            plot = self.output / files.PLOT_FILE
+            title = f"{module.config.method} on {module.config.env}"
+            curve = learning_curve(module.progress.evaluations, title)
+            module.disk.attempt(
+                str(plot),
+                lambda: files.write_atomically(plot, lambda p: curve.savefig(p, format="png")),
+            )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the final counters."""
+        assert isinstance(pl_module, RLModule)
+        if trainer.is_global_zero:
+            self._write(pl_module)
+
+    def _write(self, module: RLModule) -> None:
+        seconds = module.progress.wall_seconds
+        content = {
+            "method": module.config.method,
+            "env": module.config.env,
+            "seed": module.config.seed,
+            "env_steps": module.progress.frames,
+            "gradient_steps": module.progress.gradient_steps,
+            "wall_seconds": round(seconds, 3),
+            "frames_per_second": round(module.progress.frames / seconds, 1) if seconds else 0.0,
+            "config": asdict(module.config),
+            "versions": files.versions(),
+            "evaluations": [asdict(evaluation) for evaluation in module.progress.evaluations],
+        }
+        path = self.output / files.RESULTS_FILE
+        module.disk.attempt(str(path), lambda: files.write_json(path, content))
+
+
+def learning_curve(evaluations: list[Evaluation], title: str) -> Figure:
+    """Plot the evaluation return, mean and standard deviation, against environment steps."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    steps = [evaluation.env_steps for evaluation in evaluations]
+    means = [evaluation.return_mean for evaluation in evaluations]
+    low = [e.return_mean - e.return_std for e in evaluations]
+    high = [e.return_mean + e.return_std for e in evaluations]
+    axes.plot(steps, means, marker="o", markersize=3, label="mean over episodes")
+    axes.fill_between(steps, low, high, alpha=0.2, label="± one standard deviation")
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("evaluation return")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+class ProgressBar(RunCallback):
+    """A bar with environment steps, return and speed, and a line for each evaluation."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._returns: dict[str, str] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar on rank zero."""
+        assert isinstance(pl_module, RLModule)
+        if trainer.is_global_zero:
+            self._bar = tqdm(
+                total=pl_module.config.total_frames,
+                initial=pl_module.progress.frames,
+                unit="frame",
+                unit_scale=True,
+                bar_format=_BAR_FORMAT,
+                mininterval=0.2 if console.STDERR.isatty() else 10.0,
+                dynamic_ncols=True,
+                file=console.STDERR,
+            )
+
+    def on_evaluation(self, trainer: L.Trainer, module: RLModule, evaluation: Evaluation) -> None:
+        """Print the evaluation above the bar."""
+        if self._bar is not None:
+            self._returns["eval"] = f"{evaluation.return_mean:.1f}"
+            console.say(
+                f"evaluation at {evaluation.env_steps} frames: return "
+                f"{evaluation.return_mean:.1f} ± {evaluation.return_std:.1f} over "
+                f"{evaluation.episodes} episodes"
+            )
+
+    def on_iteration_end(
+        self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
+    ) -> None:
+        """Advance the bar."""
+        if self._bar is None:
+            return
+        if not math.isnan(metrics["episode_return"]):
+            self._returns["return"] = f"{metrics['episode_return']:.1f}"
+        speed = f"{metrics['frames_per_second']:.0f} frames/s"
+        shown = ", ".join(f"{name} {value}" for name, value in self._returns.items())
+        # Whole iterations may overshoot the number that was asked for.
+        self._bar.total = max(self._bar.total, module.progress.frames)
+        self._bar.set_postfix_str(f"{shown}, {speed}" if shown else speed, refresh=False)
+        self._bar.update(module.progress.frames - self._bar.n)
+
+    def close(self) -> None:
+        """Close the bar if it is open."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar."""
+        self.close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar, so that an error message starts on a line of its own."""
+        self.close()
