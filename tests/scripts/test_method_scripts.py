@@ -13,7 +13,7 @@ import torch
 from small_methods import OFF_POLICY, small_options, small_words, words
 from torchrl.envs import EnvBase
 
-from diffpolicy.trainers import METHODS, Method, OffPolicyParts, SACConfig, run_script
+from diffpolicy.trainers import METHODS, Method, OffPolicyParts, SACConfig, prepare, run_script
 from diffpolicy.trainers.config.options import above, configuration, fields_of, flag_name, option
 from diffpolicy.trainers.io.checkpoint import Checkpoint
 
@@ -126,6 +126,8 @@ def test_a_method_of_ones_own_needs_options_and_parts_only(
 ) -> None:
     mine, output = Method(MyConfig, my_parts, "SAC that counts its updates"), tmp_path / "run"
     argv = [*words(mine, small_options(mine, output=str(output))), "--step", "0.5"]
+    with pytest.raises(ValueError, match=r"'mine' is not registered; give make_module.* dime"):
+        prepare(MyConfig())
     assert run_script(mine, argv) == 0
     results = json.loads((output / "results.json").read_text())
     assert (results["method"], results["config"]["lr_actor"]) == ("mine", 0.01)
