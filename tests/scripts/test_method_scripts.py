@@ -3,16 +3,18 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from small_methods import OFF_POLICY, small_words
+from small_methods import OFF_POLICY, small_options, small_words, words
+from torchrl.envs import EnvBase
 
-from diffpolicy.trainers import METHODS, run_script
-from diffpolicy.trainers.config.options import fields_of, flag_name
+from diffpolicy.trainers import METHODS, Method, OffPolicyParts, SACConfig, prepare, run_script
+from diffpolicy.trainers.config.options import above, configuration, fields_of, flag_name, option
 from diffpolicy.trainers.io.checkpoint import Checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -95,6 +97,49 @@ def test_a_run_writes_its_files_and_goes_on(
     assert (state["frames"], state["gradient_steps"]) == (160, counts[-1])
 
 
+@configuration(lr_actor=0.01)
+class MyConfig(SACConfig):
+    """Mine: SAC that counts its updates."""
+
+    method: ClassVar[str] = "mine"
+
+    step: float = option(1.0, "how much an update counts", valid=above(0))
+
+
+def my_parts(env: EnvBase, config: MyConfig, device: torch.device) -> OffPolicyParts:
+    parts = METHODS["sac"].build(env, config, device)
+    assert isinstance(parts, OffPolicyParts)
+    counted: list[float] = []
+
+    def after_update() -> None:
+        parts.after_update()
+        counted.append(config.step)
+
+    return replace(parts, after_update=after_update, diagnostics=lambda: {"count": sum(counted)})
+
+
+def test_a_method_of_ones_own_needs_options_and_parts_only(
+    tmp_path: Path,
+    read_rows: ReadRows,
+    error_line: ErrorLine,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mine, output = Method(MyConfig, my_parts, "SAC that counts its updates"), tmp_path / "run"
+    argv = [*words(mine, small_options(mine, output=str(output))), "--step", "0.5"]
+    with pytest.raises(ValueError, match=r"'mine' is not registered; give make_module.* dime"):
+        prepare(MyConfig())
+    assert run_script(mine, argv) == 0
+    results = json.loads((output / "results.json").read_text())
+    assert (results["method"], results["config"]["lr_actor"]) == ("mine", 0.01)
+    assert [float(row["count"]) for row in read_rows(output)] == [5.0, 10.0]
+    again = ["--resume", "last", "--output", str(output)]
+    assert run_script(mine, [*again, "--total-frames", "160"]) == 0
+    # Another method does not go on from it.
+    capsys.readouterr()
+    error = error_line(partial(run_script, METHODS["sac"]), [*again, "--total-frames", "200"])
+    assert "is a checkpoint of mine, but this run is sac." in error
+
+
 @pytest.mark.parametrize("name", OFF_POLICY)
 def test_a_run_without_its_replay_buffer_fills_it_again(
     name: str, main_of: Callable[[str], Main], tmp_path: Path, read_rows: ReadRows
@@ -132,7 +177,7 @@ def test_help_names_every_flag_in_groups(
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "text"),
     [
         ("dime", "--preset cpu|paper"),
         ("dime", "--critic-head scalar|categorical"),
@@ -145,11 +190,11 @@ def test_help_names_every_flag_in_groups(
     ],
 )
 def test_help_says_what_a_flag_takes(
-    name: str, words: str, capsys: pytest.CaptureFixture[str]
+    name: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         run_script(METHODS[name], ["--help"])
-    assert f"  {words}" in capsys.readouterr().out
+    assert f"  {text}" in capsys.readouterr().out
 
 
 OF_ALL = [

@@ -36,7 +36,7 @@ from diffpolicy.trainers.io.folders import (
 from diffpolicy.trainers.io.resume import continuation
 from diffpolicy.trainers.io.signals import StopSignal
 from diffpolicy.trainers.loops.base import RLModule, RunCallback
-from diffpolicy.trainers.methods import METHODS
+from diffpolicy.trainers.methods import METHODS, Method
 from diffpolicy.trainers.run.callbacks import MetricsFiles, ProgressBar, ResultsFile
 from diffpolicy.trainers.run.checkpoints import Checkpoints
 from diffpolicy.trainers.run.loggers import LoggerMetrics, make_loggers
@@ -89,7 +89,7 @@ def prepare(
         ValueError: one sentence that names the flag; nothing has been written or trained.
     """
     if make_module is None:
-        make_module = METHODS[config.method].module
+        make_module = _registered(config.method).module
     if checkpoint is None:
         checkpoint = Checkpoint.find(config.resume, config.output, config.method)
         config = replace(config, resume=None if checkpoint is None else str(checkpoint.path))
@@ -129,6 +129,15 @@ def _build(
         checkpoint.check_fits(module.metadata())
         _check_frames_left(config, checkpoint.state)
     return module
+
+
+def _registered(name: str) -> Method:
+    if name not in METHODS:
+        raise ValueError(
+            f"the method {name!r} is not registered; give make_module, such as the module of a "
+            f"Method, or a configuration of {', '.join(METHODS)}."
+        )
+    return METHODS[name]
 
 
 def train(run: Run, stop: StopSignal | None = None) -> bool:
