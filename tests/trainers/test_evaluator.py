@@ -68,7 +68,7 @@ def test_evaluations_in_the_training_environments_change_nothing(
     training, module = run(
         small_config(**options, eval_env="training", output=str(tmp_path / "training"))
     )
-    assert len(module.evaluations) == 3
+    assert len(module.progress.evaluations) == 3
     assert own == training
 
 
@@ -87,7 +87,7 @@ def test_a_simulator_that_runs_only_once_is_evaluated_where_it_trains(
     assert Alone.alive == 0
     plain = small_config(env="Pendulum-v1", **options, output=str(tmp_path / "plain"))
     assert found == run(plain)[0]
-    assert len(module.evaluations) == 3
+    assert len(module.progress.evaluations) == 3
 
 
 def test_episodes_that_cannot_go_on_start_anew_and_a_warning_says_so(
