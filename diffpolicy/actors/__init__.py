@@ -20,7 +20,7 @@ from diffpolicy.actors.configs import (
 )
 from diffpolicy.actors.gaussian import GaussianChainActor, build_gaussian_wpo_networks
 from diffpolicy.actors.keys import ActorKeys
-from diffpolicy.actors.protocol import ChainActor, PathActor, PathSample
+from diffpolicy.actors.protocol import ChainActor, PathActor, PathSample, observation_keys
 from diffpolicy.actors.random_chains import RandomChains
 from diffpolicy.actors.sizes import ActorCritic
 from diffpolicy.actors.squashing import ActionSquash
@@ -53,5 +53,6 @@ __all__ = [
     "build_gaussian_wpo_networks",
     "build_ppo_networks",
     "chain_rows",
+    "observation_keys",
     "rows_at",
 ]

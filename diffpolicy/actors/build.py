@@ -1,7 +1,6 @@
 """Builders of actors and PPO value functions, sized from an environment's specs."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from tensordict import NestedKey
@@ -22,7 +21,7 @@ from diffpolicy.networks import (
     StepEmbedding,
     mlp,
 )
-from diffpolicy.sde import DenoisingProcess
+from diffpolicy.sde import DenoisingProcess, DeterministicStep
 
 
 def build_denoising_actor(
@@ -35,7 +34,8 @@ def build_denoising_actor(
     keys: ActorKeys | None = None,
     normalizer: RunningNorm | None = None,
     return_chain: bool = False,
-    deterministic_step: Literal["flow", "mean"] = "flow",
+    deterministic_step: DeterministicStep = "mean",
+    noise_key: NestedKey | None = None,
     device: torch.device | str | None = None,
 ) -> DenoisingActor:
     """A :class:`DenoisingActor` for an environment.
@@ -50,6 +50,7 @@ def build_denoising_actor(
         normalizer: observation statistics to use; None builds them if the network asks for them.
         return_chain: whether acting writes the chain, as on-policy losses need.
         deterministic_step: see :class:`DenoisingActor`.
+        noise_key: see :class:`DenoisingActor`.
         device: where to put the parameters.
 
     Raises:
@@ -69,6 +70,7 @@ def build_denoising_actor(
         keys,
         return_chain=return_chain,
         deterministic_step=deterministic_step,
+        noise_key=noise_key,
     )
     return actor.to(device)
 
@@ -81,7 +83,8 @@ def make_denoising_actor(
     keys: ActorKeys,
     *,
     return_chain: bool = False,
-    deterministic_step: Literal["flow", "mean"] = "flow",
+    deterministic_step: DeterministicStep = "mean",
+    noise_key: NestedKey | None = None,
 ) -> DenoisingActor:
     """The actor for sizes that are already known; see :func:`build_denoising_actor`."""
     score_network = ScoreNetwork(
@@ -108,6 +111,7 @@ def make_denoising_actor(
         keys=keys,
         return_chain=return_chain,
         deterministic_step=deterministic_step,
+        noise_key=noise_key,
     )
 
 
@@ -123,17 +127,13 @@ def build_ppo_networks(
 ) -> ActorCritic:
     """Actor (with chains) and value function ``V(s, x_n, n)`` for DiffPPO.
 
-    The actor's deterministic mode follows the kernel means: at the small temperatures of DiffPPO
-    nothing ties the score to the noising kernel, which the probability flow presumes.
     Arguments and errors are those of :func:`build_denoising_actor`.
     """
     process = process or ProcessConfig()
     network = network or NetworkConfig()
     keys = keys or ActorKeys()
     sizes = read_sizes(env, observation_keys, network, action_key=keys.action)
-    actor = make_denoising_actor(
-        sizes, denoising_steps, process, network, keys, return_chain=True, deterministic_step="mean"
-    )
+    actor = make_denoising_actor(sizes, denoising_steps, process, network, keys, return_chain=True)
     value_network = Concatenated(
         DenoisingValueNetwork(
             sizes.observation_dim,

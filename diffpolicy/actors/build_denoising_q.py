@@ -91,9 +91,7 @@ def _build(
 ) -> ActorCritic:
     check_no_value_function(network)
     sizes = read_sizes(env, observation_keys, network, action_key=keys.action)
-    actor = make_denoising_actor(
-        sizes, denoising_steps, process, network, keys, return_chain=True, deterministic_step="mean"
-    )
+    actor = make_denoising_actor(sizes, denoising_steps, process, network, keys, return_chain=True)
     q_module = make_denoising_critic(
         sizes, denoising_steps, critic, keys, network.step_embedding, process.prior_std
     )

@@ -17,7 +17,8 @@ class ChainActor(Protocol):
 
     These losses are DiffPPO, DiffSAC and DiffWPO (arXiv 2512.02019).
 
-    ``in_keys`` are the observation keys. Acting (calling the module on a TensorDict) writes
+    ``in_keys`` are the observation keys, unless ``observation_keys`` says which of them are (see
+    :func:`observation_keys`). Acting (calling the module on a TensorDict) writes
     ``keys.action`` and the chain entries of :class:`ActorKeys`. The chain entries must agree
     with the kernels: ``log_prob`` is the density of the same kernel that sampled.
 
@@ -83,7 +84,8 @@ class PathSample(NamedTuple):
 class PathActor(Protocol):
     """What losses that differentiate whole chains (DIME) need: a TensorDict module with these.
 
-    ``in_keys`` are the observation keys, and acting writes ``keys.action``.
+    ``in_keys`` are the observation keys (see :func:`observation_keys`), and acting writes
+    ``keys.action``.
     """
 
     in_keys: Sequence[NestedKey]
@@ -97,3 +99,12 @@ class PathActor(Protocol):
             checkpoint: save memory by computing activations again in the backward pass.
         """
         ...
+
+
+def observation_keys(actor: ChainActor | PathActor) -> list[NestedKey]:
+    """Which of an actor's ``in_keys`` are observations.
+
+    Those in its attribute ``observation_keys`` if it has one, as the actors here do, which may
+    read noise as well; all of them otherwise.
+    """
+    return list(getattr(actor, "observation_keys", actor.in_keys))

@@ -23,6 +23,27 @@ def test_table_follows_its_formula() -> None:
     torch.testing.assert_close(embedding.table(), expected)
 
 
+def test_state_dict_keeps_frequencies_and_loads_states_without_them() -> None:
+    source, target = StepEmbedding(4), StepEmbedding(4)
+    with torch.no_grad():
+        source.coefficients.mul_(0.3)
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(target.table(), source.table())
+
+    old = {
+        k: v for k, v in StepEmbedding(4).state_dict().items() if k not in {"coefficients", "steps"}
+    }
+    before = target.coefficients.clone()
+    target.load_state_dict(old)
+    assert torch.equal(target.coefficients, before)
+    assert torch.equal(target.net[0].weight, old["net.0.weight"])
+
+
+def test_state_dict_of_another_number_of_steps_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="size mismatch for steps"):
+        StepEmbedding(4).load_state_dict(StepEmbedding(8).state_dict())
+
+
 def test_default_sizes_are_those_of_the_paper() -> None:
     embedding = StepEmbedding(4)
     assert embedding.coefficients.shape == (32,)
