@@ -1,4 +1,4 @@
-"""A Gaussian policy as a denoising chain of one step, and its networks for WPO."""
+"""A Gaussian policy as a denoising chain of one step."""
 
 import math
 from collections.abc import Sequence
@@ -6,22 +6,14 @@ from collections.abc import Sequence
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
-from torchrl.envs import EnvBase
 
-from diffpolicy.actors.build import orthogonal_init
-from diffpolicy.actors.build_denoising_q import make_denoising_critic
-from diffpolicy.actors.build_q import check_no_value_function
-from diffpolicy.actors.configs import CriticConfig, NetworkConfig
 from diffpolicy.actors.keys import ActorKeys, required
 from diffpolicy.actors.module import ActorModule
-from diffpolicy.actors.sizes import ActorCritic, read_sizes
 from diffpolicy.actors.squashing import ActionSquash
-from diffpolicy.networks import mlp
 from diffpolicy.sde import Gaussian, log_ratio
 
 # A normal density with this std is 1 at its mean.
 _UNIT_DENSITY_STD = 1 / math.sqrt(2 * math.pi)
-_WPO_CRITIC = CriticConfig(hidden=(64, 64), normalization=None, atoms=None)
 
 
 class GaussianChainActor(ActorModule):
@@ -107,8 +99,10 @@ class GaussianChainActor(ActorModule):
             tensordict.set(keys.kernel_std, kernel.std.unsqueeze(-2))
         return tensordict
 
-    def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
-        """``x_0 = 0`` of shape ``[*batch_size, A]``."""
+    def sample_prior(
+        self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None
+    ) -> Tensor:
+        """``x_0 = 0`` of shape ``[*batch_size, A]``, whatever the noise."""
         return self.log_std.new_zeros(*batch_size, self.squash.action_dim)
 
     def denoising_kernel(self, rows: TensorDictBase) -> Gaussian:
@@ -119,55 +113,6 @@ class GaussianChainActor(ActorModule):
     def noising_kernel(self, rows: TensorDictBase) -> Gaussian:
         """The kernel whose log density at ``x_0 = 0`` is 0, see :class:`ChainActor`."""
         return _unit_density(required(rows, self.keys.next_latent))
-
-
-def build_gaussian_wpo_networks(
-    env: EnvBase,
-    *,
-    network: NetworkConfig | None = None,
-    critic: CriticConfig | None = None,
-    observation_keys: Sequence[NestedKey] = ("observation",),
-    keys: ActorKeys | None = None,
-    initial_std: float = 1.0,
-    device: torch.device | str | None = None,
-) -> ActorCritic:
-    """The Gaussian baseline of DiffWPO: a :class:`GaussianChainActor` and its Q ensemble.
-
-    The policy network is that of :func:`build_gaussian_ppo_networks`, the critic that of
-    :func:`build_diffwpo_networks` for one denoising step.
-
-    Args:
-        env: a TorchRL environment, batched or not; only its specs are read.
-        network: ``actor_hidden`` and ``normalize_observations``, and ``step_embedding`` for the
-            critic; nothing else is used.
-        critic: options of the Q ensemble; None has two scalar ones of two layers of 64.
-        observation_keys: observation entries to read, concatenated.
-        keys: names of the entries that the actor reads and writes.
-        initial_std: standard deviation before squashing at the start.
-        device: where to put the parameters.
-
-    Raises:
-        ValueError: as :func:`build_diffwpo_networks`.
-    """
-    network, critic = network or NetworkConfig(), critic or _WPO_CRITIC
-    keys = keys or ActorKeys()
-    check_no_value_function(network)
-    sizes = read_sizes(env, observation_keys, network, action_key=keys.action)
-    policy = mlp(sizes.observation_dim, network.actor_hidden, sizes.action_dim, nn.Tanh)
-    orthogonal_init(policy, 0.01)
-    body: list[nn.Module] = [] if sizes.normalizer is None else [sizes.normalizer]
-    actor = GaussianChainActor(
-        nn.Sequential(*body, policy),
-        ActionSquash.from_spec(sizes.action_spec.cpu()),
-        in_keys=sizes.observation_keys,
-        keys=keys,
-        initial_std=initial_std,
-        return_chain=True,
-    )
-    q_module = make_denoising_critic(
-        sizes, 1, critic, keys, network.step_embedding, latent_scale=1.0
-    )
-    return ActorCritic(actor.to(device), q_module.to(device), sizes.normalizer)
 
 
 def _unit_density(like: Tensor) -> Gaussian:

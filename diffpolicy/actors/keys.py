@@ -80,6 +80,7 @@ RESERVED_KEYS: frozenset[str] = frozenset(
         "index",
         "priority_weight",
         "td_error",
+        "steps_to_next_obs",
         # value functions and advantage estimators
         "advantage",
         "value_target",

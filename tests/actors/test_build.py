@@ -17,7 +17,6 @@ from diffpolicy.actors import (
     DenoisingActor,
     NetworkConfig,
     ProcessConfig,
-    build,
     build_denoising_actor,
     build_dime_networks,
     build_gaussian_ppo_networks,
@@ -25,6 +24,7 @@ from diffpolicy.actors import (
     build_ppo_networks,
     chain_rows,
 )
+from diffpolicy.actors.build import on_policy
 
 RANDOM, DETERMINISTIC = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
 BUILDERS = [
@@ -75,13 +75,13 @@ def test_the_gaussian_baseline_has_a_scalar_critic_only(make_env: MakeEnv) -> No
 def test_ppo_networks_read_the_specs_once(
     make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, calls = build.read_sizes, []
+    read, calls = on_policy.read_sizes, []
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(args)
         return read(*args, **options)
 
-    monkeypatch.setattr(build, "read_sizes", counted)
+    monkeypatch.setattr(on_policy, "read_sizes", counted)
     build_ppo_networks(make_env())
     assert len(calls) == 1
 
