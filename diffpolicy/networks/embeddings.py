@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.networks.mlp import Initialization, mlp
+from diffpolicy.networks.mlp import Activation, Initialization, mlp
 
 
 class StepEmbedding(nn.Module):
@@ -21,7 +21,7 @@ class StepEmbedding(nn.Module):
         frequencies: number of frequencies.
         hidden_features: width of the hidden layer.
         out_features: size of the embedding ``E``.
-        activation: makes the activation module, called without arguments.
+        activation: of the hidden layer, see :func:`~diffpolicy.networks.mlp`.
         initialization: of the linear layers, see :func:`~diffpolicy.networks.mlp`.
 
     Raises:
@@ -38,7 +38,7 @@ class StepEmbedding(nn.Module):
         hidden_features: int = 32,
         out_features: int = 16,
         *,
-        activation: Callable[[], nn.Module] = nn.GELU,
+        activation: Activation | Callable[[], nn.Module] = "gelu",
         initialization: Initialization = "torch",
     ) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu
 
-from diffpolicy.networks import StepEmbedding, mlp
+from diffpolicy.networks import ACTIVATIONS, ScoreNetwork, StepEmbedding, mlp
 
 
 def test_table_follows_its_formula() -> None:
@@ -118,3 +118,19 @@ def test_embedding_takes_activation_and_initialization() -> None:
 def test_unknown_initialization_is_refused() -> None:
     with pytest.raises(ValueError, match="initialization must be 'torch' or 'lecun', got 'zeros'"):
         mlp(3, (4,), 2, initialization="zeros")
+
+
+@pytest.mark.parametrize(("name", "approximate"), [("gelu", "none"), ("gelu_tanh", "tanh")])
+def test_both_forms_of_gelu_have_a_name(name: str, approximate: str) -> None:
+    values = torch.linspace(-4, 4, 101)
+    embedding = StepEmbedding(4, activation=name)
+    score = ScoreNetwork(2, 3, 4, hidden_sizes=(8, 8), activation=name)
+    for net in (embedding.net, score.net, score.embedding.net, mlp(2, (3,), 1, name)):
+        torch.testing.assert_close(net[1](values), gelu(values, approximate=approximate))
+    erf, tanh = (ACTIVATIONS[key]()(values) for key in ("gelu", "gelu_tanh"))
+    assert 1e-5 < (erf - tanh).abs().max() < 5e-4
+
+
+def test_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"activation must be one of \['gelu', 'gelu_tanh'\]"):
+        mlp(2, (3,), 1, "relu")

@@ -95,11 +95,11 @@ def make_denoising_actor(
         embedding=StepEmbedding(
             denoising_steps,
             *network.step_embedding,
-            activation=network.activation(),
+            activation=network.score_activation,
             initialization=network.score_initialization,
         ),
         latent_scale=process.prior_std if network.scale_latent else 1.0,
-        activation=network.activation(),
+        activation=network.score_activation,
         initialization=network.score_initialization,
     )
     return DenoisingActor(

@@ -29,7 +29,7 @@ def make_denoising_value(
         hidden_sizes=network.critic_hidden,
         normalizer=sizes.normalizer,
         support=support,
-        embedding=StepEmbedding(denoising_steps, *network.step_embedding),
+        embedding=_embedding(denoising_steps, network),
         latent_scale=process.prior_std if network.scale_latent else 1.0,
     )
     return TensorDictModule(
@@ -43,7 +43,7 @@ def make_denoising_critic(
     sizes: Sizes,
     denoising_steps: int,
     critic: CriticConfig,
-    step_embedding: tuple[int, int, int],
+    network: NetworkConfig,
     latent_scale: float,
 ) -> TensorDictModule:
     """The Q ensemble ``Q_j(s, x_{n+1}, n)`` over the denoising MDP.
@@ -57,7 +57,7 @@ def make_denoising_critic(
             "the critics of the denoising MDP are scalar (atoms=None) or HL-Gauss "
             f"(hl_gauss=True), got atoms={critic.atoms} and hl_gauss=False."
         )
-    network = DenoisingQEnsemble(
+    ensemble = DenoisingQEnsemble(
         sizes.observation_dim,
         sizes.action_dim,
         denoising_steps,
@@ -66,12 +66,13 @@ def make_denoising_critic(
         normalization=critic.normalization,
         support=support,
         normalizer=sizes.normalizer,
-        embedding=StepEmbedding(denoising_steps, *step_embedding),
+        embedding=_embedding(denoising_steps, network),
         latent_scale=latent_scale,
         warmup_steps=critic.warmup_steps,
+        eps_in_correction=critic.eps_in_correction,
     )
     return TensorDictModule(
-        sizes.concatenated(network),
+        sizes.concatenated(ensemble),
         in_keys=[*sizes.observation_keys, sizes.keys.next_latent, sizes.keys.step],
         out_keys=_out_keys("state_action_value", logits=support is not None),
     )
@@ -140,6 +141,13 @@ def _q_ensemble(sizes: Sizes, critic: CriticConfig) -> QEnsemble:
         action_high=high,
         normalizer=sizes.normalizer,
         warmup_steps=critic.warmup_steps,
+        eps_in_correction=critic.eps_in_correction,
+    )
+
+
+def _embedding(denoising_steps: int, network: NetworkConfig) -> StepEmbedding:
+    return StepEmbedding(
+        denoising_steps, *network.step_embedding, activation=network.step_activation
     )
 
 

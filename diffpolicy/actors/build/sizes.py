@@ -1,4 +1,4 @@
-"""What builders read from an environment's specs, and what they share."""
+"""Sizes of an environment, read from its specs once for all networks of a builder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
