@@ -155,8 +155,14 @@ class DenoisingActor(ActorModule):
     def _rollout_inputs(
         self, observation: Tensor, noise: Tensor | None, deterministic: bool
     ) -> tuple[DenoisingProcess, Callable[[Tensor, int], Tensor], Tensor, RolloutMode]:
+        batch = observation.shape[:-1]
         if noise is None:
-            noise = self._noise(observation.shape[:-1], deterministic)
+            noise = self._noise(batch, deterministic)
+        elif noise.shape[:-2] != batch:
+            raise ValueError(
+                f"noise must have the batch shape of the observation, {tuple(batch)}, "
+                f"got {tuple(noise.shape)}."
+            )
         mode: RolloutMode = self.deterministic_step if deterministic else "sample"
         return self.process, self._conditioned(observation), noise, mode
 

@@ -1,7 +1,7 @@
 """The value network of the denoising MDP, and the HL-Gauss head."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class HLGauss(nn.Module):
     centre to the last one's, ``(maximum - minimum) / (K - 1)`` wide, as in the code released with
     arXiv 2512.02019; values at the ends of the support can then be predicted exactly.
 
+    The edges are a buffer, so that predictions are read on the support they were trained with.
     Everything is computed at least in float32, also under ``torch.autocast``.
 
     Args:
@@ -63,16 +64,28 @@ class HLGauss(nn.Module):
         width = (maximum - minimum) / (bins if ends == "edges" else bins - 1)
         margin = 0.0 if ends == "edges" else width / 2
         self.ends = ends
-        self.sigma = sigma_ratio * width
+        self.sigma_ratio = sigma_ratio
         edges = torch.linspace(
             minimum - margin, maximum + margin, bins + 1, dtype=torch.get_default_dtype()
         )
-        self.register_buffer("edges", edges, persistent=False)
+        self.register_buffer("edges", edges)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Keep the edges if the state does not have them, as states of old do not."""
+        state_dict.setdefault(prefix + "edges", self.edges)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def bins(self) -> int:
         """Number of bins ``K``."""
         return self.edges.shape[0] - 1
+
+    @property
+    def sigma(self) -> Tensor:
+        """Standard deviation of the Gaussian around a target, a scalar."""
+        return self.sigma_ratio * (self.edges[-1] - self.edges[0]) / self.bins
 
     @property
     def centers(self) -> Tensor:

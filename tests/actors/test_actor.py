@@ -349,6 +349,16 @@ def test_noise_is_one_of_the_inputs(make_actor: Actor) -> None:
         assert torch.equal(actor(**inputs), actor(*inputs.values()))
 
 
+@pytest.mark.parametrize("shape", [(5, 2), (1, 5, 2), (4, 5, 2)])
+def test_noise_of_another_batch_is_refused(
+    make_actor: Actor, make_data: Data, shape: tuple[int, ...]
+) -> None:
+    actor = make_actor(score_network=PlainScore())
+    observation = make_data(3)["observation"]
+    with pytest.raises(ValueError, match=r"the batch shape of the observation, \(3,\), got"):
+        actor.sample_latent(observation, torch.randn(shape).double())
+
+
 def test_unknown_keywords_are_refused(make_actor: Actor) -> None:
     observation = torch.randn(5, 3).double()
     with pytest.raises(TypeError, match=r"DenoisingActor reads \['observation'\].*\['nois'\]"):

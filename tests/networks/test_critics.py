@@ -185,11 +185,28 @@ def test_hl_gauss_loss_is_exact_under_autocast() -> None:
     torch.testing.assert_close(half, support.target_probabilities(target.bfloat16().float()))
 
 
+def test_state_dict_keeps_the_support_and_loads_states_without_it() -> None:
+    source = DenoisingValueNetwork(3, 2, 4, hidden_sizes=(8,), support=HLGauss(-1.0, 3.0, 5))
+    target = DenoisingValueNetwork(3, 2, 4, hidden_sizes=(8,), support=HLGauss(-9.0, 9.0, 5))
+    inputs = torch.randn(6, 3), torch.randn(6, 2), torch.randint(4, (6, 1))
+    saved = source.state_dict()
+    target.load_state_dict(saved)
+    torch.testing.assert_close(target(*inputs), source(*inputs))
+    goal = torch.tensor([1.2])
+    expected = source.support.target_probabilities(goal)
+    torch.testing.assert_close(target.support.target_probabilities(goal), expected)
+
+    old = {name: value for name, value in saved.items() if name != "support.edges"}
+    other = DenoisingValueNetwork(3, 2, 4, hidden_sizes=(8,), support=HLGauss(-1.0, 3.0, 5))
+    other.load_state_dict(old)
+    torch.testing.assert_close(other(*inputs), source(*inputs))
+
+
 def test_default_support_is_that_of_the_paper() -> None:
     support = HLGauss()
     assert support.bins == 151
     assert support.edges[[0, -1]].tolist() == [-100.0, 200.0]
-    assert support.sigma == pytest.approx(0.75 * 300 / 151)
+    assert support.sigma.item() == pytest.approx(0.75 * 300 / 151)
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
