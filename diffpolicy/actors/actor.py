@@ -50,7 +50,7 @@ class DenoisingActor(ActorModule):
             presumes that the score is the one of the reversed noising process, to which the
             temperature ties it; at temperature 0 nothing does.
         noise_key: where to read standard normal noise ``[*B, N+1, A]`` from; None draws it. It is
-            then one of ``in_keys``. Without noise, only index 0 is read, as the start.
+            then one of ``in_keys``. A deterministic chain reads index 0 only, as its start.
 
     Raises:
         ValueError: if process and squash disagree on the action dimension, for an unknown

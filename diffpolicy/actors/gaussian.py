@@ -34,8 +34,8 @@ class GaussianChainActor(ActorModule):
         keys: names of everything else that is read or written.
         initial_std: std at the start, the same for every action dimension.
         return_chain: also write the chain, its log-probabilities and kernels.
-        noise_key: where to read standard normal noise ``[*B, A]`` from; None draws it. Without
-            noise it is not read.
+        noise_key: where to read standard normal noise ``[*B, A]`` from; None draws it. Under
+            deterministic exploration it is not read.
 
     Raises:
         ValueError: if ``initial_std`` is not positive and finite, or for an observation with the

@@ -16,8 +16,8 @@ class DenoisingStepActor(ActorModule):
 
     Args:
         actor: the actor whose kernels are used; its parameters are shared, not copied.
-        noise_key: where to read standard normal noise ``[*B, A]`` from; None draws it. Without
-            noise it is not read.
+        noise_key: where to read standard normal noise ``[*B, A]`` from; None draws it. Under
+            deterministic exploration it is not read.
 
     Raises:
         TypeError: for an actor without the members of :class:`ChainActor`.
