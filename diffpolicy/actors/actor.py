@@ -172,13 +172,21 @@ class DenoisingActor(ActorModule):
         shape = (*batch, self.denoising_steps + 1, self.process.action_dim)
         return self.process.prior_std.new_zeros(shape)
 
-    def sample_path(self, tensordict: TensorDictBase, *, checkpoint: bool = False) -> PathSample:
+    def sample_path(
+        self,
+        tensordict: TensorDictBase,
+        *,
+        noise: Tensor | None = None,
+        checkpoint: bool = False,
+    ) -> PathSample:
         """Actions and their entropy costs for differentiation, see :class:`PathActor`.
 
-        Samples the process whatever the exploration type. The prior sample carries no gradient.
+        Samples the process whatever the exploration type, from ``noise``, from the entry
+        ``noise_key``, or by itself. The prior sample carries no gradient.
         """
         observation = self.observation(tensordict)
-        noise = self.given_noise(tensordict)
+        if noise is None:
+            noise = self.given_noise(tensordict)
         process, score, noise, _ = self._rollout_inputs(observation, noise, deterministic=False)
         chain = rollout_chain(process, checkpointed(score) if checkpoint else score, noise)
         last = chain.latents[..., -1, :]

@@ -35,8 +35,10 @@ class ChainActor(Protocol):
         """Number of denoising steps ``N``."""
         ...
 
-    def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
-        """Draw ``x_0`` of shape ``[*batch_size, A]``."""
+    def sample_prior(
+        self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None
+    ) -> Tensor:
+        """Draw ``x_0`` of shape ``[*batch_size, A]``, from ``noise`` (standard normal) if given."""
         ...
 
     def denoising_kernel(self, rows: TensorDictBase) -> Gaussian:
@@ -91,11 +93,18 @@ class PathActor(Protocol):
     in_keys: Sequence[NestedKey]
     keys: ActorKeys
 
-    def sample_path(self, tensordict: TensorDictBase, *, checkpoint: bool = False) -> PathSample:
+    def sample_path(
+        self,
+        tensordict: TensorDictBase,
+        *,
+        noise: Tensor | None = None,
+        checkpoint: bool = False,
+    ) -> PathSample:
         """Draw one chain per batch element, differentiable in all parameters.
 
         Args:
             tensordict: observation keys, batch ``[*B]``; must not be written to.
+            noise: standard normal ``[*B, N+1, A]``; None draws it.
             checkpoint: save memory by computing activations again in the backward pass.
         """
         ...

@@ -340,6 +340,22 @@ def test_acting_without_noise_leaves_the_generator_alone(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_paths_are_drawn_from_the_given_noise(make_actor: Actor, make_data: Data) -> None:
+    actor, data = make_actor(return_chain=True, noise_key="noise"), make_data(5, noise=True)
+    with set_exploration_type(RANDOM):
+        expected = actor(data.clone())
+    entry = actor.sample_path(data)
+    argument = make_actor().sample_path(data.exclude("noise"), noise=data["noise"])
+    first = argument.terminal_cost
+    torch.testing.assert_close(entry.action, expected["action"])
+    torch.testing.assert_close(first, entry.terminal_cost)
+    other = data.clone()
+    other["noise"] = torch.zeros_like(other["noise"])
+    overridden = actor.sample_path(other, noise=data["noise"])
+    for value, same in zip(overridden, entry, strict=True):
+        torch.testing.assert_close(value, same)
+
+
 def test_noise_is_one_of_the_inputs(make_actor: Actor) -> None:
     actor = make_actor(noise_key=("n", "z"))
     assert actor.in_keys == ["observation", ("n", "z")]
