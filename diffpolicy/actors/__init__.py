@@ -2,12 +2,16 @@
 
 from diffpolicy.actors.actor import DenoisingActor
 from diffpolicy.actors.build import (
+    ActorCritic,
     build_denoising_actor,
+    build_diffsac_networks,
+    build_diffwpo_networks,
+    build_dime_networks,
     build_gaussian_ppo_networks,
+    build_gaussian_sac_networks,
+    build_gaussian_wpo_networks,
     build_ppo_networks,
 )
-from diffpolicy.actors.build_denoising_q import build_diffsac_networks, build_diffwpo_networks
-from diffpolicy.actors.build_q import build_dime_networks, build_gaussian_sac_networks
 from diffpolicy.actors.chains import chain_rows, rows_at
 from diffpolicy.actors.configs import (
     DIME_CPU,
@@ -18,11 +22,10 @@ from diffpolicy.actors.configs import (
     NetworkConfig,
     ProcessConfig,
 )
-from diffpolicy.actors.gaussian import GaussianChainActor, build_gaussian_wpo_networks
-from diffpolicy.actors.keys import ActorKeys
-from diffpolicy.actors.protocol import ChainActor, PathActor, PathSample
+from diffpolicy.actors.gaussian import GaussianChainActor
+from diffpolicy.actors.keys import RESERVED_KEYS, ActorKeys
+from diffpolicy.actors.protocol import ChainActor, PathActor, PathSample, observation_keys
 from diffpolicy.actors.random_chains import RandomChains
-from diffpolicy.actors.sizes import ActorCritic
 from diffpolicy.actors.squashing import ActionSquash
 from diffpolicy.actors.step_actor import DenoisingStepActor
 
@@ -30,6 +33,7 @@ __all__ = [
     "DIME_CPU",
     "DIME_PAPER",
     "DIME_PROCESS",
+    "RESERVED_KEYS",
     "ActionSquash",
     "ActorCritic",
     "ActorKeys",
@@ -53,5 +57,6 @@ __all__ = [
     "build_gaussian_wpo_networks",
     "build_ppo_networks",
     "chain_rows",
+    "observation_keys",
     "rows_at",
 ]

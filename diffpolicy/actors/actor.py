@@ -1,21 +1,23 @@
 """The diffusion policy as a TensorDict module."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import get_args
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 
 from diffpolicy.actors.exploration import is_deterministic
 from diffpolicy.actors.keys import ActorKeys, required
+from diffpolicy.actors.module import ActorModule
 from diffpolicy.actors.protocol import PathSample
 from diffpolicy.actors.squashing import ActionSquash
 from diffpolicy.sde import (
     Chain,
     DenoisingProcess,
+    DeterministicStep,
     Gaussian,
+    RolloutMode,
     checkpointed,
     draw_noise,
     prior_log_prob,
@@ -24,10 +26,9 @@ from diffpolicy.sde import (
     sampled_log_ratio,
     tanh_log_det,
 )
-from diffpolicy.sde.rollout import RolloutMode
 
 
-class DenoisingActor(TensorDictModuleBase):
+class DenoisingActor(ActorModule):
     """Acts by running a whole denoising chain in one module call.
 
     Follows TorchRL's exploration type: ``DETERMINISTIC``, ``MODE``, ``MEAN`` and ``MEDIAN`` run the
@@ -43,15 +44,17 @@ class DenoisingActor(TensorDictModuleBase):
         keys: names of everything else that is read or written.
         return_chain: also write the chain, its log-probabilities and kernels.
         return_entropy_bound: also write the entropy-bound estimate.
-        deterministic_step: what a chain without noise follows: ``"flow"``, the probability-flow
-            step, or ``"mean"``, the mean of each denoising kernel. The flow halves the score, which
-            suits policies trained with a temperature; at temperature 0 nothing ties the score to
-            the noising kernel, and the mean is the better choice.
-        noise_key: where to read standard normal noise ``[*B, N+1, A]`` from; None draws it.
+        deterministic_step: what a chain without noise follows: ``"mean"``, the mean of each
+            denoising kernel, ``"flow"``, the probability flow of the process, or ``"published"``,
+            the step of the published code; see :func:`~diffpolicy.sde.rollout_chain`. The flow
+            presumes that the score is the one of the reversed noising process, to which the
+            temperature ties it; at temperature 0 nothing does.
+        noise_key: where to read standard normal noise ``[*B, N+1, A]`` from; None draws it. It is
+            then one of ``in_keys``. A deterministic chain reads index 0 only, as its start.
 
     Raises:
-        ValueError: if process and squash disagree on the action dimension, or for an unknown
-            ``deterministic_step``.
+        ValueError: if process and squash disagree on the action dimension, for an unknown
+            ``deterministic_step``, or for an observation with the name of another entry.
 
     Examples:
         >>> from diffpolicy.networks import ScoreNetwork
@@ -74,28 +77,26 @@ class DenoisingActor(TensorDictModuleBase):
         keys: ActorKeys | None = None,
         return_chain: bool = False,
         return_entropy_bound: bool = False,
-        deterministic_step: Literal["flow", "mean"] = "flow",
+        deterministic_step: DeterministicStep = "mean",
         noise_key: NestedKey | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(in_keys, keys or ActorKeys(), noise_key)
         if process.action_dim != squash.action_dim:
             raise ValueError(
                 f"process has {process.action_dim} action dimensions and squash "
                 f"{squash.action_dim}; they must agree."
             )
-        if deterministic_step not in ("flow", "mean"):
+        if deterministic_step not in get_args(DeterministicStep):
             raise ValueError(
-                f"deterministic_step must be 'flow' or 'mean', got {deterministic_step!r}."
+                f"deterministic_step must be one of {get_args(DeterministicStep)}, "
+                f"got {deterministic_step!r}."
             )
         self.deterministic_step = deterministic_step
         self.process = process
         self.score_network = score_network
         self.squash = squash
-        self.keys = keys or ActorKeys()
         self.return_chain = return_chain
         self.return_entropy_bound = return_entropy_bound
-        self.noise_key = noise_key
-        self.in_keys = list(in_keys)
         self.out_keys = [
             self.keys.action,
             *(self.keys.chain if return_chain else ()),
@@ -111,11 +112,8 @@ class DenoisingActor(TensorDictModuleBase):
     def denoising_steps(self, value: int) -> None:
         self.process.set_denoising_steps(value)
 
-    @dispatch(auto_batch_size=False)
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the action (and what was asked for) into ``tensordict`` of any batch shape."""
-        observation = self.observation(tensordict)
-        noise = None if self.noise_key is None else required(tensordict, self.noise_key)
+    def _write(self, tensordict: TensorDictBase) -> TensorDictBase:
+        observation, noise = self.observation(tensordict), self.given_noise(tensordict)
         deterministic = is_deterministic()
         if not (self.return_chain or self.return_entropy_bound):
             latent = self.sample_latent(observation, noise, deterministic=deterministic)
@@ -132,14 +130,6 @@ class DenoisingActor(TensorDictModuleBase):
         if self.return_entropy_bound:
             tensordict.set(keys.entropy_bound, self.entropy_bound(chain))
         return tensordict
-
-    def observation(self, tensordict: TensorDictBase) -> Tensor:
-        """The concatenated observation ``[*B, S]``.
-
-        Raises:
-            KeyError: naming the missing key and the keys that are there.
-        """
-        return concatenate_observation(tensordict, self.in_keys)
 
     def sample_chain(
         self, observation: Tensor, noise: Tensor | None = None, *, deterministic: bool = False
@@ -165,19 +155,38 @@ class DenoisingActor(TensorDictModuleBase):
     def _rollout_inputs(
         self, observation: Tensor, noise: Tensor | None, deterministic: bool
     ) -> tuple[DenoisingProcess, Callable[[Tensor, int], Tensor], Tensor, RolloutMode]:
+        batch = observation.shape[:-1]
         if noise is None:
-            noise = draw_noise(self.process, observation.shape[:-1])
-            noise = torch.zeros_like(noise) if deterministic else noise
+            noise = self._noise(batch, deterministic)
+        elif noise.shape[:-2] != batch:
+            raise ValueError(
+                f"noise must have the batch shape of the observation, {tuple(batch)}, "
+                f"got {tuple(noise.shape)}."
+            )
         mode: RolloutMode = self.deterministic_step if deterministic else "sample"
         return self.process, self._conditioned(observation), noise, mode
 
-    def sample_path(self, tensordict: TensorDictBase, *, checkpoint: bool = False) -> PathSample:
+    def _noise(self, batch: torch.Size, deterministic: bool) -> Tensor:
+        if not deterministic:
+            return draw_noise(self.process, batch)
+        shape = (*batch, self.denoising_steps + 1, self.process.action_dim)
+        return self.process.prior_std.new_zeros(shape)
+
+    def sample_path(
+        self,
+        tensordict: TensorDictBase,
+        *,
+        noise: Tensor | None = None,
+        checkpoint: bool = False,
+    ) -> PathSample:
         """Actions and their entropy costs for differentiation, see :class:`PathActor`.
 
-        Samples the process whatever the exploration type. The prior sample carries no gradient.
+        Samples the process whatever the exploration type, from ``noise``, from the entry
+        ``noise_key``, or by itself. The prior sample carries no gradient.
         """
         observation = self.observation(tensordict)
-        noise = None if self.noise_key is None else required(tensordict, self.noise_key)
+        if noise is None:
+            noise = self.given_noise(tensordict)
         process, score, noise, _ = self._rollout_inputs(observation, noise, deterministic=False)
         chain = rollout_chain(process, checkpointed(score) if checkpoint else score, noise)
         last = chain.latents[..., -1, :]
@@ -187,9 +196,11 @@ class DenoisingActor(TensorDictModuleBase):
             terminal_cost=prior_log_prob(chain.latents[..., 0, :], process.prior_std),
         )
 
-    def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
-        """Draw ``x_0`` of shape ``[*batch_size, A]``."""
-        return self.process.sample_prior(batch_size)
+    def sample_prior(
+        self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None
+    ) -> Tensor:
+        """Draw ``x_0`` of shape ``[*batch_size, A]``, from ``noise`` (standard normal) if given."""
+        return self.process.sample_prior(batch_size, noise)
 
     def squash_log_det(self, latent: Tensor) -> Tensor:
         """``log |d tanh(x_N)|`` of last latents ``[*B, A]``, in [-1, 1] units, ``[*B, 1]``."""
@@ -225,13 +236,3 @@ class DenoisingActor(TensorDictModuleBase):
             return self.score_network(latent, steps, observation)
 
         return score
-
-
-def concatenate_observation(tensordict: TensorDictBase, in_keys: Sequence[NestedKey]) -> Tensor:
-    """Concatenate observation entries over their last dimension.
-
-    Raises:
-        KeyError: naming the missing key and the keys that are there.
-    """
-    values = [required(tensordict, key) for key in in_keys]
-    return values[0] if len(values) == 1 else torch.cat(values, -1)

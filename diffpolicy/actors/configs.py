@@ -1,21 +1,12 @@
 """Options of processes and networks, and the two presets of DIME."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
-
-from torch import nn
 
 from diffpolicy.networks import CategoricalSupport, HLGauss
-from diffpolicy.networks.mlp import Initialization
+from diffpolicy.networks.critics import SupportEnds
+from diffpolicy.networks.mlp import Activation, Initialization
 from diffpolicy.networks.q_ensemble import Normalization
 from diffpolicy.sde.process import NoisingStep
-
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
-}
 
 
 @dataclass(frozen=True)
@@ -43,9 +34,12 @@ class NetworkConfig:
             and critic share.
         value_support: ``(minimum, maximum, bins)`` of an HL-Gauss value function; None is a scalar
             head.
+        support_ends: what lies at the ends of that support, see :class:`HLGauss`.
         step_embedding: frequencies, hidden width and size of the embedding of the denoising step.
         scale_latent: whether the latent enters divided by the prior std.
-        score_activation: ``"gelu"``, or ``"gelu_tanh"`` for its tanh approximation.
+        score_activation: activation of the score network and of its step embedding, a name of
+            :data:`~diffpolicy.networks.ACTIVATIONS`.
+        step_activation: activation of the step embeddings of value and Q networks.
         score_initialization: see :class:`~diffpolicy.networks.ScoreNetwork`.
     """
 
@@ -53,27 +47,18 @@ class NetworkConfig:
     critic_hidden: tuple[int, ...] = (64, 64)
     normalize_observations: bool = True
     value_support: tuple[float, float, int] | None = None
+    support_ends: SupportEnds = "edges"
     step_embedding: tuple[int, int, int] = (32, 32, 16)
     scale_latent: bool = True
-    score_activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    score_activation: Activation = "gelu"
+    step_activation: Activation = "gelu"
     score_initialization: Initialization = "torch"
 
     def support(self) -> HLGauss | None:
         """The HL-Gauss head, or None for a scalar value function."""
-        return None if self.value_support is None else HLGauss(*self.value_support)
-
-    def activation(self) -> Callable[[], nn.Module]:
-        """What makes the activations of the score network.
-
-        Raises:
-            ValueError: for an unknown ``score_activation``.
-        """
-        if self.score_activation not in _ACTIVATIONS:
-            raise ValueError(
-                f"score_activation must be one of {sorted(_ACTIVATIONS)}, "
-                f"got {self.score_activation!r}."
-            )
-        return _ACTIVATIONS[self.score_activation]
+        if self.value_support is None:
+            return None
+        return HLGauss(*self.value_support, ends=self.support_ends)
 
 
 @dataclass(frozen=True)
@@ -88,7 +73,9 @@ class CriticConfig:
         value_range: lowest and highest atom, or the ends of the bins.
         hl_gauss: train a categorical head on smoothed scalar targets (:class:`HLGauss`), as the
             critics of the denoising MDP do; DIME's are distributional.
+        support_ends: what lies at the ends of that head's support, see :class:`HLGauss`.
         warmup_steps: training forwards of plain batch normalisation before its correction.
+        eps_in_correction: see :class:`~diffpolicy.networks.BatchRenorm`.
     """
 
     hidden: tuple[int, ...] = (256, 256)
@@ -97,14 +84,17 @@ class CriticConfig:
     atoms: int | None = 101
     value_range: tuple[float, float] = (-200.0, 200.0)
     hl_gauss: bool = False
+    support_ends: SupportEnds = "edges"
     warmup_steps: int = 100_000
+    eps_in_correction: bool = True
 
     def support(self) -> CategoricalSupport | HLGauss | None:
         """The categorical head, or None for a scalar head."""
         if self.atoms is None:
             return None
-        head = HLGauss if self.hl_gauss else CategoricalSupport
-        return head(*self.value_range, self.atoms)
+        if self.hl_gauss:
+            return HLGauss(*self.value_range, self.atoms, ends=self.support_ends)
+        return CategoricalSupport(*self.value_range, self.atoms)
 
 
 @dataclass(frozen=True)

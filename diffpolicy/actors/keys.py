@@ -1,8 +1,11 @@
-"""Names of the entries that diffusion actors read and write."""
+"""Names of the entries that actors read and write, and names that observations must not have."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from itertools import combinations, product
 
 from tensordict import NestedKey, TensorDictBase
+from tensordict.utils import unravel_key
 from torch import Tensor
 
 
@@ -22,6 +25,9 @@ class ActorKeys:
         latent: ``x_n`` of a denoising-MDP row ``[*B, A]``.
         next_latent: ``x_{n+1}`` of a denoising-MDP row ``[*B, A]``.
         step: ``n`` of a denoising-MDP row, integer ``[*B, 1]``.
+
+    Raises:
+        ValueError: if two names collide.
     """
 
     action: NestedKey = "action"
@@ -35,6 +41,12 @@ class ActorKeys:
     next_latent: NestedKey = "next_latent"
     step: NestedKey = "step"
 
+    def __post_init__(self) -> None:
+        names = vars(self)
+        for (first, key), (second, other) in combinations(names.items(), 2):
+            if _collide(key, other):
+                raise ValueError(f"ActorKeys has {first}={key!r} and {second}={other!r}.")
+
     @property
     def per_step(self) -> tuple[NestedKey, ...]:
         """Entries with one value per denoising step, the same key in chains and rows."""
@@ -44,6 +56,74 @@ class ActorKeys:
     def chain(self) -> tuple[NestedKey, ...]:
         """Everything that describes a chain."""
         return (self.latents, *self.per_step)
+
+    @property
+    def all(self) -> tuple[NestedKey, ...]:
+        """Every name, in the order of the attributes."""
+        return astuple(self)
+
+
+RESERVED_KEYS: frozenset[str] = frozenset(
+    {
+        # environments, transforms and collectors
+        "next",
+        "reward",
+        "done",
+        "terminated",
+        "truncated",
+        "step_count",
+        "episode_reward",
+        "is_init",
+        "collector",
+        "traj_ids",
+        # replay buffers
+        "index",
+        "priority_weight",
+        "td_error",
+        "steps_to_next_obs",
+        # value functions and advantage estimators
+        "advantage",
+        "value_target",
+        "state_value",
+        "state_value_logits",
+        "state_action_value",
+        "state_action_value_logits",
+        # losses
+        "fresh",
+        # Gaussian actors of TorchRL
+        "loc",
+        "scale",
+        "action_log_prob",
+        # injected noise
+        "noise",
+    }
+)
+"""Names besides those of :class:`ActorKeys` that some component writes at the root."""
+
+
+def check_collisions(
+    name: str, observation_keys: Iterable[NestedKey], taken: Iterable[NestedKey]
+) -> None:
+    """Refuse observations that something else would overwrite, or that would be read as it.
+
+    Two keys collide if they are equal or one lies below the other.
+
+    Args:
+        name: the argument to name in the error.
+        observation_keys: keys of observation (or noise) entries.
+        taken: keys that are read or written as something else.
+
+    Raises:
+        ValueError: naming the key and both ways out.
+    """
+    for key, other in product(observation_keys, taken):
+        if _collide(key, other):
+            raise ValueError(
+                f"{name} has {key!r}, which collides with {other!r}, an entry that is written "
+                "or read as something else. Rename it (torchrl.envs.RenameTransform for an "
+                "observation), or, if the other entry is an actor's, pass keys=ActorKeys(...) "
+                "with other names."
+            )
 
 
 def required(tensordict: TensorDictBase, key: NestedKey, hint: str = "") -> Tensor:
@@ -57,3 +137,12 @@ def required(tensordict: TensorDictBase, key: NestedKey, hint: str = "") -> Tens
         present = sorted(map(str, tensordict.keys(True, True)))
         raise KeyError(f"key {key!r} is missing from the TensorDict, which has {present}{hint}.")
     return value
+
+
+def _collide(first: NestedKey, second: NestedKey) -> bool:
+    return all(a == b for a, b in zip(_path(first), _path(second), strict=False))
+
+
+def _path(key: NestedKey) -> tuple[str, ...]:
+    key = unravel_key(key)
+    return (key,) if isinstance(key, str) else key

@@ -1,4 +1,4 @@
-"""What a loss needs from an actor."""
+"""The members of an actor that losses rely on."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -13,11 +13,12 @@ from diffpolicy.sde import Gaussian
 
 @runtime_checkable
 class ChainActor(Protocol):
-    """What losses on the denoising MDP need: a TensorDict module with these members.
+    """An actor for losses on the denoising MDP: a TensorDict module with these members.
 
     These losses are DiffPPO, DiffSAC and DiffWPO (arXiv 2512.02019).
 
-    ``in_keys`` are the observation keys. Acting (calling the module on a TensorDict) writes
+    ``in_keys`` are the observation keys, unless ``observation_keys`` says which of them are (see
+    :func:`observation_keys`). Acting (calling the module on a TensorDict) writes
     ``keys.action`` and the chain entries of :class:`ActorKeys`. The chain entries must agree
     with the kernels: ``log_prob`` is the density of the same kernel that sampled.
 
@@ -34,8 +35,10 @@ class ChainActor(Protocol):
         """Number of denoising steps ``N``."""
         ...
 
-    def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
-        """Draw ``x_0`` of shape ``[*batch_size, A]``."""
+    def sample_prior(
+        self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None
+    ) -> Tensor:
+        """Draw ``x_0`` of shape ``[*batch_size, A]``, from ``noise`` (standard normal) if given."""
         ...
 
     def denoising_kernel(self, rows: TensorDictBase) -> Gaussian:
@@ -81,19 +84,36 @@ class PathSample(NamedTuple):
 
 @runtime_checkable
 class PathActor(Protocol):
-    """What losses that differentiate whole chains (DIME) need: a TensorDict module with these.
+    """An actor for losses that differentiate whole chains (DIME): a module with these members.
 
-    ``in_keys`` are the observation keys, and acting writes ``keys.action``.
+    ``in_keys`` are the observation keys (see :func:`observation_keys`), and acting writes
+    ``keys.action``.
     """
 
     in_keys: Sequence[NestedKey]
     keys: ActorKeys
 
-    def sample_path(self, tensordict: TensorDictBase, *, checkpoint: bool = False) -> PathSample:
+    def sample_path(
+        self,
+        tensordict: TensorDictBase,
+        *,
+        noise: Tensor | None = None,
+        checkpoint: bool = False,
+    ) -> PathSample:
         """Draw one chain per batch element, differentiable in all parameters.
 
         Args:
             tensordict: observation keys, batch ``[*B]``; must not be written to.
+            noise: standard normal ``[*B, N+1, A]``; None draws it.
             checkpoint: save memory by computing activations again in the backward pass.
         """
         ...
+
+
+def observation_keys(actor: ChainActor | PathActor) -> list[NestedKey]:
+    """Which of an actor's ``in_keys`` are observations.
+
+    Those in its attribute ``observation_keys`` if it has one, as the actors here do, which may
+    read noise as well; all of them otherwise.
+    """
+    return list(getattr(actor, "observation_keys", actor.in_keys))

@@ -46,13 +46,12 @@ class ActionSquash(nn.Module):
 
     @classmethod
     def from_spec(cls, spec: TensorSpec) -> "ActionSquash":
-        """Squash into the bounds of an action spec ``[A]``.
+        """Squash into the bounds of an action spec ``[A]``, or ``[*agents, A]`` with equal bounds.
 
         Raises:
-            ValueError: for a discrete, unbounded or not one-dimensional spec.
+            ValueError: for a discrete or unbounded spec, or agents with different bounds.
         """
-        check_action_spec(spec)
-        return cls(spec.space.low, spec.space.high)
+        return cls(*action_bounds(spec))
 
     @property
     def action_dim(self) -> int:
@@ -66,26 +65,50 @@ class ActionSquash(nn.Module):
         return (latent.tanh() * scale + shift).clamp(self.low, self.high)
 
 
-def check_action_spec(spec: TensorSpec) -> None:
-    """Raise a ValueError unless ``spec`` is a bounded continuous vector."""
+def action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds ``[A]`` of an action spec ``[A]`` or ``[*agents, A]``.
+
+    Raises:
+        ValueError: for a discrete or unbounded spec, or agents with different bounds.
+    """
     if not isinstance(spec, Bounded) or not spec.dtype.is_floating_point:
         raise ValueError(
             f"action_spec must be a bounded continuous spec (Bounded), got {type(spec).__name__} "
             f"with dtype {spec.dtype}: diffusion policies need continuous actions with finite "
             "bounds."
         )
-    if len(spec.shape) != 1:
-        raise ValueError(f"action_spec must have shape [A], got {tuple(spec.shape)}.")
-    if not bool((spec.space.low.isfinite() & spec.space.high.isfinite()).all()):
+    if not spec.shape:
+        raise ValueError("action_spec must have shape [A] or [*agents, A], got ().")
+    low, high = spec.space.low, spec.space.high
+    shown = f"low={low.tolist()} and high={high.tolist()}"
+    if not bool((low.isfinite() & high.isfinite()).all()):
         raise ValueError(
-            "action_spec must have finite bounds, got "
-            f"low={spec.space.low.tolist()} and high={spec.space.high.tolist()}; "
+            f"action_spec must have finite bounds, got {shown}; "
             "rescale or clip the actions of the environment first."
         )
+    low, high = (bound.reshape(-1, spec.shape[-1]) for bound in (low, high))
+    if bool(((low != low[0]) | (high != high[0])).any()):
+        raise ValueError(
+            "action_spec must have the same bounds for all agents, which share one policy, got "
+            f"{shown}; rescale the actions of the environment first (torchrl.envs.ActionScaling)."
+        )
+    return low[0], high[0]
 
 
 def env_action_spec(env: EnvBase, action_key: NestedKey = "action") -> TensorSpec:
-    """The spec of one action of an environment, without batch dimensions."""
-    spec = env.full_action_spec_unbatched[action_key]
-    check_action_spec(spec)
-    return spec
+    """The spec of one action of an environment, without batch dimensions.
+
+    Raises:
+        ValueError: if ``action_key`` is not one of the environment's actions, or its spec is not
+            a bounded continuous one.
+    """
+    specs = env.full_action_spec_unbatched
+    leaves = list(specs.keys(True, True))
+    if action_key not in leaves:
+        raise ValueError(
+            f"action_key={action_key!r} is not an action of the environment, which has "
+            f"{sorted(map(str, leaves))}; choose one of them with keys=ActorKeys(action=...) "
+            "(action_key=... for TorchRL's Gaussian actors)."
+        )
+    action_bounds(specs[action_key])
+    return specs[action_key]

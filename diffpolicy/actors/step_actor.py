@@ -1,17 +1,14 @@
 """The policy of the denoising MDP: one denoising step."""
 
-import torch
-from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase, dispatch
+from tensordict import NestedKey, TensorDictBase
 from torch import nn
 
-from diffpolicy.actors.exploration import is_deterministic
 from diffpolicy.actors.keys import required
-from diffpolicy.actors.protocol import ChainActor
-from diffpolicy.sde import gaussian_log_prob
+from diffpolicy.actors.module import ActorModule
+from diffpolicy.actors.protocol import ChainActor, observation_keys
 
 
-class DenoisingStepActor(TensorDictModuleBase):
+class DenoisingStepActor(ActorModule):
     """One transition (observation, latent, step) -> next latent, with the actor's parameters.
 
     The policy view of the denoising MDP (arXiv 2512.02019): state ``(s, x_n, n)``, action
@@ -19,31 +16,32 @@ class DenoisingStepActor(TensorDictModuleBase):
 
     Args:
         actor: the actor whose kernels are used; its parameters are shared, not copied.
+        noise_key: where to read standard normal noise ``[*B, A]`` from; None draws it. Under
+            deterministic exploration it is not read.
+
+    Raises:
+        TypeError: for an actor without the members of :class:`ChainActor`.
     """
 
-    def __init__(self, actor: nn.Module) -> None:
-        super().__init__()
+    def __init__(self, actor: nn.Module, *, noise_key: NestedKey | None = None) -> None:
         if not isinstance(actor, ChainActor):
             raise TypeError(
                 f"actor must offer the members of ChainActor, got {type(actor).__name__}."
             )
-        self.actor = actor
         keys = actor.keys
-        self.in_keys = [*actor.in_keys, keys.latent, keys.step]
+        super().__init__(
+            observation_keys(actor), keys, noise_key, further_in_keys=[keys.latent, keys.step]
+        )
+        self.actor = actor
         self.out_keys = [keys.next_latent, keys.log_prob, keys.log_ratio]
 
-    @dispatch(auto_batch_size=False)
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write ``next_latent`` ``[*B, A]``, ``log_prob`` and ``log_ratio`` ``[*B, 1]``."""
-        keys = self.actor.keys
+    def _write(self, tensordict: TensorDictBase) -> TensorDictBase:
+        keys = self.keys
         latent = required(tensordict, keys.latent)
         denoising = self.actor.denoising_kernel(tensordict)
-        next_latent = denoising.mean
-        if not is_deterministic():
-            next_latent = next_latent + denoising.std * torch.randn_like(next_latent)
+        next_latent = self.drawn(denoising, tensordict)
         tensordict.set(keys.next_latent, next_latent)
         noising = self.actor.noising_kernel(tensordict)
-        log_prob = gaussian_log_prob(next_latent, denoising)
+        log_prob = denoising.log_prob(next_latent)
         tensordict.set(keys.log_prob, log_prob)
-        tensordict.set(keys.log_ratio, log_prob - gaussian_log_prob(latent, noising))
-        return tensordict
+        return tensordict.set(keys.log_ratio, log_prob - noising.log_prob(latent))

@@ -2,22 +2,22 @@
 
 from diffpolicy.networks.batch_renorm import BatchRenorm
 from diffpolicy.networks.categorical import CategoricalSupport
-from diffpolicy.networks.critics import DenoisingValueNetwork, HLGauss, QNetwork
+from diffpolicy.networks.critics import DenoisingValueNetwork, HLGauss
 from diffpolicy.networks.denoising_q import DenoisingQEnsemble
 from diffpolicy.networks.embeddings import StepEmbedding
-from diffpolicy.networks.mlp import lecun_normal_, mlp
+from diffpolicy.networks.mlp import ACTIVATIONS, lecun_normal_, mlp
 from diffpolicy.networks.normalization import RunningNorm
 from diffpolicy.networks.q_ensemble import QEnsemble
 from diffpolicy.networks.score import ScoreNetwork
 
 __all__ = [
+    "ACTIVATIONS",
     "BatchRenorm",
     "CategoricalSupport",
     "DenoisingQEnsemble",
     "DenoisingValueNetwork",
     "HLGauss",
     "QEnsemble",
-    "QNetwork",
     "RunningNorm",
     "ScoreNetwork",
     "StepEmbedding",

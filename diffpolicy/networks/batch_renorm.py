@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from diffpolicy.networks.precision import at_least_float32, is_half
 from diffpolicy.networks.ranks import distributed, gather_over_ranks, sum_over_ranks
 
 
@@ -26,11 +27,18 @@ class BatchRenorm(nn.Module):
     Running statistics and the counter of training forwards are buffers, so that checkpoints hold
     them. They are changed in place.
 
+    Inputs of half precision, as under ``torch.autocast``, are normalised in float32 and come back
+    in their own type, as in torch's batch normalisation.
+
     Args:
         num_features: size ``F`` of the last dimension.
         ensemble_size: number ``E`` of members, which come first in the input and have statistics
             of their own; None is a single network.
         eps: added to variances inside the square root.
+        eps_in_correction: whether ``r`` and ``d`` see it, too. False leaves it out of both, which
+            the published code of DIME does: ``r = clip(sqrt(v) / sqrt(running_var), ...)`` and
+            ``d = clip((m - running_mean) / sqrt(running_var), ...)``. Both agree where variances
+            are far above ``eps``.
         momentum: share of the old running statistics that stays.
         r_max: bound of the scale correction.
         d_max: bound of the shift correction.
@@ -56,6 +64,7 @@ class BatchRenorm(nn.Module):
         *,
         ensemble_size: int | None = None,
         eps: float = 1e-3,
+        eps_in_correction: bool = True,
         momentum: float = 0.99,
         r_max: float = 3.0,
         d_max: float = 5.0,
@@ -74,6 +83,7 @@ class BatchRenorm(nn.Module):
                 f"r_max={r_max}, d_max={d_max}, eps={eps}, warmup_steps={warmup_steps}."
             )
         self.eps, self.momentum = eps, momentum
+        self.eps_in_correction = eps_in_correction
         self.r_max, self.d_max = r_max, d_max
         self.warmup_steps = warmup_steps
         self.ensemble_size = ensemble_size
@@ -99,6 +109,10 @@ class BatchRenorm(nn.Module):
             ValueError: if the shape does not fit, or a training batch has no batch dimension.
         """
         self._check(value)
+        normalised = self._normalised(at_least_float32(value))
+        return normalised.to(value.dtype) if is_half(value) else normalised
+
+    def _normalised(self, value: Tensor) -> Tensor:
         first = 0 if self.ensemble_size is None else 1
         dims = tuple(range(first, value.ndim - 1))
         weight, bias = (self._expand(x, len(dims)) for x in (self.weight, self.bias))
@@ -132,16 +146,18 @@ class BatchRenorm(nn.Module):
     @torch.no_grad()
     def _correction(self, mean: Tensor, var: Tensor, dims: int) -> tuple[Tensor, Tensor]:
         running_mean = self._expand(self.running_mean, dims)
-        running_std = (self._expand(self.running_var, dims) + self.eps).sqrt()
-        scale = ((var + self.eps).sqrt() / running_std).clamp(1 / self.r_max, self.r_max)
+        eps = self.eps if self.eps_in_correction else 0.0
+        running_std = (self._expand(self.running_var, dims) + eps).sqrt()
+        running_std = running_std.clamp_min(torch.finfo(running_std.dtype).tiny)
+        scale = ((var + eps).sqrt() / running_std).clamp(1 / self.r_max, self.r_max)
         shift = ((mean - running_mean) / running_std).clamp(-self.d_max, self.d_max)
         warm = self.steps >= self.warmup_steps
         return torch.where(warm, scale, 1.0), torch.where(warm, shift, 0.0)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor) -> None:
-        self.running_mean.lerp_(mean.reshape(self.running_mean.shape), 1 - self.momentum)
-        self.running_var.lerp_(var.reshape(self.running_var.shape), 1 - self.momentum)
+        for running, batch in ((self.running_mean, mean), (self.running_var, var)):
+            running.lerp_(batch.reshape(running.shape).to(running.dtype), 1 - self.momentum)
         self.steps.add_(1)
 
     def extra_repr(self) -> str:

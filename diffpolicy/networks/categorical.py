@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from diffpolicy.networks.precision import at_least_float32
+
 
 class CategoricalSupport(nn.Module):
     """Evenly spaced atoms ``z_1 .. z_K`` of a categorical value distribution (arXiv 1707.06887).
@@ -52,5 +54,6 @@ class CategoricalSupport(nn.Module):
         self.atoms.copy_(torch.linspace(minimum, maximum, self.bins, dtype=torch.float64))
 
     def mean(self, logits: Tensor) -> Tensor:
-        """Expected value ``[*B, 1]`` of logits ``[*B, K]``."""
-        return (logits.softmax(-1) @ self.atoms).unsqueeze(-1)
+        """Expected value ``[*B, 1]`` of logits ``[*B, K]``, at least in float32."""
+        with torch.autocast(logits.device.type, enabled=False):
+            return (at_least_float32(logits).softmax(-1) @ self.atoms).unsqueeze(-1)

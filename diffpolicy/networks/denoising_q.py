@@ -31,6 +31,7 @@ class DenoisingQEnsemble(nn.Module):
         embedding: step embedding; by default :class:`StepEmbedding` with its defaults.
         latent_scale: see above; use the prior std.
         warmup_steps: training forwards of plain batch normalisation.
+        eps_in_correction: see :class:`BatchRenorm`.
 
     Raises:
         ValueError: for arguments outside their range.
@@ -56,6 +57,7 @@ class DenoisingQEnsemble(nn.Module):
         embedding: StepEmbedding | None = None,
         latent_scale: float = 1.0,
         warmup_steps: int = 100_000,
+        eps_in_correction: bool = True,
     ) -> None:
         super().__init__()
         self.normalizer = normalizer
@@ -69,6 +71,7 @@ class DenoisingQEnsemble(nn.Module):
             normalization=normalization,
             support=support,
             warmup_steps=warmup_steps,
+            eps_in_correction=eps_in_correction,
         )
 
     def forward(

@@ -1,17 +1,18 @@
 """Fourier embedding of the denoising step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.networks.mlp import Initialization, mlp
+from diffpolicy.networks.mlp import Activation, Initialization, mlp
 
 
 class StepEmbedding(nn.Module):
     """Embeds the integer step n: sin and cos of ``c_i n + b_i``, then Linear, activation, Linear.
 
-    ``c`` is fixed, evenly spaced in [0.1, 100]; the phases ``b`` are learned (arXiv 2502.02316,
+    ``c`` is a buffer, evenly spaced in [0.1, 100]; the phases ``b`` are learned (arXiv 2502.02316,
     arXiv 2512.02019). The steps ``0 .. num_steps - 1`` are embedded once per call and looked up,
     so the cost does not grow with the batch.
 
@@ -20,7 +21,7 @@ class StepEmbedding(nn.Module):
         frequencies: number of frequencies.
         hidden_features: width of the hidden layer.
         out_features: size of the embedding ``E``.
-        activation: makes the activation module, called without arguments.
+        activation: of the hidden layer, see :func:`~diffpolicy.networks.mlp`.
         initialization: of the linear layers, see :func:`~diffpolicy.networks.mlp`.
 
     Raises:
@@ -37,7 +38,7 @@ class StepEmbedding(nn.Module):
         hidden_features: int = 32,
         out_features: int = 16,
         *,
-        activation: Callable[[], nn.Module] = nn.GELU,
+        activation: Activation | Callable[[], nn.Module] = "gelu",
         initialization: Initialization = "torch",
     ) -> None:
         super().__init__()
@@ -45,10 +46,8 @@ class StepEmbedding(nn.Module):
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         self.out_features = out_features
         dtype = torch.get_default_dtype()
-        self.register_buffer(
-            "coefficients", torch.linspace(0.1, 100, frequencies), persistent=False
-        )
-        self.register_buffer("steps", torch.arange(num_steps, dtype=dtype), persistent=False)
+        self.register_buffer("coefficients", torch.linspace(0.1, 100, frequencies))
+        self.register_buffer("steps", torch.arange(num_steps, dtype=dtype))
         self.phases = nn.Parameter(torch.zeros(frequencies))
         self.net = mlp(
             2 * frequencies, (hidden_features,), out_features, activation, initialization
@@ -57,6 +56,14 @@ class StepEmbedding(nn.Module):
     def reset_parameters(self) -> None:
         """Set the phases back to zero; the layers reset themselves."""
         nn.init.zeros_(self.phases)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Keep what is fixed if the state does not have it, as states of old do not."""
+        state_dict.setdefault(prefix + "coefficients", self.coefficients)
+        state_dict.setdefault(prefix + "steps", self.steps)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def table(self) -> Tensor:
         """Embeddings of all steps, ``[num_steps, E]``."""

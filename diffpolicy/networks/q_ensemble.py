@@ -93,6 +93,7 @@ class QEnsemble(nn.Module):
         action_high: upper bounds of the action ``[A]``.
         normalizer: statistics that standardise the observation, or None.
         warmup_steps: training forwards of plain batch normalisation, see :class:`BatchRenorm`.
+        eps_in_correction: see :class:`BatchRenorm`.
 
     Raises:
         ValueError: for arguments outside their range.
@@ -119,6 +120,7 @@ class QEnsemble(nn.Module):
         action_high: Tensor | None = None,
         normalizer: RunningNorm | None = None,
         warmup_steps: int = 100_000,
+        eps_in_correction: bool = True,
     ) -> None:
         super().__init__()
         if normalization not in ("batch", "layer", None):
@@ -140,8 +142,13 @@ class QEnsemble(nn.Module):
 
         def norm(features: int) -> list[nn.Module]:
             if normalization == "batch":
-                size = ensemble_size
-                return [BatchRenorm(features, ensemble_size=size, warmup_steps=warmup_steps)]
+                renorm = BatchRenorm(
+                    features,
+                    ensemble_size=ensemble_size,
+                    warmup_steps=warmup_steps,
+                    eps_in_correction=eps_in_correction,
+                )
+                return [renorm]
             return [EnsembleLayerNorm(ensemble_size, features)] if normalization else []
 
         layers: list[nn.Module] = norm(widths[0]) if normalization == "batch" else []

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from diffpolicy.networks.embeddings import StepEmbedding
-from diffpolicy.networks.mlp import Initialization, mlp
+from diffpolicy.networks.mlp import Activation, Initialization, mlp
 from diffpolicy.networks.normalization import RunningNorm
 
 
@@ -30,7 +30,7 @@ class ScoreNetwork(nn.Module):
         clip: the score is clipped to ``[-clip, clip]``.
         init_std: std of the initial weights of the last layer; with ``initialization="lecun"``
             the value of every one of them.
-        activation: makes an activation module, called without arguments.
+        activation: of the hidden layers, see :func:`~diffpolicy.networks.mlp`.
         initialization: of the linear layers, see :func:`~diffpolicy.networks.mlp`.
 
     Raises:
@@ -49,7 +49,7 @@ class ScoreNetwork(nn.Module):
         latent_scale: float = 1.0,
         clip: float = 1e4,
         init_std: float = 1e-8,
-        activation: Callable[[], nn.Module] = nn.GELU,
+        activation: Activation | Callable[[], nn.Module] = "gelu",
         initialization: Initialization = "torch",
     ) -> None:
         super().__init__()

@@ -15,10 +15,39 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class Gaussian(NamedTuple):
-    """A Gaussian with diagonal covariance, given by its mean and standard deviation ``[*B, A]``."""
+    """A Gaussian with diagonal covariance, given by its mean and standard deviation ``[*B, A]``.
+
+    Examples:
+        >>> kernel = Gaussian(torch.zeros(3, 2), torch.ones(3, 2))
+        >>> drawn = kernel.sample()
+        >>> drawn.shape, kernel.log_prob(drawn).shape
+        (torch.Size([3, 2]), torch.Size([3, 1]))
+    """
 
     mean: Tensor
     std: Tensor
+
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """``mean + std * noise`` ``[*B, A]``, with gradients through mean and std.
+
+        Args:
+            noise: standard normal of the shape of the mean; None draws it.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
+        if noise is None:
+            noise = torch.randn_like(self.mean)
+        if noise.shape != self.mean.shape:
+            raise ValueError(
+                f"noise must have the shape of the mean, {tuple(self.mean.shape)}, "
+                f"got {tuple(noise.shape)}."
+            )
+        return self.mean + self.std * noise
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density ``[*B, 1]`` of ``value`` ``[*B, A]``, see :func:`gaussian_log_prob`."""
+        return gaussian_log_prob(value, self)
 
 
 def _check_last_dim(name: str, value: Tensor, like: Tensor) -> None:
@@ -74,12 +103,12 @@ def log_ratio(
     Returns:
         ``[*B, 1]``. Sums over n give the entropy cost of a chain without its prior term.
     """
-    return gaussian_log_prob(next_latent, denoising) - gaussian_log_prob(latent, noising)
+    return denoising.log_prob(next_latent) - noising.log_prob(latent)
 
 
 def prior_log_prob(latent: Tensor, prior_std: Tensor) -> Tensor:
     """Log density of ``x_0`` ``[*B, A]`` under ``N(0, prior_std^2)``, ``[*B, 1]``."""
-    return gaussian_log_prob(latent, Gaussian(torch.zeros_like(latent), prior_std))
+    return Gaussian(torch.zeros_like(latent), prior_std).log_prob(latent)
 
 
 def tanh_log_det(latent: Tensor) -> Tensor:

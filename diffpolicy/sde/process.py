@@ -1,7 +1,7 @@
 """The denoising process: step sizes, friction, and the two Gaussian kernels they define."""
 
 import math
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class DenoisingProcess(nn.Module):
         dtype = torch.get_default_dtype()
         self.register_buffer("prior_std", torch.tensor(prior_std, dtype=dtype))
         factors = schedule_factors(schedule, denoising_steps).to(dtype)
-        self.register_buffer("schedule_factors", factors, persistent=False)
+        self.register_buffer("schedule_factors", factors)
         step_shape = (denoising_steps, 1) if step_size_per_step else (1, 1)
         self.raw_step_size = nn.Parameter(torch.empty(step_shape), requires_grad=learn_step_size)
         self.raw_friction = nn.Parameter(torch.empty(action_dim), requires_grad=learn_friction)
@@ -114,6 +114,33 @@ class DenoisingProcess(nn.Module):
         step_size, friction = self._initial
         nn.init.constant_(self.raw_step_size, step_size)
         nn.init.constant_(self.raw_friction, friction)
+
+    def get_extra_state(self) -> Tensor:
+        """The number of steps that the score network is trained with, for ``state_dict``."""
+        return torch.tensor(self.trained_steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Check that a ``state_dict`` fits.
+
+        Raises:
+            ValueError: if it belongs to another number of trained steps.
+        """
+        if int(state) != self.trained_steps:
+            raise ValueError(
+                f"state_dict is of a process trained with {int(state)} denoising steps, this one "
+                f"has {self.trained_steps}; build it with denoising_steps={int(state)} and change "
+                "the number of steps afterwards with set_denoising_steps()."
+            )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take over the number of steps in use; a state without it leaves it as it is."""
+        state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
+        factors = state_dict.setdefault(prefix + "schedule_factors", self.schedule_factors)
+        if factors.shape != self.schedule_factors.shape:
+            self.schedule_factors = self.schedule_factors.new_empty(factors.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def denoising_steps(self) -> int:

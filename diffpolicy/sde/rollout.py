@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diffpolicy.sde.likelihood import Gaussian, gaussian_log_prob
+from diffpolicy.sde.likelihood import Gaussian
 from diffpolicy.sde.process import DenoisingProcess
 
 ScoreFunction = Callable[[Tensor, int], Tensor]
-RolloutMode = Literal["sample", "mean", "flow"]
+DeterministicStep = Literal["mean", "flow", "published"]
+RolloutMode = Literal["sample"] | DeterministicStep
 
 
 class Chain(NamedTuple):
@@ -30,12 +31,12 @@ class Chain(NamedTuple):
     @property
     def log_prob(self) -> Tensor:
         """``log q(x_{n+1} | x_n, s)`` per step, ``[*B, N, 1]``."""
-        return gaussian_log_prob(self.latents[..., 1:, :], self.denoising)
+        return self.denoising.log_prob(self.latents[..., 1:, :])
 
     @property
     def noising_log_prob(self) -> Tensor:
         """``log p(x_n | x_{n+1})`` per step, ``[*B, N, 1]``."""
-        return gaussian_log_prob(self.latents[..., :-1, :], self.noising)
+        return self.noising.log_prob(self.latents[..., :-1, :])
 
     @property
     def log_ratio(self) -> Tensor:
@@ -82,6 +83,31 @@ def draw_noise(process: DenoisingProcess, batch_size: torch.Size | tuple[int, ..
     return torch.randn(shape, dtype=process.prior_std.dtype, device=process.prior_std.device)
 
 
+def noise_chain(process: DenoisingProcess, last: Tensor, noise: Tensor) -> Tensor:
+    """Run the noising kernels from the end of a chain to its start.
+
+    Args:
+        process: the denoising process, of which only the noising kernels are used.
+        last: ``x_N`` ``[*B, A]``.
+        noise: standard normal ``[*B, N, A]``; index n makes ``x_n`` from ``x_{n+1}``.
+
+    Returns:
+        The latents ``x_0 .. x_N`` ``[*B, N+1, A]``.
+
+    Raises:
+        ValueError: if ``noise`` does not end in ``[N, A]`` or its batch is not that of ``last``.
+    """
+    expected = (*last.shape[:-1], process.denoising_steps, process.action_dim)
+    if tuple(noise.shape) != expected:
+        raise ValueError(f"noise must have shape {expected}, got {tuple(noise.shape)}.")
+    latents = [last]
+    for step in reversed(range(process.denoising_steps)):
+        steps = torch.full(last.shape[:-1], step, device=last.device)
+        kernel = process.noising_kernel(latents[-1], steps)
+        latents.append(kernel.sample(noise[..., step, :]))
+    return torch.stack(latents[::-1], -2)
+
+
 def rollout_chain(
     process: DenoisingProcess,
     score: ScoreFunction,
@@ -94,14 +120,29 @@ def rollout_chain(
     Gradients flow through the chain, the score function and the step sizes; wrap the call in
     ``torch.no_grad()`` for acting.
 
+    With the score ``f`` of step n and ``eta = eta_n`` the next latent is::
+
+        "sample"     x + eta (-x / nu^2 + f) + sqrt(2 eta) eps
+        "mean"       x + eta (-x / nu^2 + f)
+        "flow"       x + eta f / 2
+        "published"  x + eta (-x / nu^2 + f / 2)
+
+    ``"flow"`` is an Euler step of the probability-flow ODE of the process. The exact reversal of
+    the noising SDE ``dx = -x / nu^2 dt + sqrt(2) dw`` has the drift ``x / nu^2 + 2 grad log p``,
+    so ``f = 2 (x / nu^2 + grad log p)``; the flow's drift is that of the reversal less one
+    ``grad log p``, which is ``x / nu^2 + grad log p = f / 2``. Where ``f`` is that score, the flow
+    carries the marginals of the SDE, with an error of first order in ``eta``. ``"published"`` is
+    the step of the code released with arXiv 2512.02019: it also contracts ``x``, and its actions
+    lie closer to zero than those of the flow.
+
     Args:
         process: the denoising process.
         score: maps ``(x_n [*B, A], n)`` to the score ``[*B, A]``.
         noise: standard normal ``[*B, N+1, A]``: index 0 makes ``x_0``, index n+1 the step from
             ``x_n``. Only ``"sample"`` reads more than index 0.
-        mode: ``"sample"`` draws from the denoising kernels, ``"mean"`` follows their means and
-            ``"flow"`` the probability-flow step. The kernels in the result are those of the
-            stochastic process in every mode, evaluated along the path.
+        mode: ``"sample"`` draws from the denoising kernels, everything else is a step without
+            noise, see below. The kernels in the result are those of the stochastic process in
+            every mode, evaluated along the path.
 
     Returns:
         The chain with its denoising and noising kernels.
@@ -156,17 +197,27 @@ def _denoise(
     mode: RolloutMode,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the score at every latent and the next latent."""
-    if mode not in ("sample", "mean", "flow"):
-        raise ValueError(f"mode must be 'sample', 'mean' or 'flow', got {mode!r}.")
     drawn = noise[..., 1:, :]
     jumps = (2 * step_sizes).sqrt() * drawn if mode == "sample" else torch.zeros_like(drawn)
-    # Probability flow: half the drift, x_n + eta (-x_n / nu^2 + score / 2).
-    gains = 0.5 * step_sizes if mode == "flow" else step_sizes
-    steps = zip(
-        gains.unbind(), process.contraction(step_sizes).unbind(), jumps.unbind(-2), strict=True
-    )
+    decays, gains = _drift(process, step_sizes, mode)
+    steps = zip(gains.unbind(), decays.unbind(), jumps.unbind(-2), strict=True)
     latent = noise[..., 0, :] * process.prior_std
-    for step, (gain, contraction, jump) in enumerate(steps):
+    for step, (gain, decay, jump) in enumerate(steps):
         value = score(latent, process.network_step(step))
-        latent = torch.addcmul(torch.addcmul(jump, contraction, latent), gain, value)
+        latent = torch.addcmul(torch.addcmul(jump, decay, latent), gain, value)
         yield value, latent
+
+
+def _drift(
+    process: DenoisingProcess, step_sizes: Tensor, mode: RolloutMode
+) -> tuple[Tensor, Tensor]:
+    """Factors ``[N, A]`` of latent and score in the noise-free part of a step."""
+    contraction = process.contraction(step_sizes)
+    match mode:
+        case "sample" | "mean":
+            return contraction, step_sizes
+        case "flow":
+            return torch.ones_like(contraction), 0.5 * step_sizes
+        case "published":
+            return contraction, 0.5 * step_sizes
+    raise ValueError(f"mode must be 'sample', 'mean', 'flow' or 'published', got {mode!r}.")

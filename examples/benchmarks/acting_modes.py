@@ -1,4 +1,4 @@
-"""Returns of trained policies when they sample, follow kernel means, or take the flow step.
+"""Returns of trained policies when they sample, and for every step without noise.
 
 python examples/benchmarks/acting_modes.py runs/benchmarks/HalfCheetah-v5/*/checkpoints/last.ckpt
 """
@@ -16,13 +16,14 @@ MODES = {
     "sample": (ExplorationType.RANDOM, "mean"),
     "mean": (ExplorationType.DETERMINISTIC, "mean"),
     "flow": (ExplorationType.DETERMINISTIC, "flow"),
+    "published": (ExplorationType.DETERMINISTIC, "published"),
 }
 
 
 def mean_returns(module: RLModule, episodes: int, seed: int) -> dict[str, float]:
     """Mean return of each way of acting, on the same evaluation environments.
 
-    A Gaussian policy has no flow: its mean is the only deterministic action.
+    A Gaussian policy has no other steps: its mean is the only deterministic action.
     """
     config = module.config
     env = make_env(config.env, num_envs=episodes, max_episode_steps=config.max_episode_steps)
@@ -30,7 +31,7 @@ def mean_returns(module: RLModule, episodes: int, seed: int) -> dict[str, float]
     for mode, (exploration_type, step) in MODES.items():
         if hasattr(module.actor, "deterministic_step"):
             module.actor.deterministic_step = step
-        elif mode == "flow":
+        elif step != "mean":
             continue
         returns, _ = evaluate(
             module.actor, env, episodes, seed=seed, exploration_type=exploration_type

@@ -19,6 +19,7 @@ from diffpolicy.actors import (
     DenoisingActor,
     DenoisingStepActor,
     chain_rows,
+    observation_keys,
 )
 from diffpolicy.sde import DenoisingProcess, Gaussian, gaussian_log_prob
 
@@ -85,7 +86,7 @@ def test_without_chain_only_the_action_is_written(make_actor: Actor, make_data: 
 
 
 @pytest.mark.parametrize("exploration", [RANDOM, DETERMINISTIC])
-@pytest.mark.parametrize("deterministic_step", ["flow", "mean"])
+@pytest.mark.parametrize("deterministic_step", ["mean", "flow", "published"])
 def test_action_does_not_depend_on_what_is_returned(
     make_actor: Actor, make_data: Data, exploration: ExplorationType, deterministic_step: str
 ) -> None:
@@ -289,7 +290,7 @@ def test_entropy_bound_is_below_the_entropy_of_the_uniform(
 
 
 @pytest.mark.parametrize("kind", ["DETERMINISTIC", "MODE", "MEAN", "MEDIAN"])
-@pytest.mark.parametrize("deterministic_step", ["flow", "mean"])
+@pytest.mark.parametrize("deterministic_step", ["mean", "flow", "published"])
 def test_deterministic_chain_starts_at_zero_and_repeats(
     make_actor: Actor, make_data: Data, kind: str, deterministic_step: str
 ) -> None:
@@ -300,14 +301,15 @@ def test_deterministic_chain_starts_at_zero_and_repeats(
 
     assert torch.equal(first["latents"], second["latents"])
     assert (first["latents"][:, 0] == 0).all()
-    x, share = torch.zeros(5, 2).double(), 0.5 if deterministic_step == "flow" else 1.0
+    x = torch.zeros(5, 2).double()
+    pull, share = {"mean": (1, 1), "flow": (0, 0.5), "published": (1, 0.5)}[deterministic_step]
     for n, eta in enumerate(actor.process.step_sizes()):
         score = actor.score_network(x, torch.full((5,), n), data["observation"])
-        x = x + eta * (share * score - x / actor.process.prior_std**2)
+        x = x + eta * (share * score - pull * x / actor.process.prior_std**2)
     torch.testing.assert_close(first["latents"][:, -1], x)
 
 
-@pytest.mark.parametrize("deterministic_step", ["flow", "mean"])
+@pytest.mark.parametrize("deterministic_step", ["mean", "flow", "published"])
 def test_deterministic_chain_takes_its_start_only_from_given_noise(
     make_actor: Actor, make_data: Data, deterministic_step: str
 ) -> None:
@@ -323,8 +325,92 @@ def test_deterministic_chain_takes_its_start_only_from_given_noise(
         assert (actor(moved)["action"] != action).all()
 
 
+def test_without_noise_the_mean_is_followed_by_default(make_actor: Actor) -> None:
+    assert make_actor().deterministic_step == "mean"
+
+
+@pytest.mark.parametrize("return_chain", [False, True])
+def test_acting_without_noise_leaves_the_generator_alone(
+    make_actor: Actor, make_data: Data, return_chain: bool
+) -> None:
+    actor = make_actor(return_chain=return_chain)
+    data, before = make_data(5), torch.get_rng_state()
+    with set_exploration_type(DETERMINISTIC):
+        actor(data)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_paths_are_drawn_from_the_given_noise(make_actor: Actor, make_data: Data) -> None:
+    actor, data = make_actor(return_chain=True, noise_key="noise"), make_data(5, noise=True)
+    with set_exploration_type(RANDOM):
+        expected = actor(data.clone())
+    entry = actor.sample_path(data)
+    argument = make_actor().sample_path(data.exclude("noise"), noise=data["noise"])
+    first = argument.terminal_cost
+    torch.testing.assert_close(entry.action, expected["action"])
+    torch.testing.assert_close(first, entry.terminal_cost)
+    other = data.clone()
+    other["noise"] = torch.zeros_like(other["noise"])
+    overridden = actor.sample_path(other, noise=data["noise"])
+    for value, same in zip(overridden, entry, strict=True):
+        torch.testing.assert_close(value, same)
+
+
+def test_noise_is_one_of_the_inputs(make_actor: Actor) -> None:
+    actor = make_actor(noise_key=("n", "z"))
+    assert actor.in_keys == ["observation", ("n", "z")]
+    assert actor.observation_keys == observation_keys(actor) == ["observation"]
+    inputs = {"observation": torch.randn(5, 3).double(), "n_z": torch.randn(5, 5, 2).double()}
+    with set_exploration_type(RANDOM):
+        assert torch.equal(actor(**inputs), actor(*inputs.values()))
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (1, 5, 2), (4, 5, 2)])
+def test_noise_of_another_batch_is_refused(
+    make_actor: Actor, make_data: Data, shape: tuple[int, ...]
+) -> None:
+    actor = make_actor(score_network=PlainScore())
+    observation = make_data(3)["observation"]
+    with pytest.raises(ValueError, match=r"the batch shape of the observation, \(3,\), got"):
+        actor.sample_latent(observation, torch.randn(shape).double())
+
+
+def test_unknown_keywords_are_refused(make_actor: Actor) -> None:
+    observation = torch.randn(5, 3).double()
+    with pytest.raises(TypeError, match=r"DenoisingActor reads \['observation'\].*\['nois'\]"):
+        make_actor()(observation=observation, nois=torch.randn(5, 5, 2))
+
+
+@pytest.mark.parametrize(
+    "name", ["action", "latents", "latent", "next_latent", "step", "log_prob", "kernel_std"]
+)
+def test_observations_with_the_name_of_another_entry_are_refused(
+    make_actor: Actor, name: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"in_keys has '{name}'.*Rename it .*ActorKeys"):
+        make_actor(in_keys=["observation", name])
+    keys = ActorKeys(**{name: "other"})
+    assert make_actor(in_keys=["observation", name], keys=keys).in_keys == ["observation", name]
+
+
+def test_names_below_one_another_collide(make_actor: Actor) -> None:
+    keys = ActorKeys(action=("agent", "action"))
+    with pytest.raises(ValueError, match=r"in_keys has 'agent', which collides with \('agent', "):
+        make_actor(in_keys=["agent"], keys=keys)
+    with pytest.raises(ValueError, match=r"in_keys has \('latents', 'x'\)"):
+        make_actor(in_keys=[("latents", "x")])
+    with pytest.raises(ValueError, match=r"in_keys has 'noise', which collides with 'noise'"):
+        make_actor(in_keys=["noise"], noise_key="noise")
+    with pytest.raises(ValueError, match=r"noise_key has 'latents'"):
+        make_actor(noise_key="latents")
+    with pytest.raises(ValueError, match=r"ActorKeys has latent='x' and next_latent='x'"):
+        ActorKeys(latent="x", next_latent="x")
+    nested = make_actor(in_keys=[("agent", "observation"), ("observation", "action")], keys=keys)
+    assert nested.in_keys == [("agent", "observation"), ("observation", "action")]
+
+
 def test_unknown_deterministic_step_is_refused(make_actor: Actor) -> None:
-    with pytest.raises(ValueError, match="deterministic_step must be 'flow' or 'mean', got 'ode'"):
+    with pytest.raises(ValueError, match=r"deterministic_step must be one of .*'published'.*'ode'"):
         make_actor(deterministic_step="ode")
 
 
@@ -450,6 +536,26 @@ def test_state_dict_round_trip_restores_everything(make_actor: Actor, make_data:
         assert (target(data.clone())["action"] != expected).all()
         target.load_state_dict(torch.load(buffer))
         assert torch.equal(target(data.clone())["action"], expected)
+
+
+def test_a_loaded_actor_acts_with_the_steps_and_frequencies_of_the_saved_one(
+    make_actor: Actor, make_data: Data
+) -> None:
+    source, target = make_actor(return_chain=True), make_actor(return_chain=True)
+    source.denoising_steps = 7
+    with torch.no_grad():
+        source.score_network.embedding.coefficients.mul_(0.1)
+    target.load_state_dict(source.state_dict())
+    assert target.denoising_steps == 7
+    data = make_data(5)
+    for exploration in (RANDOM, DETERMINISTIC):
+        with set_exploration_type(exploration):
+            torch.manual_seed(0)
+            expected = source(data.clone())
+            torch.manual_seed(0)
+            out = target(data.clone())
+        for key in source.out_keys:
+            assert torch.equal(out[key], expected[key]), key
 
 
 @pytest.mark.parametrize(

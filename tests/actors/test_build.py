@@ -14,17 +14,22 @@ from torchrl.envs.utils import ExplorationType, check_env_specs, set_exploration
 from diffpolicy.actors import (
     ActorKeys,
     ChainActor,
+    CriticConfig,
     DenoisingActor,
     NetworkConfig,
     ProcessConfig,
-    build,
     build_denoising_actor,
+    build_diffsac_networks,
+    build_diffwpo_networks,
     build_dime_networks,
     build_gaussian_ppo_networks,
     build_gaussian_sac_networks,
+    build_gaussian_wpo_networks,
     build_ppo_networks,
     chain_rows,
 )
+from diffpolicy.actors.build import on_policy
+from diffpolicy.networks import BatchRenorm
 
 RANDOM, DETERMINISTIC = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
 BUILDERS = [
@@ -75,13 +80,13 @@ def test_the_gaussian_baseline_has_a_scalar_critic_only(make_env: MakeEnv) -> No
 def test_ppo_networks_read_the_specs_once(
     make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, calls = build.read_sizes, []
+    read, calls = on_policy.read_sizes, []
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(args)
         return read(*args, **options)
 
-    monkeypatch.setattr(build, "read_sizes", counted)
+    monkeypatch.setattr(on_policy, "read_sizes", counted)
     build_ppo_networks(make_env())
     assert len(calls) == 1
 
@@ -270,7 +275,7 @@ def test_too_few_denoising_steps_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"score_activation": "relu"}, r"score_activation must be one of .*, got 'relu'"),
+        ({"score_activation": "relu"}, r"activation must be one of .*, got 'relu'"),
         ({"score_initialization": "zeros"}, "initialization must be 'torch' or 'lecun', got 'zer"),
         ({"step_embedding": (0, 4, 4)}, "every layer width must be at least 1"),
         ({"actor_hidden": (8, 0)}, "every layer width must be at least 1"),
@@ -291,3 +296,49 @@ def test_embedding_and_latent_scale_reach_score_and_value_networks(make_env: Mak
         assert module.latent_scale == 1.0
     default, value, _ = build_ppo_networks(make_env(), process=ProcessConfig(prior_std=0.7))
     assert default.score_network.latent_scale == value.module.network.latent_scale == 0.7
+
+
+def test_options_of_critics_reach_their_networks(make_env: MakeEnv) -> None:
+    network = NetworkConfig(
+        value_support=(-1.0, 3.0, 5),
+        support_ends="centers",
+        step_activation="gelu_tanh",
+        normalize_observations=False,
+    )
+    value = build_ppo_networks(make_env(), network=network).critic.module.network
+    assert value.support.ends == "centers"
+    assert value.embedding.net[1].approximate == "tanh"
+
+    network = NetworkConfig(step_activation="gelu_tanh", normalize_observations=False)
+    critic = CriticConfig(atoms=5, value_range=(-1.0, 3.0), hl_gauss=True, support_ends="centers")
+    q = build_diffsac_networks(make_env(), network=network, critic=critic).critic.module.network
+    assert q.ensemble.support.limits[1].item() == pytest.approx(3.0)
+    assert q.ensemble.support.edges[-1].item() == pytest.approx(3.5)
+    assert q.embedding.net[1].approximate == "tanh"
+
+    for builder, options in (
+        (build_diffsac_networks, {"atoms": None}),
+        (build_dime_networks, {"atoms": 21}),
+    ):
+        config = CriticConfig(eps_in_correction=False, hidden=(4,), **options)
+        norms = [
+            m
+            for m in builder(make_env(), critic=config).critic.modules()
+            if isinstance(m, BatchRenorm)
+        ]
+        assert len(norms) == 2
+        assert not any(norm.eps_in_correction for norm in norms)
+
+
+def test_noise_key_is_passed_on(make_env: MakeEnv) -> None:
+    for builder in (
+        build_denoising_actor,
+        build_ppo_networks,
+        build_diffsac_networks,
+        build_diffwpo_networks,
+        build_dime_networks,
+        build_gaussian_wpo_networks,
+    ):
+        built = builder(make_env(), noise_key=("n", "z"))
+        actor = built if builder is build_denoising_actor else built.actor
+        assert actor.in_keys == ["observation", ("n", "z")]

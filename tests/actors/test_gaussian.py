@@ -89,6 +89,21 @@ def test_the_chain_is_a_squashed_gaussian_whose_log_ratio_is_its_log_density(
     torch.testing.assert_close(out["kernel_std"].squeeze(-2), std.expand(50, 2))
 
 
+def test_given_noise_decides_the_action_and_is_not_read_without_noise(make_data: Data) -> None:
+    actor, data = make_gaussian(noise_key="noise"), make_data(5)
+    assert actor.in_keys == ["observation", "noise"]
+    data["noise"] = torch.randn(5, 2).double()
+    before = torch.get_rng_state()
+    with set_exploration_type(RANDOM):
+        out = actor(data.clone())
+    expected = actor.mean_network(data["observation"]) + actor.std * data["noise"]
+    torch.testing.assert_close(out["latents"][:, -1], expected)
+    with set_exploration_type(DETERMINISTIC):
+        out = actor(data.exclude("noise"))
+    torch.testing.assert_close(out["latents"][:, -1], actor.mean_network(data["observation"]))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_kernels_of_rows_agree_with_the_chain(make_data: Data) -> None:
     actor = make_gaussian()
     rows = chain_rows(actor(make_data(6)), denoising_steps=1).reshape(-1)

@@ -32,6 +32,10 @@ def actor(make_env: MakeEnv) -> DenoisingActor:
     return built
 
 
+def observed(rows: int) -> TensorDict:
+    return TensorDict({"observation": torch.zeros(rows, 3)}, [rows])
+
+
 def largest_gap(share: Tensor) -> float:
     """Kolmogorov's distance of columns ``[R, A]`` of probabilities from a uniform law."""
     rank = (torch.arange(len(share)) + 0.5) / len(share)
@@ -43,7 +47,7 @@ GAP = 2.2 / ROWS**0.5
 
 
 def test_actions_are_uniform_between_their_bounds(actor: DenoisingActor) -> None:
-    action = RandomChains(actor)(TensorDict(batch_size=[ROWS]))["action"]
+    action = RandomChains(actor)(observed(ROWS))["action"]
     assert bool(((action >= LOW) & (action <= HIGH)).all())
     share = (action - LOW) / (HIGH - LOW)
     assert largest_gap(share) < GAP
@@ -51,24 +55,39 @@ def test_actions_are_uniform_between_their_bounds(actor: DenoisingActor) -> None
 
 
 def test_chains_lead_to_their_actions(actor: DenoisingActor) -> None:
-    out = RandomChains(actor)(TensorDict(batch_size=[ROWS]))
+    out = RandomChains(actor)(observed(ROWS))
     assert out["latents"].shape == (ROWS, STEPS + 1, 2)
     assert bool(out["latents"].isfinite().all())
     assert not out["latents"].requires_grad
     torch.testing.assert_close(actor.squash(out["latents"][:, -1]), out["action"])
 
 
-def test_actions_at_the_bounds_have_finite_latents(
-    actor: DenoisingActor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.tensor([[0.0, 1.0]]).expand(shape))
-    out = RandomChains(actor)(TensorDict(batch_size=[5]))
+@pytest.mark.parametrize("size", [50.0, float("inf")])
+def test_actions_at_the_bounds_have_finite_latents(actor: DenoisingActor, size: float) -> None:
+    data = observed(5).set("noise", torch.zeros(5, STEPS + 1, 2))
+    data["noise"][:, -1] = torch.tensor([-size, size])
+    out = RandomChains(actor, noise_key="noise")(data)
     assert bool(out["latents"].isfinite().all())
     torch.testing.assert_close(out["action"], torch.tensor([[-2.0, 0.3]]).expand(5, 2))
 
 
+def test_given_noise_decides_action_and_chain(actor: DenoisingActor) -> None:
+    chains = RandomChains(actor, noise_key="noise")
+    assert chains.in_keys == ["observation", "noise"]
+    data = observed(50).set("noise", torch.randn(50, STEPS + 1, 2))
+    before = torch.get_rng_state()
+    out = chains(data.clone())
+    assert torch.equal(torch.get_rng_state(), before)
+    share = torch.special.ndtr(data["noise"][:, -1])
+    torch.testing.assert_close(out["action"], LOW + (HIGH - LOW) * share)
+    for step in range(STEPS):
+        kernel = actor.process.noising_kernel(out["latents"][:, step + 1], torch.full((50,), step))
+        recovered = (out["latents"][:, step] - kernel.mean) / kernel.std
+        torch.testing.assert_close(recovered, data["noise"][:, step], atol=1e-4, rtol=1e-4)
+
+
 def test_chains_are_noised_from_their_ends(actor: DenoisingActor) -> None:
-    latents = RandomChains(actor)(TensorDict(batch_size=[ROWS]))["latents"]
+    latents = RandomChains(actor)(observed(ROWS))["latents"]
     noises = []
     for step in range(STEPS):
         row = TensorDict(batch_size=[ROWS])

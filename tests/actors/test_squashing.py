@@ -68,6 +68,15 @@ def test_from_spec_reads_the_bounds() -> None:
     torch.testing.assert_close(action, torch.tensor([[-2.0, 0.3], [2.0, 0.1]]))
 
 
+@pytest.mark.parametrize("agents", [(3,), (2, 3)])
+def test_agents_with_equal_bounds_share_them(agents: tuple[int, ...]) -> None:
+    low, high = torch.tensor([-2.0, 0.1]), torch.tensor([2.0, 0.3])
+    squash = ActionSquash.from_spec(Bounded(low.expand(*agents, 2), high.expand(*agents, 2)))
+    assert torch.equal(squash.low, low)
+    assert torch.equal(squash.high, high)
+    assert squash(torch.randn(7, *agents, 2)).shape == (7, *agents, 2)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -75,7 +84,11 @@ def test_from_spec_reads_the_bounds() -> None:
         (OneHot(4), "got OneHot"),
         (Unbounded((2,)), "got Unbounded.*finite bounds"),
         (Bounded(0, 3, (2,), dtype=torch.int64), "with dtype torch.int64"),
-        (Bounded(-1.0, 1.0, (2, 3)), r"must have shape \[A\], got \(2, 3\)"),
+        (Bounded(-1.0, 1.0, ()), r"must have shape \[A\] or \[\*agents, A\], got \(\)"),
+        (
+            Bounded(torch.tensor([[-1.0], [-2.0]]), torch.ones(2, 1)),
+            "the same bounds for all agents.*ActionScaling",
+        ),
         (Bounded(-1.0, math.inf, (2,)), r"must have finite bounds, got .*high=\[inf, inf\]"),
     ],
 )

@@ -113,6 +113,29 @@ def test_noise_has_unit_scale_in_the_kernel(make_actor: Actor) -> None:
     assert (noise.std() - 1).abs() < 4 / 20_000**0.5
 
 
+def test_given_noise_decides_the_step(make_actor: Actor) -> None:
+    actor = make_actor(noise_key="chain_noise")
+    step_actor = DenoisingStepActor(actor, noise_key="noise")
+    assert step_actor.in_keys == ["observation", "latent", "step", "noise"]
+    rows = TensorDict(
+        {
+            "observation": torch.randn(5, 3).double(),
+            "latent": torch.randn(5, 2).double(),
+            "step": torch.randint(4, (5, 1)),
+            "noise": torch.randn(5, 2).double(),
+        },
+        [5],
+    )
+    with set_exploration_type(RANDOM):
+        out = step_actor(rows.clone())
+    mean, std = actor.denoising_kernel(rows)
+    torch.testing.assert_close(out["next_latent"], mean + std * rows["noise"])
+    before = torch.get_rng_state()
+    with set_exploration_type(DETERMINISTIC):
+        assert torch.equal(step_actor(rows.exclude("noise"))["next_latent"], mean)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_parameters_are_shared_not_copied(make_actor: Actor) -> None:
     actor = make_actor()
     step_actor = DenoisingStepActor(actor)

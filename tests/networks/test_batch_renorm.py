@@ -18,16 +18,18 @@ EPS, MOMENTUM, R_MAX, D_MAX = 1e-3, 0.99, 3.0, 5.0
 class Reference:
     """The layer with loops and NumPy, affine part left out."""
 
-    def __init__(self, features: int, warmup: int) -> None:
+    def __init__(self, features: int, warmup: int, correction_eps: float = EPS) -> None:
+        self.correction_eps = correction_eps
         self.mean, self.var = np.zeros(features), np.ones(features)
         self.steps, self.warmup = 0, warmup
 
     def train(self, x: np.ndarray) -> np.ndarray:
         mean, var = x.mean(0), x.var(0)
-        std, running_std = np.sqrt(var + EPS), np.sqrt(self.var + EPS)
+        std, inside = np.sqrt(var + EPS), self.correction_eps
         r, d = np.ones_like(mean), np.zeros_like(mean)
         if self.steps >= self.warmup:
-            r = np.clip(std / running_std, 1 / R_MAX, R_MAX)
+            running_std = np.sqrt(self.var + inside)
+            r = np.clip(np.sqrt(var + inside) / running_std, 1 / R_MAX, R_MAX)
             d = np.clip((mean - self.mean) / running_std, -D_MAX, D_MAX)
         self.mean = MOMENTUM * self.mean + (1 - MOMENTUM) * mean
         self.var = MOMENTUM * self.var + (1 - MOMENTUM) * var
@@ -57,6 +59,64 @@ def test_many_training_forwards_follow_the_formulas(warmup: int) -> None:
     norm.eval()
     np.testing.assert_allclose(norm(x).detach().numpy(), reference.evaluate(x.numpy()), rtol=1e-9)
     assert int(norm.steps) == 40
+
+
+@pytest.mark.parametrize(("eps_in_correction", "eps"), [(True, EPS), (False, 0.0)])
+def test_eps_inside_the_correction_is_a_choice(eps_in_correction: bool, eps: float) -> None:
+    norm = BatchRenorm(3, warmup_steps=2, eps_in_correction=eps_in_correction).double()
+    reference = Reference(3, warmup=2, correction_eps=eps)
+    other = BatchRenorm(3, warmup_steps=2, eps_in_correction=not eps_in_correction).double()
+    start = torch.tensor([2e-4, 1e-2, 0.5], dtype=torch.float64)
+    reference.var = start.numpy()
+    for module in (norm, other):
+        module.running_var.copy_(start)
+    for x in batches(40):
+        x = 0.1 * x
+        actual, apart = norm(x).detach(), other(x).detach()
+        np.testing.assert_allclose(actual.numpy(), reference.train(x.numpy()), rtol=1e-9, atol=1e-9)
+    # The variance of the first feature is a tenth of eps, that of the last several hundred.
+    distance = (actual - apart).abs().amax(0)
+    assert distance[0] > 0.02
+    assert distance[2] < 0.02
+
+
+def test_without_eps_constant_features_stay_finite() -> None:
+    norm = BatchRenorm(1, warmup_steps=0, eps_in_correction=False)
+    norm.running_var.zero_()
+    assert norm(torch.zeros(4, 1)).isfinite().all()
+    assert norm(torch.ones(4, 1)).isfinite().all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_statistics_in_float32(training: bool, dtype: torch.dtype) -> None:
+    norm, exact = BatchRenorm(3, warmup_steps=2), BatchRenorm(3, warmup_steps=2)
+    torch_norm = nn.BatchNorm1d(3)
+    for x in batches(5):
+        half = x.to(dtype)
+        for module in (norm, exact, torch_norm):
+            module.train(training)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out, theirs = norm(half), torch_norm(half)
+        assert out.dtype == theirs.dtype == dtype
+        torch.testing.assert_close(out, exact(half.float()).to(dtype))
+    assert norm.running_mean.dtype == norm.running_var.dtype == torch.float32
+    torch.testing.assert_close(norm.running_var, exact.running_var)
+
+
+def test_float32_under_autocast_stays_as_it_is() -> None:
+    norm, x = BatchRenorm(3), batches(1)[0].float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert norm(x).dtype == torch.float32
+
+
+def test_a_module_of_half_precision_trains() -> None:
+    norm, x = BatchRenorm(3, warmup_steps=1).bfloat16(), batches(1)[0].bfloat16()
+    for _ in range(3):
+        out = norm(x)
+    out.float().square().sum().backward()
+    assert out.dtype == norm.running_mean.dtype == torch.bfloat16
+    assert norm.weight.grad.isfinite().all()
 
 
 def test_the_correction_is_clipped_on_both_sides() -> None:

@@ -1,4 +1,4 @@
-"""The HL-Gauss head, and value and Q networks with both heads."""
+"""The HL-Gauss head, and value networks with both heads."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffpolicy.networks import DenoisingValueNetwork, HLGauss, QNetwork, RunningNorm
+from diffpolicy.networks import CategoricalSupport, DenoisingValueNetwork, HLGauss, RunningNorm
 
 SUPPORT = (-5.0, 15.0, 41)
 WIDTH = 20.0 / 41
@@ -120,6 +120,7 @@ def test_head_shapes(shape: tuple[int, ...]) -> None:
         ((math.nan, 1.0, 10), "minimum must be below maximum"),
         ((0.0, 1.0, 1), "bins must be at least 2, got 1"),
         ((0.0, 1.0, 10, 0.0), "sigma_ratio must be positive, got 0.0"),
+        ((0.0, 1.0, 10, 0.75, "middle"), "ends must be one of .*'centers'.*got 'middle'"),
     ],
 )
 def test_bad_supports_are_refused(arguments: tuple, message: str) -> None:
@@ -127,11 +128,85 @@ def test_bad_supports_are_refused(arguments: tuple, message: str) -> None:
         HLGauss(*arguments)
 
 
+def rewritten(target: float, logits: list[float], ends: str) -> tuple[list[float], float, float]:
+    """Histogram, mean and cross-entropy for five bins on [-1, 3], in plain Python."""
+    width = 4 / 5 if ends == "edges" else 4 / 4
+    first = -1 + width / 2 if ends == "edges" else -1
+    centers = [first + width * k for k in range(5)]
+    value, sigma = min(max(target, -1), 3), 0.75 * width
+
+    def below(edge: float) -> float:
+        return 0.5 * (1 + math.erf((edge - value) / (sigma * math.sqrt(2))))
+
+    mass = [below(c + width / 2) - below(c - width / 2) for c in centers]
+    mass = [part / sum(mass) for part in mass]
+    total = sum(math.exp(x) for x in logits)
+    shares = [math.exp(x) / total for x in logits]
+    mean = sum(share * c for share, c in zip(shares, centers, strict=True))
+    return mass, mean, -sum(m * math.log(share) for m, share in zip(mass, shares, strict=True))
+
+
+@pytest.mark.parametrize("ends", ["edges", "centers"])
+@pytest.mark.parametrize("target", [-7.0, -1.0, -0.2, 1.0, 2.9, 3.0, 3.1])
+def test_both_kinds_of_ends_follow_an_independent_rewrite(ends: str, target: float) -> None:
+    support = HLGauss(-1.0, 3.0, 5, ends=ends).double()
+    logits = [0.3, -1.0, 0.7, 0.1, -0.4]
+    mass, mean, loss = rewritten(target, logits, ends)
+    goal, predicted = torch.tensor([target]).double(), torch.tensor(logits).double()
+    assert support.target_probabilities(goal).tolist() == pytest.approx(mass, abs=1e-6)
+    assert support.mean(predicted).item() == pytest.approx(mean, abs=1e-6)
+    assert support.loss(predicted, goal).item() == pytest.approx(loss, abs=1e-6)
+    assert support.outside(goal).item() == (not -1 <= target <= 3)
+
+
+def test_centres_at_the_ends_make_the_ends_exact() -> None:
+    certain = torch.tensor([0.0, 0.0, 0.0, 0.0, 80.0])
+    assert HLGauss(-1.0, 3.0, 5, ends="centers").mean(certain).item() == pytest.approx(3.0)
+    assert HLGauss(-1.0, 3.0, 5).mean(certain).item() == pytest.approx(2.6)
+
+
+@pytest.mark.parametrize("head_", [HLGauss(-200.0, 200.0, 101), CategoricalSupport()])
+def test_heads_are_exact_under_autocast(head_: HLGauss | CategoricalSupport) -> None:
+    logits = torch.randn(6, 101).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mean = head_.mean(logits)
+    assert mean.dtype == torch.float32
+    torch.testing.assert_close(mean, head_.mean(logits.float()))
+
+
+def test_hl_gauss_loss_is_exact_under_autocast() -> None:
+    support, logits = HLGauss(-200.0, 200.0, 101), torch.randn(6, 101).bfloat16()
+    target = torch.linspace(-150, 150, 6).unsqueeze(-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = support.loss(logits, target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, support.loss(logits.float(), target))
+    half = support.target_probabilities(target.bfloat16())
+    torch.testing.assert_close(half, support.target_probabilities(target.bfloat16().float()))
+
+
+def test_state_dict_keeps_the_support_and_loads_states_without_it() -> None:
+    source = DenoisingValueNetwork(3, 2, 4, hidden_sizes=(8,), support=HLGauss(-1.0, 3.0, 5))
+    target = DenoisingValueNetwork(3, 2, 4, hidden_sizes=(8,), support=HLGauss(-9.0, 9.0, 5))
+    inputs = torch.randn(6, 3), torch.randn(6, 2), torch.randint(4, (6, 1))
+    saved = source.state_dict()
+    target.load_state_dict(saved)
+    torch.testing.assert_close(target(*inputs), source(*inputs))
+    goal = torch.tensor([1.2])
+    expected = source.support.target_probabilities(goal)
+    torch.testing.assert_close(target.support.target_probabilities(goal), expected)
+
+    old = {name: value for name, value in saved.items() if name != "support.edges"}
+    other = DenoisingValueNetwork(3, 2, 4, hidden_sizes=(8,), support=HLGauss(-1.0, 3.0, 5))
+    other.load_state_dict(old)
+    torch.testing.assert_close(other(*inputs), source(*inputs))
+
+
 def test_default_support_is_that_of_the_paper() -> None:
     support = HLGauss()
     assert support.bins == 151
     assert support.edges[[0, -1]].tolist() == [-100.0, 200.0]
-    assert support.sigma == pytest.approx(0.75 * 300 / 151)
+    assert support.sigma.item() == pytest.approx(0.75 * 300 / 151)
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
@@ -150,18 +225,6 @@ def test_value_network_shapes(shape: tuple[int, ...], categorical: bool) -> None
     assert value.shape == (*shape, 1)
     assert logits.shape == (*shape, 41)
     torch.testing.assert_close(value, support.mean(logits))
-
-
-@pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
-@pytest.mark.parametrize("categorical", [False, True])
-def test_q_network_shapes(shape: tuple[int, ...], categorical: bool) -> None:
-    support = HLGauss(*SUPPORT) if categorical else None
-    network = QNetwork(3, 2, hidden_sizes=(8,), support=support)
-    out = network(torch.randn(*shape, 3), torch.randn(*shape, 2))
-    value = out[0] if categorical else out
-    assert value.shape == (*shape, 1)
-    if categorical:
-        assert out[1].shape == (*shape, 41)
 
 
 def test_value_depends_on_observation_latent_and_step() -> None:
@@ -190,9 +253,10 @@ def test_inputs_of_the_value_network_are_standardised() -> None:
 
 def test_categorical_value_network_learns_a_constant() -> None:
     support = HLGauss(*SUPPORT)
-    network = QNetwork(2, 1, hidden_sizes=(16,), support=support)
+    network = DenoisingValueNetwork(2, 1, 3, hidden_sizes=(16,), support=support)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
-    inputs, target = (torch.randn(32, 2), torch.randn(32, 1)), torch.full((32, 1), 3.7)
+    inputs = torch.randn(32, 2), torch.randn(32, 1), torch.randint(3, (32, 1))
+    target = torch.full((32, 1), 3.7)
     for _ in range(150):
         optimizer.zero_grad()
         support.loss(network(*inputs)[1], target).mean().backward()

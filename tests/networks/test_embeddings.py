@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu
 
-from diffpolicy.networks import StepEmbedding, mlp
+from diffpolicy.networks import ACTIVATIONS, ScoreNetwork, StepEmbedding, mlp
 
 
 def test_table_follows_its_formula() -> None:
@@ -21,6 +21,27 @@ def test_table_follows_its_formula() -> None:
     expected = gelu(hidden) @ second.weight.T + second.bias
 
     torch.testing.assert_close(embedding.table(), expected)
+
+
+def test_state_dict_keeps_frequencies_and_loads_states_without_them() -> None:
+    source, target = StepEmbedding(4), StepEmbedding(4)
+    with torch.no_grad():
+        source.coefficients.mul_(0.3)
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(target.table(), source.table())
+
+    old = {
+        k: v for k, v in StepEmbedding(4).state_dict().items() if k not in {"coefficients", "steps"}
+    }
+    before = target.coefficients.clone()
+    target.load_state_dict(old)
+    assert torch.equal(target.coefficients, before)
+    assert torch.equal(target.net[0].weight, old["net.0.weight"])
+
+
+def test_state_dict_of_another_number_of_steps_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="size mismatch for steps"):
+        StepEmbedding(4).load_state_dict(StepEmbedding(8).state_dict())
 
 
 def test_default_sizes_are_those_of_the_paper() -> None:
@@ -97,3 +118,19 @@ def test_embedding_takes_activation_and_initialization() -> None:
 def test_unknown_initialization_is_refused() -> None:
     with pytest.raises(ValueError, match="initialization must be 'torch' or 'lecun', got 'zeros'"):
         mlp(3, (4,), 2, initialization="zeros")
+
+
+@pytest.mark.parametrize(("name", "approximate"), [("gelu", "none"), ("gelu_tanh", "tanh")])
+def test_both_forms_of_gelu_have_a_name(name: str, approximate: str) -> None:
+    values = torch.linspace(-4, 4, 101)
+    embedding = StepEmbedding(4, activation=name)
+    score = ScoreNetwork(2, 3, 4, hidden_sizes=(8, 8), activation=name)
+    for net in (embedding.net, score.net, score.embedding.net, mlp(2, (3,), 1, name)):
+        torch.testing.assert_close(net[1](values), gelu(values, approximate=approximate))
+    erf, tanh = (ACTIVATIONS[key]()(values) for key in ("gelu", "gelu_tanh"))
+    assert 1e-5 < (erf - tanh).abs().max() < 5e-4
+
+
+def test_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"activation must be one of \['gelu', 'gelu_tanh'\]"):
+        mlp(2, (3,), 1, "relu")

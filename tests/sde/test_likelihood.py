@@ -43,6 +43,26 @@ def test_log_prob_equals_torch_distributions(seed: int, shape: tuple, action_dim
     torch.testing.assert_close(result.squeeze(-1), independent(kernel).log_prob(value))
 
 
+@pytest.mark.parametrize("shape", BATCH_SHAPES)
+def test_a_sample_is_the_given_noise_moved_and_scaled(shape: tuple[int, ...]) -> None:
+    kernel = random_gaussian((*shape, 2))
+    noise = torch.randn(*shape, 2)
+    drawn = kernel.sample(noise)
+    torch.testing.assert_close(drawn, kernel.mean + kernel.std * noise)
+    assert torch.equal(kernel.log_prob(drawn), gaussian_log_prob(drawn, kernel))
+    with pytest.raises(ValueError, match="noise must have the shape of the mean"):
+        kernel.sample(torch.randn(7, *shape, 2))
+
+
+def test_without_noise_a_sample_follows_the_generator() -> None:
+    kernel = random_gaussian((5, 2))
+    torch.manual_seed(1)
+    expected = kernel.sample(torch.randn(5, 2))
+    torch.manual_seed(1)
+    assert torch.equal(kernel.sample(), expected)
+    assert (kernel.sample() != expected).all()
+
+
 @given(seed=seeds, shape=st.sampled_from(BATCH_SHAPES), action_dim=st.integers(1, 4))
 def test_kl_equals_torch_distributions(seed: int, shape: tuple, action_dim: int) -> None:
     torch.manual_seed(seed)

@@ -226,11 +226,40 @@ def test_state_dict_round_trip() -> None:
     assert target.prior_std.item() == 3.0
 
 
-def test_state_dict_of_a_process_with_changed_steps_restores_the_trained_one() -> None:
+def test_state_dict_of_a_process_with_changed_steps_restores_them() -> None:
     source, target = DenoisingProcess(2, 4), DenoisingProcess(2, 4)
     source.set_denoising_steps(9)
     target.load_state_dict(source.state_dict())
-    assert target.denoising_steps == 4
+    assert target.denoising_steps == 9
+    assert torch.equal(target.step_sizes(), source.step_sizes())
+    assert [target.network_step(n) for n in range(9)] == [source.network_step(n) for n in range(9)]
+    target.set_denoising_steps(4)
+    torch.testing.assert_close(target.step_sizes(), DenoisingProcess(2, 4).step_sizes())
+
+
+def test_state_dict_restores_the_factors_of_another_schedule() -> None:
+    source = DenoisingProcess(2, 4, schedule=lambda steps: torch.linspace(3, 2, steps))
+    target = DenoisingProcess(2, 4)
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(target.step_sizes(), source.step_sizes())
+
+
+def test_state_dict_without_factors_leaves_the_steps_in_use() -> None:
+    old = DenoisingProcess(2, 4, friction=0.5).state_dict()
+    old = {name: old[name] for name in ("raw_step_size", "raw_friction", "prior_std")}
+    target = DenoisingProcess(2, 4)
+    target.set_denoising_steps(9)
+    before = target.schedule_factors.clone()
+    target.load_state_dict(old)
+    assert torch.equal(target.schedule_factors, before)
+    torch.testing.assert_close(target.friction, torch.full((2,), 0.5))
+
+
+def test_state_dict_of_another_number_of_trained_steps_is_refused() -> None:
+    source, target = DenoisingProcess(2, 8), DenoisingProcess(2, 4)
+    source.set_denoising_steps(4)
+    with pytest.raises(ValueError, match=r"trained with 8 .* this one has 4; .*denoising_steps=8"):
+        target.load_state_dict(source.state_dict())
 
 
 def test_reset_parameters_restores_the_initial_values() -> None:

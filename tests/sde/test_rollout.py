@@ -10,13 +10,14 @@ from diffpolicy.sde import (
     Gaussian,
     draw_noise,
     log_ratio,
+    noise_chain,
     rollout_chain,
     rollout_last,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-MODES = ["sample", "mean", "flow"]
+MODES = ["sample", "mean", "flow", "published"]
 
 
 def score(latent: Tensor, step: int) -> Tensor:
@@ -94,7 +95,7 @@ def test_noise_of_later_steps_leaves_earlier_latents_alone() -> None:
     assert (first[3:] != second[3:]).all()
 
 
-@pytest.mark.parametrize("mode", ["mean", "flow"])
+@pytest.mark.parametrize("mode", MODES[1:])
 def test_chain_without_noise_needs_the_prior_sample_only(mode: str) -> None:
     process = process_with_own_step_sizes()
     noise = torch.full((4, 6, 2), float("nan"))
@@ -104,9 +105,9 @@ def test_chain_without_noise_needs_the_prior_sample_only(mode: str) -> None:
 
     latent = process.sample_prior((4,), noise[:, 0])
     assert torch.equal(chain.latents[:, 0], latent)
-    share = 0.5 if mode == "flow" else 1.0
+    pull, share = {"mean": (1, 1), "flow": (0, 0.5), "published": (1, 0.5)}[mode]
     for n, eta in enumerate(process.step_sizes()):
-        latent = latent + eta * (-latent / 1.3**2 + share * score(latent, n))
+        latent = latent + eta * (-pull * latent / 1.3**2 + share * score(latent, n))
         torch.testing.assert_close(chain.latents[:, n + 1], latent)
     assert chain.log_ratio.isfinite().all()
 
@@ -123,8 +124,31 @@ def test_last_latent_is_that_of_the_chain(mode: str) -> None:
 def test_unknown_mode_is_refused() -> None:
     process = process_with_own_step_sizes()
     for rollout in (rollout_chain, rollout_last):
-        with pytest.raises(ValueError, match="mode must be 'sample', 'mean' or 'flow', got 'ode'"):
+        with pytest.raises(ValueError, match=r"mode must be 'sample', 'mean', .* got 'ode'"):
             rollout(process, score, torch.randn(6, 2), mode="ode")
+
+
+@pytest.mark.parametrize("noising_step", ["same", "next"])
+@pytest.mark.parametrize("batch", [(), (4,), (3, 4)])
+def test_noised_chains_are_drawn_from_the_noising_kernels(
+    noising_step: str, batch: tuple[int, ...]
+) -> None:
+    process = process_with_own_step_sizes(noising_step)
+    last, noise = torch.randn(*batch, 2), torch.randn(*batch, 5, 2)
+    latents = noise_chain(process, last, noise)
+    assert latents.shape == (*batch, 6, 2)
+    assert torch.equal(latents[..., -1, :], last)
+    for n in range(5):
+        kernel = process.noising_kernel(latents[..., n + 1, :], torch.full(batch, n))
+        recovered = (latents[..., n, :] - kernel.mean) / kernel.std
+        torch.testing.assert_close(recovered, noise[..., n, :])
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 2), (5, 2), (4, 5, 3)])
+def test_noised_chains_need_noise_for_every_step(shape: tuple[int, ...]) -> None:
+    process = process_with_own_step_sizes()
+    with pytest.raises(ValueError, match=r"noise must have shape \(4, 5, 2\), got"):
+        noise_chain(process, torch.randn(4, 2), torch.randn(shape))
 
 
 def test_score_is_asked_once_per_step_for_the_trained_step() -> None:

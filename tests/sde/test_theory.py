@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -193,3 +194,54 @@ def test_unscored_chain_samples_have_the_std_of_the_prior() -> None:
     sampling_error = 3.0 / math.sqrt(2 * 20_000)
     assert (last.std(0) - 3.0).abs().max().item() < 4 * sampling_error
     assert last.mean(0).abs().max().item() < 4 * 3.0 / math.sqrt(20_000)
+
+
+def reversed_noising(steps: int, horizon: float) -> tuple[DenoisingProcess, list[float], float]:
+    """A process with prior std 1.3, the time left at every step, and the variance at the start.
+
+    The target is N(0, 0.5^2): noised for a time t its variance is
+    ``1.3^2 + (0.5^2 - 1.3^2) exp(-2 t / 1.3^2)``.
+    """
+    step_size = horizon / schedule_factors("cosine", steps).sum().item()
+    process = DenoisingProcess(
+        1, steps, prior_std=1.3, schedule="cosine", step_size=step_size, noising_step="same"
+    )
+    eta = process.step_sizes().detach().squeeze(-1)
+    return process, (eta.sum() - eta.cumsum(0) + eta).tolist(), noised_variance(horizon)
+
+
+def noised_variance(time: float) -> float:
+    return 1.3**2 + (0.5**2 - 1.3**2) * math.exp(-2 * time / 1.3**2)
+
+
+def transported_variance(mode: str, steps: int, noise_points: Points) -> float:
+    """Variance of the last latent if the first one has that of the noised target."""
+    process, remaining, start = reversed_noising(steps, horizon=2.0)
+
+    def exact_score(latent: Tensor, step: int) -> Tensor:
+        # f = 2 (x / nu^2 + grad log p) with grad log p = -x / variance.
+        return 2 * latent * (1 / 1.3**2 - 1 / noised_variance(remaining[step]))
+
+    noise = noise_points(steps)
+    noise[:, 0] *= math.sqrt(start) / 1.3
+    with torch.no_grad():
+        last = rollout_chain(process, exact_score, noise, mode=mode).latents[:, -1]
+    return last[1 : steps + 2].square().sum().item()  # one unit of noise at a time
+
+
+@pytest.mark.parametrize("mode", ["sample", "flow"])
+def test_flow_and_sde_carry_the_same_marginal_with_first_order(
+    mode: str, noise_points: Points
+) -> None:
+    steps = [64, 128, 256, 512]
+    errors = [abs(transported_variance(mode, n, noise_points) - 0.25) for n in steps]
+    orders = [math.log2(before / after) for before, after in pairwise(errors)]
+    assert orders[-1] == pytest.approx(1, abs=0.1)
+    assert errors[-1] < 0.005
+
+
+@pytest.mark.parametrize("mode", ["mean", "published"])
+def test_other_steps_without_noise_shrink_the_marginal(mode: str, noise_points: Points) -> None:
+    variances = [transported_variance(mode, steps, noise_points) for steps in (256, 512)]
+    assert variances[1] == pytest.approx(variances[0], rel=0.05)
+    assert variances[1] < 0.1

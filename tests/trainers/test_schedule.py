@@ -36,7 +36,9 @@ def test_a_stopped_run_goes_on_from_the_learning_rate_it_has_reached(
         run = prepare(small_config(**{**options, "total_frames": total, **given}))
         stop = StopSignal()
         monkeypatch.setattr(
-            stop, "requested", lambda module=run.module, until=frames: module.progress.frames >= until
+            stop,
+            "requested",
+            lambda module=run.module, until=frames: module.progress.frames >= until,
         )
         assert not train(run, stop)
     warned = "warning: --total-frames was 512" in capsys.readouterr().err

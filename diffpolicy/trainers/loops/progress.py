@@ -28,11 +28,6 @@ class Progress:
     _clock: float = 0.0
 
     @property
-    def fraction(self) -> float:
-        """Fraction of the run that is done, in [0, 1]."""
-        return min(1.0, self.frames / self.total_frames)
-
-    @property
     def finished(self) -> bool:
         """Whether the environment steps of the run are used up."""
         return self.frames >= self.total_frames

@@ -1,0 +1,181 @@
+"""Networks of the methods that train from replay: DIME, DiffSAC, and Gaussian SAC."""
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import NestedKey
+from torch import nn
+from torchrl.envs import EnvBase
+from torchrl.modules import NormalParamExtractor
+
+from diffpolicy.actors.build.actors import make_denoising_actor, make_gaussian_actor
+from diffpolicy.actors.build.critics import (
+    check_no_value_function,
+    make_action_critic,
+    make_denoising_critic,
+    make_single_critics,
+)
+from diffpolicy.actors.build.sizes import ActorCritic, read_sizes
+from diffpolicy.actors.configs import (
+    DIME_CPU,
+    DIME_PROCESS,
+    CriticConfig,
+    NetworkConfig,
+    ProcessConfig,
+)
+from diffpolicy.actors.keys import ActorKeys
+from diffpolicy.networks import mlp
+
+_DIFFSAC_NETWORK = NetworkConfig(actor_hidden=(128, 128), normalize_observations=False)
+_DIFFSAC_CRITIC = CriticConfig(normalization="layer", atoms=None)
+_SAC_NETWORK = NetworkConfig(actor_hidden=(256, 256), normalize_observations=False)
+_SAC_CRITIC = CriticConfig(normalization=None, atoms=None)
+
+
+def build_dime_networks(
+    env: EnvBase,
+    *,
+    denoising_steps: int = 8,
+    process: ProcessConfig | None = None,
+    network: NetworkConfig | None = None,
+    critic: CriticConfig | None = None,
+    observation_keys: Sequence[NestedKey] = ("observation",),
+    keys: ActorKeys | None = None,
+    noise_key: NestedKey | None = None,
+    device: torch.device | str | None = None,
+) -> ActorCritic:
+    """Actor and Q ensemble ``Q_j(s, a)`` for DIME (arXiv 2502.02316).
+
+    The defaults are those of :data:`DIME_CPU`; ``**vars(DIME_PAPER)`` builds the published
+    networks.
+
+    Args:
+        env: a TorchRL environment, batched or not; only its specs are read.
+        denoising_steps: number of denoising steps ``N``.
+        process: options of the denoising process; None is :data:`DIME_PROCESS`.
+        network: options of the score network.
+        critic: options of the Q ensemble, which sees actions mapped to [-1, 1].
+        observation_keys: observation entries to read, concatenated.
+        keys: names of the entries that the actor reads and writes.
+        noise_key: see :class:`DenoisingActor`.
+        device: where to put the parameters.
+
+    Returns:
+        The actor, a critic that writes ``state_action_value`` ``[*B, E, 1]`` and, with atoms,
+        ``state_action_value_logits`` ``[*B, E, K]``, and the shared statistics (or None).
+
+    Raises:
+        ValueError: as :func:`build_denoising_actor`, and for options that are out of range or for
+            value functions only.
+    """
+    network, critic = network or DIME_CPU.network, critic or DIME_CPU.critic
+    check_no_value_function(network)
+    sizes = read_sizes(env, observation_keys, network, keys or ActorKeys())
+    actor = make_denoising_actor(
+        sizes, denoising_steps, process or DIME_PROCESS, network, noise_key=noise_key
+    )
+    q_module = make_action_critic(sizes, critic)
+    return ActorCritic(actor.to(device), q_module.to(device), sizes.normalizer)
+
+
+def build_diffsac_networks(
+    env: EnvBase,
+    *,
+    denoising_steps: int = 8,
+    process: ProcessConfig | None = None,
+    network: NetworkConfig | None = None,
+    critic: CriticConfig | None = None,
+    observation_keys: Sequence[NestedKey] = ("observation",),
+    keys: ActorKeys | None = None,
+    noise_key: NestedKey | None = None,
+    device: torch.device | str | None = None,
+) -> ActorCritic:
+    """Actor (with chains) and Q ensemble ``Q_j(s, x_{n+1}, n)`` for DiffSAC.
+
+    Args:
+        env: a TorchRL environment, batched or not; only its specs are read.
+        denoising_steps: number of denoising steps ``N``.
+        process: options of the denoising process.
+        network: options of the score network; None has two layers of 128 without observation
+            statistics, which target networks would leave behind.
+        critic: options of the Q ensemble; None has two scalar ones with layer normalisation.
+        observation_keys: observation entries to read, concatenated.
+        keys: names of the entries that the actor reads and writes.
+        noise_key: see :class:`DenoisingActor`.
+        device: where to put the parameters.
+
+    Returns:
+        The actor, a critic that writes ``state_action_value`` ``[*B, E, 1]`` and, with bins,
+        ``state_action_value_logits`` ``[*B, E, K]``, and the shared statistics (or None).
+
+    Raises:
+        ValueError: as :func:`build_denoising_actor`, and for options that are out of range or for
+            other methods only.
+    """
+    network, critic = network or _DIFFSAC_NETWORK, critic or _DIFFSAC_CRITIC
+    process = process or ProcessConfig()
+    check_no_value_function(network)
+    sizes = read_sizes(env, observation_keys, network, keys or ActorKeys())
+    actor = make_denoising_actor(
+        sizes, denoising_steps, process, network, return_chain=True, noise_key=noise_key
+    )
+    q_module = make_denoising_critic(
+        sizes, denoising_steps, critic, network, process.prior_std
+    )
+    return ActorCritic(actor.to(device), q_module.to(device), sizes.normalizer)
+
+
+def build_gaussian_sac_networks(
+    env: EnvBase,
+    *,
+    network: NetworkConfig | None = None,
+    critic: CriticConfig | None = None,
+    observation_keys: Sequence[NestedKey] = ("observation",),
+    action_key: NestedKey = "action",
+    device: torch.device | str | None = None,
+) -> ActorCritic:
+    """The Gaussian baseline: TorchRL's TanhNormal actor, and critics for TorchRL's SACLoss.
+
+    The critic of the result is a ``ModuleList`` of single Q networks that write
+    ``state_action_value`` ``[*B, 1]``. Pass it as a list, which keeps their initial weights::
+
+        SACLoss(networks.actor, list(networks.critic), num_qvalue_nets=len(networks.critic))
+
+    Args:
+        env: a TorchRL environment, batched or not; only its specs are read.
+        network: only ``actor_hidden`` is used; None has two layers of 256.
+        critic: scalar critics without batch normalisation; None has two of two layers of 256.
+        observation_keys: observation entries to read, concatenated.
+        action_key: which of the environment's actions the actor is for.
+        device: where to put the parameters.
+
+    Raises:
+        ValueError: as :func:`build_dime_networks`, and for options that SACLoss cannot train.
+    """
+    network, critic = network or _SAC_NETWORK, critic or _SAC_CRITIC
+    check_no_value_function(network)
+    _check_sac(network, critic)
+    sizes = read_sizes(env, observation_keys, network, ActorKeys(action=action_key))
+    policy = mlp(sizes.observation_dim, network.actor_hidden, 2 * sizes.action_dim, nn.ReLU)
+    actor = make_gaussian_actor(
+        sizes,
+        nn.Sequential(policy, NormalParamExtractor()),
+        device,
+        return_log_prob=False,
+    )
+    critics = make_single_critics(sizes, critic)
+    return ActorCritic(actor, critics.to(device), sizes.normalizer)
+
+
+def _check_sac(network: NetworkConfig, critic: CriticConfig) -> None:
+    if network.normalize_observations:
+        raise ValueError(
+            "normalize_observations=True does not go with SACLoss, whose target critics keep the "
+            "statistics of the start; normalise in the environment (torchrl.envs.VecNormV2)."
+        )
+    if critic.atoms is not None or critic.normalization == "batch":
+        raise ValueError(
+            "SACLoss trains scalar critics without batch normalisation: use "
+            f"CriticConfig(atoms=None, normalization=None or 'layer'), got atoms={critic.atoms} "
+            f"and normalization={critic.normalization!r}."
+        )
