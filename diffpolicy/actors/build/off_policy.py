@@ -119,9 +119,7 @@ def build_diffsac_networks(
     actor = make_denoising_actor(
         sizes, denoising_steps, process, network, return_chain=True, noise_key=noise_key
     )
-    q_module = make_denoising_critic(
-        sizes, denoising_steps, critic, network, process.prior_std
-    )
+    q_module = make_denoising_critic(sizes, denoising_steps, critic, network, process.prior_std)
     return ActorCritic(actor.to(device), q_module.to(device), sizes.normalizer)
 
 

@@ -1,0 +1,27 @@
+"""Builders: actors and critics of every method, sized from an environment's specs."""
+
+from diffpolicy.actors.build.actors import build_denoising_actor
+from diffpolicy.actors.build.off_policy import (
+    build_diffsac_networks,
+    build_dime_networks,
+    build_gaussian_sac_networks,
+)
+from diffpolicy.actors.build.on_policy import (
+    build_diffwpo_networks,
+    build_gaussian_ppo_networks,
+    build_gaussian_wpo_networks,
+    build_ppo_networks,
+)
+from diffpolicy.actors.build.sizes import ActorCritic
+
+__all__ = [
+    "ActorCritic",
+    "build_denoising_actor",
+    "build_diffsac_networks",
+    "build_diffwpo_networks",
+    "build_dime_networks",
+    "build_gaussian_ppo_networks",
+    "build_gaussian_sac_networks",
+    "build_gaussian_wpo_networks",
+    "build_ppo_networks",
+]
