@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 
 from diffpolicy.trainers import METHODS
-from diffpolicy.trainers.config.parser import Parser
 from diffpolicy.trainers.run.cli import parse_config
+from diffpolicy.trainers.run.parser import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
