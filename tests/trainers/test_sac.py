@@ -430,7 +430,7 @@ def test_wrong_options_name_their_flag(
     build: Build, name: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        build(METHODS[name], **options)
+        build(NAMED[name], **options)
 
 
 def test_a_range_that_is_not_known_is_asked_for(build: Build) -> None:

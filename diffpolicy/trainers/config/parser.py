@@ -22,6 +22,9 @@ from diffpolicy.trainers.config.options import (
     shapes_of,
 )
 
+# What --help calls a value.
+_WORDS = {int: "N", float: "X", str: "TEXT"}
+
 
 class Parser(jsonargparse.ArgumentParser):
     """An argument parser whose error message is one line, without the list of all flags.
@@ -129,6 +132,7 @@ def _settings(field: Field[Any], shape: Shape) -> dict[str, Any]:
     if shape.kind is bool:
         return settings | {"action": argparse.BooleanOptionalAction}
     settings["type"] = _each(_reader(flag_name(field.name), shape))
+    settings["metavar"] = _WORDS[shape.kind]
     if shape.length is None:
         settings["action"] = _Repeated
     elif shape.length > 1:
