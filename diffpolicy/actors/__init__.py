@@ -18,10 +18,11 @@ from diffpolicy.actors.configs import (
     NetworkConfig,
     ProcessConfig,
 )
+from diffpolicy.actors.denoising_mdp import DenoisingMDP, SimulatedStep
 from diffpolicy.actors.gaussian import GaussianChainActor, build_gaussian_wpo_networks
 from diffpolicy.actors.keys import ActorKeys
 from diffpolicy.actors.protocol import ChainActor, PathActor, PathSample
-from diffpolicy.actors.random_chains import RandomChains
+from diffpolicy.actors.random_chains import ActionChains, RandomChains
 from diffpolicy.actors.sizes import ActorCritic
 from diffpolicy.actors.squashing import ActionSquash
 from diffpolicy.actors.step_actor import DenoisingStepActor
@@ -30,6 +31,7 @@ __all__ = [
     "DIME_CPU",
     "DIME_PAPER",
     "DIME_PROCESS",
+    "ActionChains",
     "ActionSquash",
     "ActorCritic",
     "ActorKeys",
@@ -37,6 +39,7 @@ __all__ = [
     "CriticConfig",
     "DIMEPreset",
     "DenoisingActor",
+    "DenoisingMDP",
     "DenoisingStepActor",
     "GaussianChainActor",
     "NetworkConfig",
@@ -44,6 +47,7 @@ __all__ = [
     "PathSample",
     "ProcessConfig",
     "RandomChains",
+    "SimulatedStep",
     "build_denoising_actor",
     "build_diffsac_networks",
     "build_diffwpo_networks",

@@ -171,13 +171,21 @@ class DenoisingActor(TensorDictModuleBase):
         mode: RolloutMode = self.deterministic_step if deterministic else "sample"
         return self.process, self._conditioned(observation), noise, mode
 
-    def sample_path(self, tensordict: TensorDictBase, *, checkpoint: bool = False) -> PathSample:
+    def sample_path(
+        self,
+        tensordict: TensorDictBase,
+        *,
+        noise: Tensor | None = None,
+        checkpoint: bool = False,
+    ) -> PathSample:
         """Actions and their entropy costs for differentiation, see :class:`PathActor`.
 
-        Samples the process whatever the exploration type. The prior sample carries no gradient.
+        Samples the process whatever the exploration type, from ``noise``, from the entry
+        ``noise_key``, or by itself. The prior sample carries no gradient.
         """
         observation = self.observation(tensordict)
-        noise = None if self.noise_key is None else required(tensordict, self.noise_key)
+        if noise is None and self.noise_key is not None:
+            noise = required(tensordict, self.noise_key)
         process, score, noise, _ = self._rollout_inputs(observation, noise, deterministic=False)
         chain = rollout_chain(process, checkpointed(score) if checkpoint else score, noise)
         last = chain.latents[..., -1, :]
@@ -187,9 +195,15 @@ class DenoisingActor(TensorDictModuleBase):
             terminal_cost=prior_log_prob(chain.latents[..., 0, :], process.prior_std),
         )
 
-    def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
-        """Draw ``x_0`` of shape ``[*batch_size, A]``."""
-        return self.process.sample_prior(batch_size)
+    def sample_prior(
+        self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None
+    ) -> Tensor:
+        """Draw ``x_0`` of shape ``[*batch_size, A]``, from ``noise`` (standard normal) if given."""
+        return self.process.sample_prior(batch_size, noise)
+
+    def prior_log_prob(self, latent: Tensor) -> Tensor:
+        """``log p(x_0)`` of first latents ``[*B, A]``, ``[*B, 1]``."""
+        return prior_log_prob(latent, self.process.prior_std)
 
     def squash_log_det(self, latent: Tensor) -> Tensor:
         """``log |d tanh(x_N)|`` of last latents ``[*B, A]``, in [-1, 1] units, ``[*B, 1]``."""

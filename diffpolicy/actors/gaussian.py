@@ -19,7 +19,7 @@ from diffpolicy.actors.keys import ActorKeys, required
 from diffpolicy.actors.sizes import ActorCritic, read_sizes
 from diffpolicy.actors.squashing import ActionSquash
 from diffpolicy.networks import mlp
-from diffpolicy.sde import Gaussian, gaussian_log_prob, log_ratio
+from diffpolicy.sde import Gaussian, gaussian_log_prob, log_ratio, tanh_log_det
 
 # A normal density with this std is 1 at its mean.
 _UNIT_DENSITY_STD = 1 / math.sqrt(2 * math.pi)
@@ -111,9 +111,19 @@ class GaussianChainActor(TensorDictModuleBase):
             tensordict.set(keys.kernel_std, kernel.std.unsqueeze(-2))
         return tensordict
 
-    def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
-        """``x_0 = 0`` of shape ``[*batch_size, A]``."""
+    def sample_prior(
+        self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None
+    ) -> Tensor:
+        """``x_0 = 0`` of shape ``[*batch_size, A]``, whatever the noise."""
         return self.log_std.new_zeros(*batch_size, self.squash.action_dim)
+
+    def prior_log_prob(self, latent: Tensor) -> Tensor:
+        """Zeros ``[*B, 1]``: the prior is a point, which adds no entropy."""
+        return torch.zeros_like(latent[..., :1])
+
+    def squash_log_det(self, latent: Tensor) -> Tensor:
+        """``log |d tanh(x_1)|`` of last latents ``[*B, A]``, in [-1, 1] units, ``[*B, 1]``."""
+        return tanh_log_det(latent)
 
     def denoising_kernel(self, rows: TensorDictBase) -> Gaussian:
         """``q(. | s)``, see :class:`ChainActor`; reads the observation only."""

@@ -21,9 +21,13 @@ class ChainActor(Protocol):
     ``keys.action`` and the chain entries of :class:`ActorKeys`. The chain entries must agree
     with the kernels: ``log_prob`` is the density of the same kernel that sampled.
 
-    One member is optional: ``squash_log_det(latent)`` maps last latents ``[*B, A]`` to
-    ``log |d action / d latent|`` ``[*B, 1]`` of actions mapped to [-1, 1]. Only
-    ``DiffSACLoss(squashed_entropy=True)`` needs it.
+    Some members are optional, and what needs them says so:
+
+    * ``squash``, an :class:`~diffpolicy.actors.ActionSquash` or what has its ``forward`` and
+      ``inverse``: chains are checked against actions, and made for given ones.
+    * ``squash_log_det(latent)`` maps last latents ``[*B, A]`` to ``log |d action / d latent|``
+      ``[*B, 1]`` of actions mapped to [-1, 1], and ``prior_log_prob(latent)`` first latents to
+      ``log p(x_0)`` ``[*B, 1]``: together they bound the entropy of the action.
     """
 
     in_keys: Sequence[NestedKey]
@@ -34,8 +38,10 @@ class ChainActor(Protocol):
         """Number of denoising steps ``N``."""
         ...
 
-    def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
-        """Draw ``x_0`` of shape ``[*batch_size, A]``."""
+    def sample_prior(
+        self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None
+    ) -> Tensor:
+        """Draw ``x_0`` of shape ``[*batch_size, A]``, from ``noise`` (standard normal) if given."""
         ...
 
     def denoising_kernel(self, rows: TensorDictBase) -> Gaussian:
@@ -89,11 +95,18 @@ class PathActor(Protocol):
     in_keys: Sequence[NestedKey]
     keys: ActorKeys
 
-    def sample_path(self, tensordict: TensorDictBase, *, checkpoint: bool = False) -> PathSample:
+    def sample_path(
+        self,
+        tensordict: TensorDictBase,
+        *,
+        noise: Tensor | None = None,
+        checkpoint: bool = False,
+    ) -> PathSample:
         """Draw one chain per batch element, differentiable in all parameters.
 
         Args:
             tensordict: observation keys, batch ``[*B]``; must not be written to.
+            noise: standard normal ``[*B, N+1, A]``; None draws it.
             checkpoint: save memory by computing activations again in the backward pass.
         """
         ...

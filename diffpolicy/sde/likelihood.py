@@ -20,6 +20,20 @@ class Gaussian(NamedTuple):
     mean: Tensor
     std: Tensor
 
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """``mean + std * noise`` ``[*B, A]``, differentiable in both.
+
+        Args:
+            noise: standard normal, broadcastable with ``[*B, A]``; None draws it.
+        """
+        if noise is None:
+            noise = torch.randn_like(self.mean)
+        return self.mean + self.std * noise
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density ``[*B, 1]`` of ``value`` ``[*B, A]``, see :func:`gaussian_log_prob`."""
+        return gaussian_log_prob(value, self)
+
 
 def _check_last_dim(name: str, value: Tensor, like: Tensor) -> None:
     if value.shape[-1:] != like.shape[-1:]:
