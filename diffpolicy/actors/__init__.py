@@ -19,6 +19,7 @@ from diffpolicy.actors.configs import (
     ProcessConfig,
 )
 from diffpolicy.actors.denoising_mdp import DenoisingMDP, SimulatedStep
+from diffpolicy.actors.encoded import EncodedActor, with_encoder
 from diffpolicy.actors.gaussian import GaussianChainActor, build_gaussian_wpo_networks
 from diffpolicy.actors.keys import ActorKeys
 from diffpolicy.actors.protocol import ChainActor, PathActor, PathSample
@@ -41,6 +42,7 @@ __all__ = [
     "DenoisingActor",
     "DenoisingMDP",
     "DenoisingStepActor",
+    "EncodedActor",
     "GaussianChainActor",
     "NetworkConfig",
     "PathActor",
@@ -58,4 +60,5 @@ __all__ = [
     "build_ppo_networks",
     "chain_rows",
     "rows_at",
+    "with_encoder",
 ]

@@ -247,6 +247,22 @@ class DenoisingMDP:
             path.append(SimulatedStep(rows, taken))
         return path
 
+    def chain_from(self, observation: TensorDictBase, noise: Tensor) -> Tensor:
+        """The latents ``[*B, N+1, A]`` of the actor's chains from given noise.
+
+        Args:
+            observation: has the observation keys, batch ``[*B]``.
+            noise: ``[*B, N+1, A]``; index 0 makes ``x_0``, index n+1 the step from ``x_n``.
+        """
+        keys = self.keys
+        state = self.first_state(observation, noise, noise[..., 0, :])
+        latents = [state[keys.latent]]
+        for step in range(self.denoising_steps):
+            state.set(keys.latent, latents[-1])
+            state.set(keys.step, torch.full_like(state[keys.step], step))
+            latents.append(self.propose(state, noise[..., step + 1, :])[keys.next_latent])
+        return torch.stack(latents, -2)
+
     def squash_log_det(self, rows: TensorDictBase) -> Tensor:
         """``log |d tanh(x_N)|`` of rows that are last steps, 0 of others, ``[*R, 1]``."""
         log_det = self.actor.squash_log_det(rows[self.keys.next_latent])  # type: ignore[attr-defined]

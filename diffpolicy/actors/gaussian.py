@@ -117,6 +117,11 @@ class GaussianChainActor(TensorDictModuleBase):
         """``x_0 = 0`` of shape ``[*batch_size, A]``, whatever the noise."""
         return self.log_std.new_zeros(*batch_size, self.squash.action_dim)
 
+    @property
+    def prior_entropy(self) -> float:
+        """Zero: what the prior, a point, adds to the entropy bound."""
+        return 0.0
+
     def prior_log_prob(self, latent: Tensor) -> Tensor:
         """Zeros ``[*B, 1]``: the prior is a point, which adds no entropy."""
         return torch.zeros_like(latent[..., :1])

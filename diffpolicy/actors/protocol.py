@@ -28,6 +28,8 @@ class ChainActor(Protocol):
     * ``squash_log_det(latent)`` maps last latents ``[*B, A]`` to ``log |d action / d latent|``
       ``[*B, 1]`` of actions mapped to [-1, 1], and ``prior_log_prob(latent)`` first latents to
       ``log p(x_0)`` ``[*B, 1]``: together they bound the entropy of the action.
+    * ``prior_entropy`` is the mean of ``-log p(x_0)``, for a ``LearnedTemperature`` with
+      ``target_entropy="auto"``.
     """
 
     in_keys: Sequence[NestedKey]

@@ -8,6 +8,7 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 
 from diffpolicy.actors import build_gaussian_ppo_networks, build_ppo_networks
+from diffpolicy.networks.ranks import sum_over_ranks
 from diffpolicy.trainers.environments import observation_keys
 from diffpolicy.trainers.networks import network_config, process_config, process_diagnostics
 from diffpolicy.trainers.on_policy import OnPolicyModule, OnPolicyParts
@@ -90,7 +91,10 @@ class _ClipPPOLoss(ClipPPOLoss):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         key = self.tensor_keys.advantage
-        standardized = normalized_advantage(tensordict.get(key), "standardize").advantage
+        advantage = tensordict.get(key)
+        standardized, _ = normalized_advantage(
+            advantage, "standardize", sum_over_ranks=sum_over_ranks
+        )
         return super().forward(tensordict.copy().set(key, standardized))
 
 

@@ -18,7 +18,7 @@ from diffpolicy.trainers.networks import normalization, process_config, process_
 from diffpolicy.trainers.off_policy import OffPolicyModule, OffPolicyParts, Optimizer
 from diffpolicy.trainers.soft import BOUND_MARGIN, chain_temperature, delayed_update, target_updates
 from objectives import DiffSACLoss
-from objectives.distributional import symmetric_value_range
+from objectives.functional import symmetric_value_range
 
 
 def diffsac_parts(env: EnvBase, config: DiffSACConfig, device: torch.device) -> OffPolicyParts:
@@ -26,7 +26,7 @@ def diffsac_parts(env: EnvBase, config: DiffSACConfig, device: torch.device) -> 
     networks = _networks(env, config, device)
     loss = _loss(networks, config).to(device)
     optimizers = {
-        "critic": Optimizer("critic_network_params", config.lr_critic),
+        "critic": Optimizer("qvalue_network_params", config.lr_critic),
         "actor": Optimizer("actor_network_params", config.lr_actor, delayed=True),
     }
     if config.learn_temperature:
@@ -73,7 +73,7 @@ def _loss(networks: ActorCritic, config: DiffSACConfig) -> DiffSACLoss:
         temperature=chain_temperature(networks.actor, config),
         sampled_steps=config.sampled_steps,
         target_steps=config.target_steps or config.denoising_steps,
-        delay_critic=config.delay_critic,
+        delay_qvalue=config.delay_critic,
         critic_reduction=config.critic_reduction,
         discount_mode=config.discount_mode,
         squashed_entropy=config.squashed_entropy,

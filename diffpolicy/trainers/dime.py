@@ -33,7 +33,7 @@ def dime_parts(env: EnvBase, config: DIMEConfig, device: torch.device) -> OffPol
         env, observation_keys=keys, device=device, **vars(_sizes(config))
     )
     loss = _loss(networks, config).to(device)
-    critic = Optimizer("critic_network_params", config.lr_critic, (config.adam_beta1, 0.999))
+    critic = Optimizer("qvalue_network_params", config.lr_critic, (config.adam_beta1, 0.999))
     actor = replace(
         critic,
         part="actor_network_params",
@@ -49,9 +49,9 @@ def dime_parts(env: EnvBase, config: DIMEConfig, device: torch.device) -> OffPol
 
     def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
         out = calculate(batch, policy_moves)
-        if config.compile and "clip_fraction" in out:
+        if config.compile and "value_clip_fraction" in out:
             # Compiled code cannot warn.
-            loss.value_range.watch(out["clip_fraction"])
+            loss.value_range.watch(out["value_clip_fraction"])
         return out
 
     def begin(rewards: Tensor) -> None:
@@ -99,7 +99,7 @@ def _loss(networks: ActorCritic, config: DIMEConfig) -> DIMELoss:
         networks.actor,
         networks.critic,
         temperature=chain_temperature(networks.actor, config),
-        delay_critic=config.delay_critic,
+        delay_qvalue=config.delay_critic,
         critic_reduction=config.critic_reduction,
         critic_entropy_coeff=config.critic_entropy_coeff,
         num_next_actions=config.num_next_actions,
@@ -114,10 +114,5 @@ def _derive_value_range(loss: DIMELoss, rewards: Tensor, bound: float | None) ->
     margin = _SEEN_MARGIN if bound is None else BOUND_MARGIN
     if bound is not None:
         rewards = torch.full((1, 1), bound, device=rewards.device)
-    if not bool(rewards.any()):
-        raise ValueError(
-            "none of the random steps was rewarded, so that the range of values is unknown; start "
-            "a new run with --value-range MIN MAX, or with more random steps (--learning-starts)."
-        )
     batch = TensorDict({"next": {"reward": rewards}}, [len(rewards)])
     loss.derive_value_range(batch, margin=margin)

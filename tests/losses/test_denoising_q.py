@@ -18,7 +18,7 @@ ROWS = 12
 def build(kind: type[LossModule], **options: Any) -> LossModule:
     torch.manual_seed(0)
     actor, critic = make_denoising_q_networks()
-    return kind(actor, critic, **{"temperature": 0.3, "delay_critic": False, **options})
+    return kind(actor, critic, **{"temperature": 0.3, "delay_qvalue": False, **options})
 
 
 def transitions(loss: LossModule) -> TensorDictBase:
@@ -60,7 +60,7 @@ def test_critic_may_read_only_what_rows_hold() -> None:
     asymmetric = TensorDictModule(
         nn.Identity(), in_keys=[*critic.in_keys, "privileged"], out_keys=["state_action_value"]
     )
-    with pytest.raises(ValueError, match=r"critic_network reads \['privileged'\], but rows hold"):
+    with pytest.raises(ValueError, match=r"qvalue_network reads \['privileged'\], but rows hold"):
         DiffSACLoss(actor, asymmetric, temperature=0.1)
 
 

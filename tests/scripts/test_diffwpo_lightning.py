@@ -57,7 +57,7 @@ def test_a_run_writes_its_files_and_can_be_continued(
     rows = read_rows(output)
     assert [int(row["frames"]) for row in rows] == [64, 128, 192]
     assert [int(row["gradient_steps"]) for row in rows] == [4, 8, 12]
-    for name in ("loss_actor", "loss_critic", "loss_multiplier", "loss_alpha", "kl"):
+    for name in ("loss_actor", "loss_qvalue", "loss_multiplier", "loss_alpha", "kl"):
         assert all(math.isfinite(float(row[name])) for row in rows), name
     state = read_checkpoint(str(last))
     assert (state["frames"], state["gradient_steps"]) == (192, 12)

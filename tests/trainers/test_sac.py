@@ -61,7 +61,7 @@ METHODS = {
         DiffSACConfig,
         diffsac_parts,
         diffsac_module,
-        "critic_network",
+        "qvalue_network",
         "temperature",
         {"denoising_steps": 3},
     ),
@@ -154,11 +154,18 @@ def test_metrics_of_an_iteration(method: Method, build: Build, read_run: ReadRun
     assert (results["env_steps"], results["gradient_steps"]) == (40, 20)
     expected = {
         *("frames", "gradient_steps", "episode_return", "replay_ratio", "replay_size"),
-        *("loss_critic", "loss_actor", "loss_alpha", "alpha", "td_error"),
+        *("loss_qvalue", "loss_actor", "loss_alpha", "alpha", "entropy", "td_error"),
         *("grad_norm_critic", "grad_norm_actor", "grad_norm_alpha", "eval_return_mean"),
     }
     if config.method == "diffsac":
-        expected |= {"q_value", "target_value", "entropy_bound", "step_size_mean", "friction"}
+        expected |= {
+            "q_value",
+            "target_value",
+            "entropy",
+            "entropy_bound",
+            "step_size_mean",
+            "friction",
+        }
     else:
         expected |= {"entropy"}
     assert expected <= rows[0].keys()
@@ -179,7 +186,7 @@ def test_updates_without_the_policy_compute_the_critics_loss_alone(
     losses = []
     for policy_moves in (False, True):
         torch.manual_seed(0)
-        losses.append(module.parts.update(batch, policy_moves)["loss_critic"])
+        losses.append(module.parts.update(batch, policy_moves)["loss_qvalue"])
     assert torch.equal(*losses)
 
 
@@ -291,8 +298,12 @@ def test_diffsac_takes_the_options_of_the_run(build: Build) -> None:
     }
     module = diffsac_module(build(METHODS["diffsac"], env="HalfCheetah-v5", **options), CPU)
     loss, process = module.loss, module.actor.process
-    assert (loss.denoising_steps, loss.sampled_steps, loss.target_steps) == (4, 2, 3)
-    assert (loss.critic_reduction, loss.discount_mode) == ("min", "denoising_step")
+    assert (loss.mdp.denoising_steps, loss.replayed.sampled_steps, loss.replayed.target_steps) == (
+        4,
+        2,
+        3,
+    )
+    assert (loss.critic.reduction, loss.replayed.discount_mode) == ("min", "denoising_step")
     assert isinstance(loss.temperature, LearnedTemperature)
     assert loss.temperature.target_entropy == -12
     assert process.raw_step_size.shape[0] == 4
@@ -304,7 +315,7 @@ NEW_OPTIONS = ("squashed_entropy", "fresh_chains", "center_entropy")
 
 
 def in_use(loss: Any) -> set[str]:
-    used = (loss.squashed_entropy, loss.fresh_chains, loss.center_entropy)
+    used = (loss.replayed.squashed_entropy, loss.fresh_chains, loss.center_entropy)
     return {name for name, value in zip(NEW_OPTIONS, used, strict=True) if value}
 
 
@@ -315,10 +326,14 @@ def test_diffsac_by_default(build: Build) -> None:
     loss = diffsac_module(config, CPU).loss
     assert in_use(loss) == set(NEW_OPTIONS)
     # Targets simulate whole chains, whatever their length.
-    assert (loss.target_steps, loss.denoising_steps, loss.sampled_steps) == (3, 3, 1)
-    assert diffsac_module(build(method, denoising_steps=5), CPU).loss.target_steps == 5
-    assert (loss.critic_reduction, loss.delay_critic, config.tau) == ("min", True, 0.05)
-    assert any(isinstance(module, EnsembleLayerNorm) for module in loss.critic_network.modules())
+    assert (loss.replayed.target_steps, loss.mdp.denoising_steps, loss.replayed.sampled_steps) == (
+        3,
+        3,
+        1,
+    )
+    assert diffsac_module(build(method, denoising_steps=5), CPU).loss.replayed.target_steps == 5
+    assert (loss.critic.reduction, loss.delay_qvalue, config.tau) == ("min", True, 0.05)
+    assert any(isinstance(module, EnsembleLayerNorm) for module in loss.qvalue_network.modules())
     assert float(loss.temperature()) == pytest.approx(0.1)
 
 
@@ -413,7 +428,7 @@ def test_critics_do_without_targets(build: Build, normalization: str) -> None:
     run = prepare(
         build(method, critic_normalization=normalization, delay_critic=False), diffsac_module
     )
-    networks = run.module.loss.critic_network.modules()
+    networks = run.module.loss.qvalue_network.modules()
     assert any(isinstance(part, BatchRenorm) for part in networks) == (normalization == "batch")
     assert train(run)
     assert run.module.gradient_steps == 20
