@@ -394,13 +394,20 @@ def test_entries_of_a_dictionary_are_observed_and_replayed(dime: DIME, register:
     assert trained(only).actor.in_keys == ["ear"]
 
 
-def test_a_task_without_rewards_needs_a_value_range(dime: DIME, register: Register) -> None:
+def test_a_task_without_rewards_starts_with_the_range_of_rewards_up_to_one(
+    dime: DIME, register: Register
+) -> None:
     name = register(NoReward)
-    run = prepare(dime(env=name), dime_module)
-    with pytest.raises(TrainingError, match="--value-range MIN MAX"):
-        train(run)
+    run = prepare(dime(env=name, gamma=0.9), dime_module)
+    with pytest.warns(UserWarning, match="none of 20 rewards differs from zero"):
+        assert train(run)
+    loss = run.module.loss
+    assert float(loss.value_support.atoms[-1]) == pytest.approx(4 / (1 - 0.9))
+    assert bool(loss.value_range.widens)
     output = f"{dime().output}-with-range"
-    assert train(prepare(dime(env=name, value_range=(-5.0, 5.0), output=output), dime_module))
+    given = prepare(dime(env=name, value_range=(-5.0, 5.0), output=output), dime_module)
+    assert train(given)
+    assert not bool(given.module.loss.value_range.widens)
 
 
 def test_the_value_range_is_given_or_derived_from_the_random_steps(

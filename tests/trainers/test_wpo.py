@@ -166,7 +166,7 @@ def test_wpo_options_reach_loss_and_networks(
     assert float(loss.critic_coeff) == 0.25
     estimator = loss.value_estimator
     assert (float(estimator.gamma), float(estimator.lmbda)) == pytest.approx((0.9, 0.8))
-    assert estimator.critic_reduction == "min"
+    assert estimator.critic.reduction == "min"
     weights = [p for name, p in loss.qvalue_network_params.named_parameters() if p.ndim == 3]
     assert {weight.shape[0] for weight in weights} == {3}
     assert 24 in {weight.shape[-1] for weight in weights}
