@@ -249,13 +249,21 @@ def as_q_network(networks: QNetworks, num_qvalue_nets: int | None = None) -> Ten
             )
         return QStack(members)
     if num_qvalue_nets is None:
-        return members[0]
+        return _without_template(members[0])
     if num_qvalue_nets < 1 or writes_ensemble_first(members[0]):
         raise ValueError(
             f"num_qvalue_nets={num_qvalue_nets} needs at least 1, and a network of one critic, got "
             f"{type(members[0]).__name__}."
         )
     return QStack([members[0], *(_redrawn(members[0]) for _ in range(num_qvalue_nets - 1))])
+
+
+def _without_template(network: TensorDictModuleBase) -> TensorDictModuleBase:
+    """The network; what an EnsembleModule copied its critics from takes no part in training."""
+    for module in network.modules():
+        if isinstance(module, EnsembleModule):
+            module.module.requires_grad_(False)
+    return network
 
 
 def _redrawn(network: TensorDictModuleBase) -> TensorDictModuleBase:
