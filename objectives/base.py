@@ -16,6 +16,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from diffpolicy.actors import ActorKeys, with_encoder
 from diffpolicy.networks import BatchRenorm, RunningNorm
+from objectives.agents import per_agent
 from objectives.checks import check_choice
 from objectives.functional import ValueLoss
 from objectives.q_critic import CriticReduction, QCritic, QNetworks, as_q_network
@@ -213,6 +214,20 @@ class DiffusionLoss(LossModule):
             valid = self._valid(rows, value)
             return (value if valid is None else torch.where(valid, value, 0.0)).squeeze(-1)
         return self._reduce(value, rows, "mean")
+
+    def _enter(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The transitions, those of several agents as ``[*B, agents]``, see ``per_agent``."""
+        key = self.tensor_keys.action
+        action = tensordict.get(key, None)
+        if action is None or action.shape[:-1] == tensordict.batch_size:
+            return tensordict
+        return per_agent(tensordict, key, action.shape[:-1])
+
+    def _leave(self, entered: TensorDictBase, given: TensorDictBase) -> None:
+        """Priorities of several agents, averaged over them, to where the transitions are from."""
+        if entered is not given and not given.is_locked:
+            error = entered[self.tensor_keys.priority]
+            given.set(self.tensor_keys.priority, error.flatten(given.batch_dims).mean(-1))
 
     def _fit(
         self, distance: Tensor, diagnostics: Mapping[str, Tensor], rows: TensorDictBase

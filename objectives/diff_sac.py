@@ -214,6 +214,7 @@ class DiffSACLoss(DiffusionLoss):
         ``[*B, kappa, A]`` and ``target`` ``[*B, kappa, M, A]``, noise of the steps after them; with
         ``fresh_chains`` also ``chain`` ``[*B, N+1, A]``. All are optional in ``draws``.
         """
+        tensordict = self._enter(tensordict)
         draws = self.replayed.draw(tensordict)
         if self.fresh_chains:
             latents = required(tensordict, self.chain_keys.latents)
@@ -227,19 +228,23 @@ class DiffSACLoss(DiffusionLoss):
         """All loss terms and diagnostics of transitions ``[*B]``, see the class."""
         batch = self._batch(tensordict, draws)
         qvalue, diagnostics = self._qvalue_loss(batch)
+        self._leave(batch.transitions, tensordict)
         actor, entropies = self._actor_loss(batch)
         out = {"loss_qvalue": qvalue, "loss_actor": actor, **diagnostics}
         if self.temperature.learned:
-            out["loss_alpha"] = self.alpha_loss(tensordict, entropies["entropy"])
-        out |= {key: self._describe(value, tensordict) for key, value in entropies.items()}
-        out["alpha"] = self.temperature()
-        return self._output(out, tensordict, batch.rows)
+            out["loss_alpha"] = self.alpha_loss(batch.transitions, entropies["entropy"])
+        described = {k: self._describe(v, batch.transitions) for k, v in entropies.items()}
+        out |= {**described, "alpha": self.temperature()}
+        return self._output(out, batch.transitions, tensordict, batch.rows)
 
     def qvalue_loss(
         self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of all critics, and diagnostics; writes ``td_error`` into an unlocked input."""
-        return self._qvalue_loss(self._batch(tensordict, draws))
+        batch = self._batch(tensordict, draws)
+        loss, diagnostics = self._qvalue_loss(batch)
+        self._leave(batch.transitions, tensordict)
+        return loss, diagnostics
 
     def actor_loss(
         self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
@@ -256,7 +261,8 @@ class DiffSACLoss(DiffusionLoss):
         """
         return self._reduce(self.temperature.loss(entropy), tensordict)
 
-    def _batch(self, transitions: TensorDictBase, draws: TensorDictBase | None) -> _Batch:
+    def _batch(self, tensordict: TensorDictBase, draws: TensorDictBase | None) -> _Batch:
+        transitions = self._enter(tensordict)
         if self.check_chains:
             self.mdp.check_actions(transitions)
         given = Draws(draws, transitions.batch_size, (*REPLAY_DRAWS, "chain"))

@@ -30,6 +30,7 @@ class _Batch(NamedTuple):
     rows: TensorDictBase
     given: TensorDictBase
     draws: Draws
+    replayed: bool
 
 
 class DiffWPOLoss(DiffusionLoss):
@@ -259,7 +260,7 @@ class DiffWPOLoss(DiffusionLoss):
         ``[*B, kappa, M, A]``. All are optional in ``draws``.
         """
         if self._is_replayed(tensordict):
-            draws = self.replayed.draw(tensordict)
+            draws = self.replayed.draw(self._enter(tensordict))
         else:
             rows = self._estimated_rows(tensordict)
             noise = torch.randn_like(rows[self.chain_keys.latent])
@@ -278,9 +279,11 @@ class DiffWPOLoss(DiffusionLoss):
         batch = self._batch(tensordict, draws)
         actor, diagnostics = self._actor_loss(batch)
         qvalue, fit = self._qvalue_loss(batch)
+        if batch.replayed:
+            self._leave(batch.given, tensordict)
         out = {**actor, "loss_qvalue": qvalue, **diagnostics, **fit}
         out |= {"alpha": self.temperature(), "multiplier": self.multiplier()}
-        return self._output(out, batch.given, batch.rows)
+        return self._output(out, batch.given, tensordict, batch.rows)
 
     def actor_loss(
         self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
@@ -292,7 +295,11 @@ class DiffWPOLoss(DiffusionLoss):
         self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """``critic_coeff`` times the loss of all critics, and diagnostics."""
-        return self._qvalue_loss(self._batch(tensordict, draws))
+        batch = self._batch(tensordict, draws)
+        loss, fit = self._qvalue_loss(batch)
+        if batch.replayed:
+            self._leave(batch.given, tensordict)
+        return loss, fit
 
     def _is_replayed(self, tensordict: TensorDictBase) -> bool:
         """Whether a TensorDict holds transitions without estimated returns."""
@@ -312,7 +319,8 @@ class DiffWPOLoss(DiffusionLoss):
         names = (*REPLAY_DRAWS, "divergence")
         if not self._is_replayed(tensordict):
             rows = detached(self._estimated_rows(tensordict), self.mdp)
-            return _Batch(rows, rows, Draws(draws, rows.batch_size, names))
+            return _Batch(rows, rows, Draws(draws, rows.batch_size, names), replayed=False)
+        tensordict = self._enter(tensordict)
         if self.check_chains:
             self.mdp.check_actions(tensordict)
         given = Draws(draws, tensordict.batch_size, names)
@@ -320,7 +328,7 @@ class DiffWPOLoss(DiffusionLoss):
         rows = self.replayed.rows(
             tensordict, self.tensor_keys, given.get("step", 1), optional_keys=optional
         )
-        return _Batch(rows, tensordict, given)
+        return _Batch(rows, tensordict, given, replayed=True)
 
     def _qvalue_loss(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
         rows, given, keys = batch.rows, batch.given, self.tensor_keys

@@ -183,6 +183,7 @@ class DIMELoss(DiffusionLoss):
                 f"draw() needs an actor with denoising_steps, which "
                 f"{type(self.actor_network).__name__} has not."
             )
+        tensordict = self._enter(tensordict)
         action = required(tensordict, self.tensor_keys.action)
         batch, size = tensordict.batch_size, (steps + 1, action.shape[-1])
         shapes = {
@@ -215,20 +216,22 @@ class DIMELoss(DiffusionLoss):
         self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
     ) -> TensorDictBase:
         """All loss terms and diagnostics of transitions ``[*B]``, see the class."""
-        qvalue, diagnostics = self.qvalue_loss(tensordict, draws=draws)
-        actor, entropies = self.actor_loss(tensordict, draws=draws)
+        transitions = self._enter(tensordict)
+        qvalue, diagnostics = self.qvalue_loss(transitions, draws=draws)
+        self._leave(transitions, tensordict)
+        actor, entropies = self.actor_loss(transitions, draws=draws)
         out = {"loss_qvalue": qvalue, "loss_actor": actor, **diagnostics}
         if self.temperature.learned:
-            out["loss_alpha"] = self.alpha_loss(tensordict, entropies["entropy"])
-        out |= {key: self._describe(value, tensordict) for key, value in entropies.items()}
+            out["loss_alpha"] = self.alpha_loss(transitions, entropies["entropy"])
+        out |= {key: self._describe(value, transitions) for key, value in entropies.items()}
         out["alpha"] = self.temperature()
-        return self._output(out, tensordict)
+        return self._output(out, transitions, tensordict)
 
     def qvalue_loss(
         self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of all critics, and diagnostics; writes ``td_error`` into an unlocked input."""
-        keys = self.tensor_keys
+        given, tensordict, keys = tensordict, self._enter(tensordict), self.tensor_keys
         self.value_range.prepare(next_entry(tensordict, keys.reward), self.value_estimator.gamma)
         following = tensordict["next"].expand(self.num_next_actions, *tensordict.batch_size)
         with torch.no_grad():
@@ -243,6 +246,7 @@ class DIMELoss(DiffusionLoss):
         compare = self._scalar_distance if self.critic.atoms is None else self._categorical_distance
         distance, diagnostics = compare(tensordict, current, coming, path)
         loss, diagnostics = self._fit(distance, diagnostics, tensordict)
+        self._leave(tensordict, given)
         if self.critic.atoms is not None:
             self.value_range.watch(diagnostics["value_clip_fraction"])
         return loss, diagnostics
@@ -251,6 +255,7 @@ class DIMELoss(DiffusionLoss):
         self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """``T (run + term) - Q``, and ``entropy`` and ``entropy_bound`` ``[*B, 1]``."""
+        tensordict = self._enter(tensordict)
         noise = self._draws(draws, tensordict).get("noise")
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
             path = self._sample_path(tensordict, noise, checkpoint=self.checkpoint_chain)

@@ -101,6 +101,13 @@ class DenoisingEstimator(ValueEstimatorBase):
     def _check_time(self, tensordict: TensorDictBase) -> None:
         if not tensordict.batch_dims:
             raise ValueError("tensordict must have batch size [*B, T] with time last, got [].")
+        batch = required(tensordict, self.mdp.keys.latents).shape[:-2]
+        if batch != tensordict.batch_size:
+            raise ValueError(
+                f"the rollout has batch size {list(tensordict.batch_size)} and chains for "
+                f"{list(batch)}: estimate rollouts of several agents with the agents before time, "
+                "[*B, agents, T], as objectives.agents.per_agent and permute() make them."
+            )
         names = tensordict.names if tensordict._has_names() else []
         if "time" in names and names[-1] != "time":
             raise ValueError(
