@@ -17,7 +17,7 @@ from diffpolicy.networks import HLGauss
 from diffpolicy.networks.ranks import sum_over_ranks
 from diffpolicy.sde import Gaussian, gaussian_kl
 from objectives import functional as fn
-from objectives.base import DiffusionLoss, wants_action_check
+from objectives.base import MISLED, ChainCheck, DiffusionLoss, chain_check, inspect_chains
 from objectives.checks import check_choice, check_not_negative, check_positive
 from objectives.estimators import DenoisingGAE
 from objectives.temperature import Temperature
@@ -55,8 +55,9 @@ class DiffPPOLoss(DiffusionLoss):
         clip_value: clip range of the value prediction around its old value; None is no
             clipping. Scalar critics only.
         advantage_normalization: ``"center"``, ``"standardize"`` or None.
-        check_chains: whether :meth:`chain_rows` raises if a chain does not lead to the action
-            beside it; None does if the actor has a ``squash``.
+        check_chains: what to do about chains that do not lead to the action beside them:
+            ``"raise"`` in :meth:`chain_rows`, ``"report"`` their share as
+            ``misled_chain_fraction``, or ``"off"``. None raises if the actor has a ``squash``.
         separate_losses: whether parameters shared with the actor get no gradient from the critic.
         reduction: ``"mean"`` (also None), ``"sum"`` or ``"none"``.
 
@@ -121,7 +122,7 @@ class DiffPPOLoss(DiffusionLoss):
         value_support: HLGauss | None = None,
         clip_value: float | None = None,
         advantage_normalization: fn.AdvantageNormalization | None = "center",
-        check_chains: bool | None = None,
+        check_chains: ChainCheck | None = None,
         separate_losses: bool = False,
         reduction: str | None = None,
     ) -> None:
@@ -145,7 +146,7 @@ class DiffPPOLoss(DiffusionLoss):
         self.convert_to_functional(critic_network, "critic_network", compare_against=shared)
         self.separate_losses = separate_losses
         self._add_temperature(temperature)
-        self.check_chains = wants_action_check(check_chains, self.actor_network)
+        self.check_chains = chain_check(check_chains, self.actor_network)
         self.value_support = support
         self.loss_critic_type = loss_critic_type
         self.clip_value = clip_value
@@ -155,16 +156,17 @@ class DiffPPOLoss(DiffusionLoss):
         self.make_value_estimator()
 
     def _default_in_keys(self) -> list[NestedKey]:
-        action = [self.tensor_keys.action] if self.check_chains else []
+        action = [] if self.check_chains == "off" else [self.tensor_keys.action]
         return [*self.value_estimator.in_keys, *action]
 
     @property
     def row_keys(self) -> list[NestedKey]:
         """Entries that the loss reads from rows; ``in_keys`` are those of rollouts."""
         keys, chain = self.tensor_keys, self.chain_keys
-        old_value = [] if self.clip_value is None else [keys.value]
+        optional = [] if self.clip_value is None else [keys.value]
+        optional += [MISLED] if self.check_chains == "report" else []
         row = (chain.latent, chain.next_latent, chain.step, *chain.per_step)
-        return [*self.actor_network.in_keys, *row, keys.advantage, keys.value_target, *old_value]
+        return [*self.actor_network.in_keys, *row, keys.advantage, keys.value_target, *optional]
 
     @property
     def keyword_keys(self) -> list[NestedKey]:
@@ -180,6 +182,8 @@ class DiffPPOLoss(DiffusionLoss):
         diagnostics += ["entropy", *bound, "alpha", "explained_variance"]
         if self.value_support is not None:
             diagnostics.append("value_clip_fraction")
+        if self.check_chains == "report":
+            diagnostics.append(MISLED)
         return [*losses, *diagnostics]
 
     def _make_default_estimator(self, **hyperparams: Any) -> DenoisingGAE:
@@ -202,13 +206,13 @@ class DiffPPOLoss(DiffusionLoss):
         Raises:
             ValueError: if chains do not lead to their actions, see ``check_chains``.
         """
-        if self.check_chains:
-            self.mdp.check_actions(rollout)
-        keys = self.tensor_keys
+        keys, misled = self.tensor_keys, inspect_chains(self.check_chains, self.mdp, rollout)
+        if misled is not None:
+            rollout = rollout.copy().set(MISLED, misled)
         return self.mdp.rows(
             rollout,
             step_keys=(keys.advantage, keys.value_target, keys.value),
-            carry_keys=(*self._loss_mask_keys(), keys.priority_weight),
+            carry_keys=(*self._loss_mask_keys(), keys.priority_weight, MISLED),
         )
 
     def draw(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -228,6 +232,8 @@ class DiffPPOLoss(DiffusionLoss):
         critic, critic_diagnostics = self.critic_loss(rows)
         out = {**objective, "loss_critic": critic, **diagnostics, **critic_diagnostics}
         out["alpha"] = self.temperature()
+        if self.check_chains == "report":
+            out[MISLED] = self._describe(_entry(rows, MISLED), rows)
         return self._output(out, rows, tensordict)
 
     def actor_loss(self, rows: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

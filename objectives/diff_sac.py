@@ -14,7 +14,14 @@ from diffpolicy.actors import ChainActor, DenoisingMDP
 from diffpolicy.actors.keys import required
 from diffpolicy.networks import HLGauss
 from objectives import functional as fn
-from objectives.base import DiffusionLoss, evaluation_mode, wants_action_check
+from objectives.base import (
+    MISLED,
+    ChainCheck,
+    DiffusionLoss,
+    chain_check,
+    evaluation_mode,
+    inspect_chains,
+)
 from objectives.draws import Draws
 from objectives.q_critic import CriticReduction, QNetworks
 from objectives.replayed_steps import REPLAY_DRAWS, ReplayedSteps
@@ -22,12 +29,13 @@ from objectives.temperature import LearnedTemperature, Temperature
 
 
 class _Batch(NamedTuple):
-    """One call: transitions ``[*B]``, their sampled rows ``[kappa, *B]``, fresh ones, and draws."""
+    """One call: transitions ``[*B]``, their sampled rows ``[kappa, *B]``, fresh ones, and more."""
 
     transitions: TensorDictBase
     rows: TensorDictBase
     fresh: TensorDictBase | None
     draws: Draws
+    misled: Tensor | None
 
 
 class DiffSACLoss(DiffusionLoss):
@@ -87,8 +95,9 @@ class DiffSACLoss(DiffusionLoss):
         loss_function: ``"l1"``, ``"l2"`` or ``"smooth_l1"``, for scalar critics.
         discount_mode: ``"env"`` (gamma acts between environment steps only) or
             ``"denoising_step"`` (at every denoising step).
-        check_chains: whether to raise if a chain does not lead to the action beside it, at every
-            call outside of compiled code; None does if the actor has a ``squash``.
+        check_chains: what to do about chains that do not lead to the action beside them:
+            ``"raise"`` at every call outside of compiled code, ``"report"`` their share as
+            ``misled_chain_fraction``, or ``"off"``. None raises if the actor has a ``squash``.
         separate_losses: whether parameters shared with the actor get no gradient from the critic.
         reduction: ``"mean"`` (also None), ``"sum"`` or ``"none"``.
 
@@ -151,7 +160,7 @@ class DiffSACLoss(DiffusionLoss):
         squashed_entropy: bool = False,
         fresh_chains: bool = False,
         center_entropy: bool = False,
-        check_chains: bool | None = None,
+        check_chains: ChainCheck | None = None,
         separate_losses: bool = False,
         reduction: str | None = None,
     ) -> None:
@@ -181,7 +190,7 @@ class DiffSACLoss(DiffusionLoss):
             )
         self.fresh_chains = fresh_chains
         self.center_entropy = center_entropy
-        self.check_chains = wants_action_check(check_chains, self.actor_network)
+        self.check_chains = chain_check(check_chains, self.actor_network)
         self.make_value_estimator()
 
     @property
@@ -195,7 +204,7 @@ class DiffSACLoss(DiffusionLoss):
         return TD0Estimator(value_network=None, **{**defaults, **hyperparams})
 
     def _default_in_keys(self) -> list[NestedKey]:
-        action = [self.tensor_keys.action] if self.check_chains else []
+        action = [] if self.check_chains == "off" else [self.tensor_keys.action]
         observation = self.actor_network.in_keys
         carried = self.replayed.carried_keys(self.tensor_keys)
         return [*observation, *action, self.chain_keys.latents, *carried]
@@ -203,7 +212,8 @@ class DiffSACLoss(DiffusionLoss):
     def _default_out_keys(self) -> list[NestedKey]:
         alpha = ["loss_alpha"] if self.temperature.learned else []
         bound = ["entropy_bound"] if self.mdp.bounds_entropy else []
-        diagnostics = [*self.critic.diagnostic_keys, "entropy", *bound, "alpha"]
+        misled = [MISLED] if self.check_chains == "report" else []
+        diagnostics = [*self.critic.diagnostic_keys, "entropy", *bound, "alpha", *misled]
         return ["loss_qvalue", "loss_actor", *alpha, *diagnostics]
 
     def draw(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -235,6 +245,8 @@ class DiffSACLoss(DiffusionLoss):
             out["loss_alpha"] = self.alpha_loss(batch.transitions, entropies["entropy"])
         described = {k: self._describe(v, batch.transitions) for k, v in entropies.items()}
         out |= {**described, "alpha": self.temperature()}
+        if batch.misled is not None:
+            out[MISLED] = self._describe(batch.misled, batch.transitions)
         return self._output(out, batch.transitions, tensordict, batch.rows)
 
     def qvalue_loss(
@@ -263,18 +275,17 @@ class DiffSACLoss(DiffusionLoss):
 
     def _batch(self, tensordict: TensorDictBase, draws: TensorDictBase | None) -> _Batch:
         transitions = self._enter(tensordict)
-        if self.check_chains:
-            self.mdp.check_actions(transitions)
+        misled = inspect_chains(self.check_chains, self.mdp, transitions)
         given = Draws(draws, transitions.batch_size, (*REPLAY_DRAWS, "chain"))
         optional = (self.value_estimator.tensor_keys.steps_to_next_obs, *self._loss_mask_keys())
         rows = self.replayed.rows(
             transitions, self.tensor_keys, given.get("step", 1), optional_keys=optional
         )
         if not self.fresh_chains:
-            return _Batch(transitions, rows, None, given)
+            return _Batch(transitions, rows, None, given, misled)
         fresh = self.replayed.with_fresh_chains(transitions, given.get("chain"))
         step = rows[self.chain_keys.step].squeeze(-1)
-        return _Batch(transitions, rows, self.mdp.rows_at(fresh, step), given)
+        return _Batch(transitions, rows, self.mdp.rows_at(fresh, step), given, misled)
 
     def _qvalue_loss(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
         distance, diagnostics = self.replayed.temporal_difference(

@@ -14,7 +14,14 @@ from diffpolicy.actors.keys import required
 from diffpolicy.networks import HLGauss
 from diffpolicy.sde import Gaussian
 from objectives import functional as fn
-from objectives.base import DiffusionLoss, evaluation_mode, wants_action_check
+from objectives.base import (
+    MISLED,
+    ChainCheck,
+    DiffusionLoss,
+    chain_check,
+    evaluation_mode,
+    inspect_chains,
+)
 from objectives.checks import check_not_negative
 from objectives.draws import Draws
 from objectives.estimators import DenoisingTDLambda
@@ -30,6 +37,7 @@ class _Batch(NamedTuple):
     rows: TensorDictBase
     given: TensorDictBase
     draws: Draws
+    misled: Tensor | None
     replayed: bool
 
 
@@ -78,9 +86,10 @@ class DiffWPOLoss(DiffusionLoss):
         target_steps: steps of the policy that a one-step target simulates before it bootstraps.
         discount_mode: ``"env"`` (gamma and lambda act between environment steps only) or
             ``"denoising_step"`` (at every denoising step, as in the published configurations).
-        check_chains: whether to raise if a chain does not lead to the action beside it, in
-            :meth:`chain_rows` and at every call on replayed transitions outside of compiled code;
-            None does if the actor has a ``squash``.
+        check_chains: what to do about chains that do not lead to the action beside them:
+            ``"raise"`` (in :meth:`chain_rows`, and at every call on replayed transitions outside
+            of compiled code), ``"report"`` their share as ``misled_chain_fraction``, or ``"off"``.
+            None raises if the actor has a ``squash``.
         separate_losses: whether parameters shared with the actor get no gradient from the critic.
         reduction: ``"mean"`` (also None), ``"sum"`` or ``"none"``.
 
@@ -149,7 +158,7 @@ class DiffWPOLoss(DiffusionLoss):
         sampled_steps: int = 1,
         target_steps: int = 1,
         discount_mode: fn.DiscountMode = "env",
-        check_chains: bool | None = None,
+        check_chains: ChainCheck | None = None,
         separate_losses: bool = False,
         reduction: str | None = None,
     ) -> None:
@@ -173,7 +182,7 @@ class DiffWPOLoss(DiffusionLoss):
             target_steps=target_steps,
             discount_mode=discount_mode,
         )
-        self.check_chains = wants_action_check(check_chains, self.actor_network)
+        self.check_chains = chain_check(check_chains, self.actor_network)
         check_not_negative("critic_coeff", critic_coeff)
         if kl_samples is not None and kl_samples < 1:
             raise ValueError(f"kl_samples must be at least 1, or None, got {kl_samples}.")
@@ -189,7 +198,7 @@ class DiffWPOLoss(DiffusionLoss):
         return self.critic.bins
 
     def _default_in_keys(self) -> list[NestedKey]:
-        action = [self.tensor_keys.action] if self.check_chains else []
+        action = [] if self.check_chains == "off" else [self.tensor_keys.action]
         carried = self.replayed.carried_keys(self.tensor_keys)
         transitions = [*self.actor_network.in_keys, *action, self.chain_keys.latents, *carried]
         return [*transitions, *self._behaviour_keys()]
@@ -198,7 +207,8 @@ class DiffWPOLoss(DiffusionLoss):
     def row_keys(self) -> list[NestedKey]:
         """Entries that the loss reads from rows; ``in_keys`` are those of transitions."""
         chain = self.chain_keys
-        row = [chain.latent, chain.next_latent, chain.step, *self._behaviour_keys()]
+        misled = [MISLED] if self.check_chains == "report" else []
+        row = [chain.latent, chain.next_latent, chain.step, *self._behaviour_keys(), *misled]
         return [*self.actor_network.in_keys, *row, self.tensor_keys.value_target]
 
     @property
@@ -210,8 +220,9 @@ class DiffWPOLoss(DiffusionLoss):
         alpha = ["loss_alpha"] if self.temperature.learned else []
         bound = ["entropy_bound"] if self.mdp.bounds_entropy else []
         diagnostics = ["kl", "trust_region_fraction", "multiplier", "entropy", *bound, "alpha"]
+        misled = [MISLED] if self.check_chains == "report" else []
         losses = ["loss_actor", "loss_qvalue", "loss_multiplier", *alpha]
-        return [*losses, *diagnostics, *self.critic.diagnostic_keys]
+        return [*losses, *diagnostics, *self.critic.diagnostic_keys, *misled]
 
     def _behaviour_keys(self) -> list[NestedKey]:
         """Entries that describe the behaviour's kernels, where no target actor does."""
@@ -242,13 +253,13 @@ class DiffWPOLoss(DiffusionLoss):
         Raises:
             ValueError: if chains do not lead to their actions, see ``check_chains``.
         """
-        if self.check_chains:
-            self.mdp.check_actions(rollout)
-        keys = self.tensor_keys
+        keys, misled = self.tensor_keys, inspect_chains(self.check_chains, self.mdp, rollout)
+        if misled is not None:
+            rollout = rollout.copy().set(MISLED, misled)
         return self.mdp.rows(
             rollout,
             step_keys=(keys.value_target,),
-            carry_keys=(*self._loss_mask_keys(), keys.priority_weight),
+            carry_keys=(*self._loss_mask_keys(), keys.priority_weight, MISLED),
         )
 
     def draw(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -283,6 +294,8 @@ class DiffWPOLoss(DiffusionLoss):
             self._leave(batch.given, tensordict)
         out = {**actor, "loss_qvalue": qvalue, **diagnostics, **fit}
         out |= {"alpha": self.temperature(), "multiplier": self.multiplier()}
+        if batch.misled is not None:
+            out[MISLED] = self._describe(batch.misled, batch.given)
         return self._output(out, batch.given, tensordict, batch.rows)
 
     def actor_loss(
@@ -319,16 +332,17 @@ class DiffWPOLoss(DiffusionLoss):
         names = (*REPLAY_DRAWS, "divergence")
         if not self._is_replayed(tensordict):
             rows = detached(self._estimated_rows(tensordict), self.mdp)
-            return _Batch(rows, rows, Draws(draws, rows.batch_size, names), replayed=False)
+            misled = required(rows, MISLED) if self.check_chains == "report" else None
+            drawn = Draws(draws, rows.batch_size, names)
+            return _Batch(rows, rows, drawn, misled, replayed=False)
         tensordict = self._enter(tensordict)
-        if self.check_chains:
-            self.mdp.check_actions(tensordict)
+        misled = inspect_chains(self.check_chains, self.mdp, tensordict)
         given = Draws(draws, tensordict.batch_size, names)
         optional = (self.value_estimator.tensor_keys.steps_to_next_obs, *self._loss_mask_keys())
         rows = self.replayed.rows(
             tensordict, self.tensor_keys, given.get("step", 1), optional_keys=optional
         )
-        return _Batch(rows, tensordict, given, replayed=True)
+        return _Batch(rows, tensordict, given, misled, replayed=True)
 
     def _qvalue_loss(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
         rows, given, keys = batch.rows, batch.given, self.tensor_keys

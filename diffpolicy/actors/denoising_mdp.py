@@ -366,7 +366,7 @@ class DenoisingMDP:
                 "steps of a collector, demonstrations, exploration noise after the actor) need "
                 "chains of their own: DenoisingMDP(actor).chains_for(observation, action) or the "
                 "transform diffpolicy.actors.ActionChains makes them. Or leave such chains as they "
-                "are with check_chains=False."
+                "are with check_chains='off'."
             )
 
     def _check_squash(self, wanted: str) -> None:

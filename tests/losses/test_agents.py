@@ -94,9 +94,7 @@ def test_weights_and_masks_of_transitions_hold_for_all_agents(kind: type) -> Non
 
 def test_actions_in_no_group_raise() -> None:
     batch = TensorDict({"action": torch.zeros(2, 3, 1)}, [2])
-    with pytest.raises(
-        ValueError, match=r"batch size is \[2\].*for \[2, 3\].*\('agents', 'action'"
-    ):
+    with pytest.raises(ValueError, match=r"is \[2\].*for \[2, 3\].*\('agents', 'action'"):
         per_agent(batch, "action", torch.Size([2, 3]))
     odd = TensorDict(
         {("agents", "action"): torch.zeros(2, 3, 1), ("agents", "x"): torch.ones(2, 1)}, [2]

@@ -555,7 +555,7 @@ def test_replay_without_chains_or_with_other_chains_raises() -> None:
 
 
 def test_latents_are_all_that_replay_must_keep_of_a_chain() -> None:
-    loss = build(sampled_steps=STEPS, check_chains=False)
+    loss = build(sampled_steps=STEPS, check_chains="off")
     batch = transitions(loss)
     torch.manual_seed(2)
     expected = loss(batch)

@@ -303,7 +303,7 @@ def with_fresh_chains(loss: DiffSACLoss, batch: TensorDictBase) -> tuple[Tensor,
 
 
 def test_fresh_chains_replace_all_but_the_last_step() -> None:
-    loss = build(fresh_chains=True, squashed_entropy=True, check_chains=False)
+    loss = build(fresh_chains=True, squashed_entropy=True, check_chains="off")
     batch = transitions(loss)
     batch["latents"] = batch["latents"] + 0.5 * torch.randn_like(batch["latents"])
     chains, mixed = with_fresh_chains(loss, batch)
@@ -324,7 +324,7 @@ def test_fresh_chains_replace_all_but_the_last_step() -> None:
 
 
 def test_of_a_stored_chain_nothing_but_the_last_latent_is_looked_at() -> None:
-    loss = build(fresh_chains=True, check_chains=False)
+    loss = build(fresh_chains=True, check_chains="off")
     batch = transitions(loss)
     expected = loss(batch, draws=rowwise_draws(loss, batch))
     batch["latents"][:, :-1] = float("nan")

@@ -407,6 +407,7 @@ CASES: tuple[LossCase, ...] = (
         delay_qvalue=False,
         critic_reduction="mean",
     ),
+    _diff_sac_case("reported-chains", check_chains="report", critic_reduction="mean"),
     _diff_sac_case("hl-gauss", support=(-4.0, 4.0, 11), sampled_steps=2, target_steps=2),
     _diff_wpo_case(
         "rollout",
@@ -423,5 +424,6 @@ CASES: tuple[LossCase, ...] = (
         critic_reduction="min",
         sampled_steps=2,
     ),
+    _diff_wpo_case("reported-chains", kl_bound=0.5, check_chains="report"),
     _diff_wpo_case("kl-samples", kl_samples=4, kl_bound=0.5, loss_function="smooth_l1"),
 )
