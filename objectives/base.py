@@ -1,9 +1,9 @@
-"""What the losses of this package add to TorchRL's loss module."""
+"""The base of the losses: a TorchRL loss module that takes its networks along."""
 
 import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
@@ -14,7 +14,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators
 from torchrl.objectives.value import ValueEstimatorBase
 
-from diffpolicy.actors import ActorKeys, DenoisingMDP, with_encoder
+from diffpolicy.actors import ActorKeys, with_encoder
 from diffpolicy.networks import BatchRenorm, RunningNorm
 from objectives.agents import per_agent
 from objectives.checks import check_choice
@@ -22,10 +22,6 @@ from objectives.functional import ValueLoss
 from objectives.q_critic import CriticReduction, QCritic, QNetworks, as_q_network
 from objectives.temperature import LearnedTemperature, Temperature, as_temperature
 from objectives.transitions import write_priority
-
-ChainCheck = Literal["raise", "report", "off"]
-#: Share of chains that do not lead to their actions.
-MISLED = "misled_chain_fraction"
 
 
 class DiffusionLoss(LossModule):
@@ -295,40 +291,6 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def chain_check(check_chains: ChainCheck | None, actor: nn.Module) -> ChainCheck:
-    """How a loss compares chains with actions: by default it raises if the actor makes it possible.
-
-    Raises:
-        TypeError: if the check is asked for and the actor has no ``squash``.
-        ValueError: for anything else.
-    """
-    check_choice("check_chains", check_chains, ("raise", "report", "off", None))
-    possible = hasattr(actor, "squash")
-    if check_chains in ("raise", "report") and not possible:
-        raise TypeError(
-            f"check_chains={check_chains!r} needs an actor with a member squash (an ActionSquash), "
-            f"which {type(actor).__name__} lacks."
-        )
-    if check_chains is None:
-        return "raise" if possible else "off"
-    return check_chains
-
-
-def inspect_chains(
-    check_chains: ChainCheck, mdp: DenoisingMDP, rows: TensorDictBase
-) -> Tensor | None:
-    """Compare chains of transitions ``[*B]`` with their actions: 1 where they differ ``[*B, 1]``.
-
-    Raises:
-        ValueError: with ``"raise"``, if any does; returns None otherwise, and with ``"off"``.
-    """
-    if check_chains == "raise":
-        mdp.check_actions(rows)
-    if check_chains != "report":
-        return None
-    return mdp.misled(rows).to(rows.get(mdp.keys.latents))
 
 
 def check_no_statistics(argument: str, network: nn.Module) -> None:

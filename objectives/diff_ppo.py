@@ -17,7 +17,8 @@ from diffpolicy.networks import HLGauss
 from diffpolicy.networks.ranks import sum_over_ranks
 from diffpolicy.sde import Gaussian, gaussian_kl
 from objectives import functional as fn
-from objectives.base import MISLED, ChainCheck, DiffusionLoss, chain_check, inspect_chains
+from objectives.base import DiffusionLoss
+from objectives.chain_checks import MISLED, ChainCheck, chain_check, inspect_chains
 from objectives.checks import check_choice, check_not_negative, check_positive
 from objectives.estimators import DenoisingGAE
 from objectives.temperature import Temperature
@@ -170,7 +171,7 @@ class DiffPPOLoss(DiffusionLoss):
 
     @property
     def keyword_keys(self) -> list[NestedKey]:
-        """What keyword calls may name: entries of ``in_keys``, or of ``row_keys``."""
+        """Entries that keyword calls may name: those of ``in_keys``, or of ``row_keys``."""
         return list(dict.fromkeys([*self.in_keys, *self.row_keys]))
 
     def _default_out_keys(self) -> list[NestedKey]:

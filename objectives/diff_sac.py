@@ -14,14 +14,8 @@ from diffpolicy.actors import ChainActor, DenoisingMDP
 from diffpolicy.actors.keys import required
 from diffpolicy.networks import HLGauss
 from objectives import functional as fn
-from objectives.base import (
-    MISLED,
-    ChainCheck,
-    DiffusionLoss,
-    chain_check,
-    evaluation_mode,
-    inspect_chains,
-)
+from objectives.base import DiffusionLoss, evaluation_mode
+from objectives.chain_checks import MISLED, ChainCheck, chain_check, inspect_chains
 from objectives.draws import Draws
 from objectives.q_critic import CriticReduction, QNetworks
 from objectives.replayed_steps import REPLAY_DRAWS, ReplayedSteps

@@ -14,14 +14,8 @@ from diffpolicy.actors.keys import required
 from diffpolicy.networks import HLGauss
 from diffpolicy.sde import Gaussian
 from objectives import functional as fn
-from objectives.base import (
-    MISLED,
-    ChainCheck,
-    DiffusionLoss,
-    chain_check,
-    evaluation_mode,
-    inspect_chains,
-)
+from objectives.base import DiffusionLoss, evaluation_mode
+from objectives.chain_checks import MISLED, ChainCheck, chain_check, inspect_chains
 from objectives.checks import check_not_negative
 from objectives.draws import Draws
 from objectives.estimators import DenoisingTDLambda
@@ -213,7 +207,7 @@ class DiffWPOLoss(DiffusionLoss):
 
     @property
     def keyword_keys(self) -> list[NestedKey]:
-        """What keyword calls may name: entries of ``in_keys``, or of ``row_keys``."""
+        """Entries that keyword calls may name: those of ``in_keys``, or of ``row_keys``."""
         return list(dict.fromkeys([*self.in_keys, *self.row_keys]))
 
     def _default_out_keys(self) -> list[NestedKey]:

@@ -131,7 +131,7 @@ class DenoisingEstimator(ValueEstimatorBase):
     samples_step: ClassVar[bool] = False
 
     def _run(self, rows: TensorDictBase, params: TensorDictBase | None) -> TensorDictBase:
-        """What the value network says about rows."""
+        """Output of the value network for rows."""
         network = self.value_network
         context = (
             contextlib.nullcontext()

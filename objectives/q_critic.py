@@ -31,7 +31,7 @@ class QKeys(Protocol):
 
 
 class QValues(NamedTuple):
-    """What ``E`` critics say: values ``[*B, E, 1]``, and logits ``[*B, E, K]`` if categorical."""
+    """Output of ``E`` critics: values ``[*B, E, 1]``, and logits ``[*B, E, K]`` if categorical."""
 
     value: Tensor
     logits: Tensor | None
@@ -214,7 +214,7 @@ class QCritic:
 
     @property
     def diagnostic_keys(self) -> list[NestedKey]:
-        """What there is to say about the critic."""
+        """Names of the critic's diagnostics."""
         clipped = [] if self.head is None else ["value_clip_fraction"]
         entropy = [] if self.atoms is None else ["critic_entropy"]
         return ["q_value", "target_value", "td_error", *clipped, *entropy]

@@ -29,7 +29,7 @@ class TransitionKeys(QKeys, Protocol):
 
 
 class LookAhead(NamedTuple):
-    """What the policy did after rows ``[*R]``, see :meth:`ReplayedSteps.look_ahead`.
+    """The steps of the policy after rows ``[*R]``, see :meth:`ReplayedSteps.look_ahead`.
 
     Attributes:
         rows: the last step that it took.
@@ -127,7 +127,7 @@ class ReplayedSteps:
         return detached(rows, mdp)
 
     def carried_keys(self, keys: TransitionKeys) -> list[NestedKey]:
-        """What the target of a chain's last step reads from transitions."""
+        """Entries of transitions that the target of a chain's last step reads."""
         following = (*self.mdp.actor.in_keys, keys.reward, keys.terminated)
         return [unravel_key(("next", key)) for key in following]
 

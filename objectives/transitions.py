@@ -1,4 +1,4 @@
-"""What off-policy losses read from transitions of a replay buffer, and write into them."""
+"""Entries of replayed transitions: those that losses read, and the priority they write."""
 
 import torch
 from tensordict import NestedKey, TensorDictBase

@@ -1,4 +1,4 @@
-"""What a loss needs from an actor."""
+"""Protocols of the actors that losses train."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -13,7 +13,7 @@ from diffpolicy.sde import Gaussian
 
 @runtime_checkable
 class ChainActor(Protocol):
-    """What losses on the denoising MDP need: a TensorDict module with these members.
+    """An actor for losses on the denoising MDP: a TensorDict module with these members.
 
     These losses are DiffPPO, DiffSAC and DiffWPO (arXiv 2512.02019).
 
@@ -89,7 +89,7 @@ class PathSample(NamedTuple):
 
 @runtime_checkable
 class PathActor(Protocol):
-    """What losses that differentiate whole chains (DIME) need: a TensorDict module with these.
+    """An actor for losses through whole chains (DIME): a TensorDict module with these members.
 
     ``in_keys`` are the observation keys, and acting writes ``keys.action``.
     """

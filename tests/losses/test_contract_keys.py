@@ -1,4 +1,4 @@
-"""What every loss does with its keys."""
+"""Keys of every loss: defaults, renaming, keyword calls, inputs and outputs."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ ROWS, ROLLOUT = (24,), (4, 5)
 
 
 def fields(case: LossCase) -> list[str]:
-    """What can be renamed; the action is where the actor writes it."""
+    """Keys that can be renamed; the action is where the actor writes it."""
     return [name for name in case.loss_class._AcceptedKeys.__dataclass_fields__ if name != "action"]
 
 

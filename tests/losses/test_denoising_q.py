@@ -1,4 +1,4 @@
-"""What DiffSAC and DiffWPO share at their doors: masks, detached latents, refused networks."""
+"""The losses on single denoising steps at their doors: masks, chains, entropies, precision."""
 
 import math
 from typing import Any

@@ -64,7 +64,7 @@ class ByHand:
         return mean + variance.sqrt() * noise_of(observation, step, len(mean))
 
     def critics(self, observation: Tensor, next_latent: Tensor, step: int) -> Tensor:
-        """What the critics' heads say: values ``[E]``, or logits ``[E, K]``."""
+        """Output of the critics' heads: values ``[E]``, or logits ``[E, K]``."""
         network = self.loss.qvalue_network
         params = self.loss.target_qvalue_network_params if self.target else None
         with contextlib.nullcontext() if params is None else params.to_module(network):

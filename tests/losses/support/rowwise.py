@@ -33,7 +33,7 @@ def path_noise(observation: Tensor, steps: int, action_dim: int) -> Tensor:
 
 
 def rowwise_draws(loss: LossModule, batch: TensorDictBase) -> TensorDictBase:
-    """What ``draws`` of a call of ``loss`` on ``batch`` can be, from its rows alone."""
+    """The ``draws`` of a call of ``loss`` on ``batch``, from its rows alone."""
     if isinstance(loss, DIMELoss):
         return _dime(loss, batch)
     if isinstance(loss, DiffPPOLoss):
