@@ -153,6 +153,17 @@ class DiffusionLoss(LossModule):
         if isinstance(self.temperature, LearnedTemperature):
             self.temperature.resolve_target(self.actor_network)
 
+    @property
+    def log_alpha(self) -> Tensor:
+        """The parameter of a learned temperature, where TorchRL's SACLoss has it.
+
+        Raises:
+            AttributeError: if the temperature is fixed.
+        """
+        if not isinstance(self.temperature, LearnedTemperature):
+            raise AttributeError("log_alpha is for a LearnedTemperature; this one is fixed.")
+        return self.temperature.log_alpha
+
     def _add_qvalue_network(
         self,
         networks: QNetworks,

@@ -190,6 +190,11 @@ def test_actions_at_the_bounds_are_exact(dtype: torch.dtype) -> None:
         latent = squash.inverse(bound)
         assert bool(latent.isfinite().all())
         assert torch.equal(squash(latent), bound)
+    bounds = torch.stack((LOW, HIGH))
+    observation = TensorDict({"observation": torch.randn(2, OBSERVATION)}, [2])
+    latents = DenoisingMDP(make_actor()).chains_for(observation, bounds)
+    assert bool(latents.isfinite().all())
+    assert torch.equal(make_actor().squash(latents[:, -1]), bounds)
     with pytest.raises(ValueError, match=r"action must be within \[-2.0.*got values.*clip"):
         squash.inverse(squash.high + 0.1)
 

@@ -188,7 +188,7 @@ def sac_loop(loss: LossModule, batches: Iterator[TensorDictBase], **options: Any
     optimizers = {
         "loss_actor": torch.optim.Adam(loss.actor_network_params.flatten_keys().values(), 1e-3),
         "loss_qvalue": torch.optim.Adam(loss.qvalue_network_params.flatten_keys().values(), 1e-3),
-        "loss_alpha": torch.optim.Adam([loss.temperature.log_alpha], 1e-3),
+        "loss_alpha": torch.optim.Adam([loss.log_alpha], 1e-3),
     }
     buffer, values = replay(**options), []
     for data in batches:
