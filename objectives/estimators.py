@@ -101,7 +101,8 @@ class DenoisingEstimator(ValueEstimatorBase):
     def _check_time(self, tensordict: TensorDictBase) -> None:
         if not tensordict.batch_dims:
             raise ValueError("tensordict must have batch size [*B, T] with time last, got [].")
-        batch = required(tensordict, self.mdp.keys.latents).shape[:-2]
+        hint = "; collect with an actor built with return_chain=True, pass its keys"
+        batch = required(tensordict, self.mdp.keys.latents, hint).shape[:-2]
         if batch != tensordict.batch_size:
             raise ValueError(
                 f"the rollout has batch size {list(tensordict.batch_size)} and chains for "

@@ -367,3 +367,13 @@ def test_own_log_ratio_of_the_last_step_is_not_discounted() -> None:
     difference = changed["advantage"] - rollout["advantage"]
     last_row = torch.full_like(difference[:, -1], -temperature)
     torch.testing.assert_close(difference[:, -1], last_row)
+
+
+def test_the_entropy_bound_of_rows_is_the_actors_own() -> None:
+    """On the behaviour policy itself: the mean over all steps is the mean bound of the chains."""
+    loss = make_loss()
+    loss.actor_network.return_entropy_bound = True
+    rollout = to_double(make_rollout(loss.actor_network, (3, 4)))
+    out = loss(estimated_rows(loss, rollout))
+    torch.testing.assert_close(out["entropy_bound"], rollout["entropy_bound"].mean())
+    torch.testing.assert_close(out["entropy"], -rollout["log_ratio"].sum(-2).mean())
