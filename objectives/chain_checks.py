@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
@@ -41,7 +42,30 @@ def inspect_chains(
         ValueError: with ``"raise"``, if any does; returns None otherwise, and with ``"off"``.
     """
     if check_chains == "raise":
-        mdp.check_actions(rows)
+        raise_misled(mdp, rows)
     if check_chains != "report":
         return None
     return mdp.misled(rows).to(rows.get(mdp.keys.latents))
+
+
+def raise_misled(mdp: DenoisingMDP, transitions: TensorDictBase) -> None:
+    """Raise a ValueError if chains of valid transitions do not lead to their actions.
+
+    Needs a look at the numbers, which waits for a GPU; skipped inside compiled code.
+    """
+    if torch.compiler.is_compiling():
+        return
+    misled = mdp.misled(transitions)
+    mask = transitions.get(("collector", "mask"), None)
+    if mask is not None:
+        misled = misled & mask.reshape(misled.shape)
+    number = int(misled.sum())
+    if number:
+        raise ValueError(
+            f"{number} of {misled.numel()} chains in {mdp.keys.latents!r} do not lead to the "
+            f"{mdp.keys.action!r} beside them. Actions that are not the actor's own (random "
+            "steps of a collector, demonstrations, exploration noise after the actor) need "
+            "chains of their own: DenoisingMDP(actor).chains_for(observation, action) or the "
+            "transform diffpolicy.actors.ActionChains makes them. Or leave such chains as they "
+            "are with check_chains='off'."
+        )

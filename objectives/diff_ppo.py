@@ -18,13 +18,14 @@ from diffpolicy.networks.ranks import sum_over_ranks
 from diffpolicy.sde import Gaussian, gaussian_kl
 from objectives import functional as fn
 from objectives.base import DiffusionLoss
-from objectives.chain_checks import MISLED, ChainCheck, chain_check, inspect_chains
+from objectives.chain_checks import MISLED, ChainCheck, chain_check
 from objectives.checks import check_choice, check_not_negative, check_positive
 from objectives.estimators import DenoisingGAE
+from objectives.row_inputs import RowInputs
 from objectives.temperature import Temperature
 
 
-class DiffPPOLoss(DiffusionLoss):
+class DiffPPOLoss(RowInputs, DiffusionLoss):
     """Clipped policy optimisation with one likelihood ratio per denoising step.
 
     arXiv 2512.02019 (DiffPPO in version 2, DA-MDP:PPO in version 3). With temperature 0 the
@@ -43,8 +44,7 @@ class DiffPPOLoss(DiffusionLoss):
         rows = loss.chain_rows(rollout).reshape(-1)  # then epochs of minibatches of rows
 
     Args:
-        actor_network: a :class:`~diffpolicy.actors.ChainActor`; any TensorDict module with its
-            members will do.
+        actor_network: a :class:`~diffpolicy.actors.ChainActor`, or encoders and one in sequence.
         critic_network: ``V(s, x_n, n)``: reads the observation, ``latent`` and ``step``, writes
             ``state_value`` ``[*B, 1]`` and, for an HL-Gauss critic, ``state_value_logits``.
         temperature: a number, or a Temperature, whose target refers to ``entropy``.
@@ -169,22 +169,18 @@ class DiffPPOLoss(DiffusionLoss):
         row = (chain.latent, chain.next_latent, chain.step, *chain.per_step)
         return [*self.actor_network.in_keys, *row, keys.advantage, keys.value_target, *optional]
 
-    @property
-    def keyword_keys(self) -> list[NestedKey]:
-        """Entries that keyword calls may name: those of ``in_keys``, or of ``row_keys``."""
-        return list(dict.fromkeys([*self.in_keys, *self.row_keys]))
+    def _estimated_keys(self) -> list[NestedKey]:
+        keys = self.tensor_keys
+        return [keys.advantage, keys.value_target, keys.value]
 
     def _default_out_keys(self) -> list[NestedKey]:
         losses: list[NestedKey] = ["loss_objective", "loss_noising", "loss_critic"]
-        if self.temperature.learned:
-            losses.append("loss_alpha")
+        losses += ["loss_alpha"] if self.temperature.learned else []
         diagnostics = ["kl", "kl_approx", "clip_fraction", "ESS", "max_ratio"]
         bound = ["entropy_bound"] if self.mdp.bounds_entropy else []
         diagnostics += ["entropy", *bound, "alpha", "explained_variance"]
-        if self.value_support is not None:
-            diagnostics.append("value_clip_fraction")
-        if self.check_chains == "report":
-            diagnostics.append(MISLED)
+        diagnostics += [] if self.value_support is None else ["value_clip_fraction"]
+        diagnostics += [MISLED] if self.check_chains == "report" else []
         return [*losses, *diagnostics]
 
     def _make_default_estimator(self, **hyperparams: Any) -> DenoisingGAE:
@@ -200,21 +196,6 @@ class DiffPPOLoss(DiffusionLoss):
         # The constructor makes an estimator before set_keys() can announce another value key.
         if "value" in kwargs or self.tensor_keys.value in self.critic_network.out_keys:
             super()._forward_value_estimator_keys(**kwargs)
-
-    def chain_rows(self, rollout: TensorDictBase) -> TensorDictBase:
-        """Denoising-MDP rows ``[*B, N]`` of transitions ``[*B]`` with estimated advantages.
-
-        Raises:
-            ValueError: if chains do not lead to their actions, see ``check_chains``.
-        """
-        keys, misled = self.tensor_keys, inspect_chains(self.check_chains, self.mdp, rollout)
-        if misled is not None:
-            rollout = rollout.copy().set(MISLED, misled)
-        return self.mdp.rows(
-            rollout,
-            step_keys=(keys.advantage, keys.value_target, keys.value),
-            carry_keys=(*self._loss_mask_keys(), keys.priority_weight, MISLED),
-        )
 
     def draw(self, tensordict: TensorDictBase) -> TensorDictBase:
         """All random numbers of one call, for ``draws``: see the value estimator's ``draw``."""
@@ -267,12 +248,12 @@ class DiffPPOLoss(DiffusionLoss):
             losses["loss_alpha"] = self._reduce(self.temperature.loss(entropy), rows)
         with torch.no_grad():
             behaviour = Gaussian(_entry(rows, keys.kernel_mean), _entry(rows, keys.kernel_std))
-            diagnostics = self._policy_diagnostics(rows, log_weight, behaviour, denoising)
-            entropies = {"entropy": entropy}
+            each = {"kl": self.mdp.denoising_steps * gaussian_kl(behaviour, denoising)}
             if self.mdp.bounds_entropy:
                 taken = rows.copy().set(keys.log_ratio, log_ratio)
-                entropies["entropy_bound"] = self.mdp.entropy_bound(taken)
-        return losses, {**diagnostics, **self._described(entropies, rows)}
+                each["entropy_bound"] = self.mdp.entropy_bound(taken)
+            each["entropy"] = entropy
+            return losses, self._policy_diagnostics(rows, log_weight, each)
 
     def critic_loss(self, rows: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``critic_coeff`` times the value loss, and diagnostics of the critic."""
@@ -284,20 +265,16 @@ class DiffPPOLoss(DiffusionLoss):
         if self.value_support is not None:
             distance = self.value_support.loss(out[keys.value_logits], target)
         else:
-            distance = fn.value_distance(value, target, self.loss_critic_type)
-            if self.clip_value is not None:
-                clipped = fn.clipped_value(value, _entry(rows, keys.value), self.clip_value)
-                clipped_distance = fn.value_distance(clipped, target, self.loss_critic_type)
-                distance = torch.maximum(distance, clipped_distance)
+            old = None if self.clip_value is None else _entry(rows, keys.value)
+            distance = fn.clipped_distance(
+                value, target, self.loss_critic_type, old, self.clip_value
+            )
         fit = fn.explained_variance(value.detach(), target, self._valid(rows, target))
         diagnostics = {"explained_variance": fit}
         if self.value_support is not None:
             outside = self.value_support.outside(target).to(target)
             diagnostics["value_clip_fraction"] = self._describe(outside, rows)
         return self.critic_coeff * self._reduce(distance, rows), diagnostics
-
-    def _is_rows(self, tensordict: TensorDictBase) -> bool:
-        return tensordict.get(self.chain_keys.next_latent, None) is not None
 
     def _has_advantages(self, tensordict: TensorDictBase) -> bool:
         return tensordict.get(self.tensor_keys.advantage, None) is not None
@@ -306,11 +283,10 @@ class DiffPPOLoss(DiffusionLoss):
         if self._is_rows(tensordict):
             _entry(tensordict, self.tensor_keys.advantage)
             return tensordict
-        rollout = tensordict
-        if not self._has_advantages(tensordict):
-            rollout = tensordict.copy()
-            params = self.critic_network_params.detach()
-            self.value_estimator(rollout, params=params, target_params=params, draws=draws)
+        if self._has_advantages(tensordict):
+            return self.chain_rows(tensordict)
+        rollout, params = tensordict.copy(), self.critic_network_params.detach()
+        self.value_estimator(rollout, params=params, target_params=params, draws=draws)
         return self.chain_rows(rollout)
 
     def _advantage(self, rows: TensorDictBase, log_ratio: Tensor) -> fn.NormalizedAdvantage:
@@ -325,30 +301,14 @@ class DiffPPOLoss(DiffusionLoss):
         )
 
     def _policy_diagnostics(
-        self,
-        rows: TensorDictBase,
-        log_weight: Tensor,
-        behaviour: Gaussian,
-        denoising: Gaussian,
+        self, rows: TensorDictBase, log_weight: Tensor, each: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        steps = self.mdp.denoising_steps
-        valid = self._valid(rows, log_weight)
-        kl = steps * gaussian_kl(behaviour, denoising)
-        ratio = log_weight.exp()
-        outside = ((ratio - 1).abs() > self.clip_epsilon).to(ratio)
-        each = {
-            "kl": kl,
-            "kl_approx": steps * (ratio - 1 - log_weight),
-            "clip_fraction": outside,
-        }
-        return {
-            **self._described(each, rows),
-            "ESS": fn.effective_sample_size(log_weight, valid),
-            "max_ratio": (ratio if valid is None else torch.where(valid, ratio, 0.0)).max(),
-        }
-
-    def _described(self, each: Mapping[str, Tensor], rows: TensorDictBase) -> dict[str, Tensor]:
-        return {key: self._describe(value, rows) for key, value in each.items()}
+        """Diagnostics of rows ``[*B, 1]``, those of the ratios added."""
+        ratios = fn.ratio_statistics(log_weight, self.clip_epsilon, self._valid(rows, log_weight))
+        approximate = self.mdp.denoising_steps * ratios.divergence
+        each = {**each, "kl_approx": approximate, "clip_fraction": ratios.outside}
+        described = {key: self._describe(value, rows) for key, value in each.items()}
+        return {**described, "ESS": ratios.ess, "max_ratio": ratios.largest}
 
 
 def _entry(tensordict: TensorDictBase, key: NestedKey) -> Tensor:

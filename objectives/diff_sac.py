@@ -1,6 +1,5 @@
 """DiffSAC: soft actor-critic over the denoising MDP."""
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from objectives.draws import Draws
 from objectives.q_critic import CriticReduction, QNetworks
 from objectives.replayed_steps import REPLAY_DRAWS, ReplayedSteps
 from objectives.temperature import LearnedTemperature, Temperature
+from objectives.transitions import ReplayKeys
 
 
 class _Batch(NamedTuple):
@@ -113,25 +113,9 @@ class DiffSACLoss(DiffusionLoss):
         ValueError: for arguments outside their range or that do not go together.
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        """Configurable keys; those of observation and chain are the actor's.
-
-        ``action`` must be the actor's, and ``done`` is only handed to the value estimator: targets
-        bootstrap unless a transition is ``terminated``.
-        """
-
-        action: NestedKey = "action"
-        state_action_value: NestedKey = "state_action_value"
-        state_action_value_logits: NestedKey = "state_action_value_logits"
-        reward: NestedKey = "reward"
-        done: NestedKey = "done"
-        terminated: NestedKey = "terminated"
-        priority: NestedKey = "td_error"
-        priority_weight: NestedKey = "priority_weight"
-
-    default_keys = _AcceptedKeys
-    tensor_keys: _AcceptedKeys
+    _AcceptedKeys = ReplayKeys
+    default_keys = ReplayKeys
+    tensor_keys: ReplayKeys
     default_value_estimator = ValueEstimators.TD0
 
     qvalue_network: TensorDictModule

@@ -1,10 +1,10 @@
 """DiffWPO: Wasserstein policy optimisation over the denoising MDP."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
+from tensordict import NestedKey, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor, nn
 from torchrl.objectives.utils import ValueEstimators
@@ -14,28 +14,19 @@ from diffpolicy.actors.keys import required
 from diffpolicy.networks import HLGauss
 from diffpolicy.sde import Gaussian
 from objectives import functional as fn
-from objectives.base import DiffusionLoss, evaluation_mode
-from objectives.chain_checks import MISLED, ChainCheck, chain_check, inspect_chains
+from objectives.chain_checks import MISLED, ChainCheck, chain_check
 from objectives.checks import check_not_negative
-from objectives.draws import Draws
 from objectives.estimators import DenoisingTDLambda
 from objectives.multiplier import LearnedMultiplier
 from objectives.q_critic import CriticReduction, QNetworks
-from objectives.replayed_steps import REPLAY_DRAWS, ReplayedSteps, detached
+from objectives.replayed_steps import ReplayedSteps
 from objectives.temperature import Temperature
+from objectives.transitions import ReplayKeys
+from objectives.wasserstein_step import WassersteinStep
+from objectives.wpo_inputs import WPOBatch, WPOInputs
 
 
-class _Batch(NamedTuple):
-    """One call: rows to train on, what averages over sampled steps belong to, and draws."""
-
-    rows: TensorDictBase
-    given: TensorDictBase
-    draws: Draws
-    misled: Tensor | None
-    replayed: bool
-
-
-class DiffWPOLoss(DiffusionLoss):
+class DiffWPOLoss(WPOInputs):
     """Wasserstein policy optimisation of denoising kernels in a trust region.
 
     arXiv 2512.02019 (DiffWPO in version 2, DA-MDP:WPO in version 3); WPO itself: arXiv 2505.00663.
@@ -107,21 +98,10 @@ class DiffWPOLoss(DiffusionLoss):
     """
 
     @dataclass
-    class _AcceptedKeys:
-        """Configurable keys; those of observation and chain are the actor's.
+    class _AcceptedKeys(ReplayKeys):
+        """Configurable keys; those of observation and chain are the actor's."""
 
-        ``action`` must be the actor's.
-        """
-
-        action: NestedKey = "action"
-        state_action_value: NestedKey = "state_action_value"
-        state_action_value_logits: NestedKey = "state_action_value_logits"
         value_target: NestedKey = "value_target"
-        reward: NestedKey = "reward"
-        done: NestedKey = "done"
-        terminated: NestedKey = "terminated"
-        priority: NestedKey = "td_error"
-        priority_weight: NestedKey = "priority_weight"
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
@@ -178,11 +158,10 @@ class DiffWPOLoss(DiffusionLoss):
         )
         self.check_chains = chain_check(check_chains, self.actor_network)
         check_not_negative("critic_coeff", critic_coeff)
-        if kl_samples is not None and kl_samples < 1:
-            raise ValueError(f"kl_samples must be at least 1, or None, got {kl_samples}.")
         self.multiplier = LearnedMultiplier(initial_multiplier, kl_bound)
-        self.kl_samples = kl_samples
-        self.precondition = precondition
+        self.wasserstein = WassersteinStep(
+            self.mdp, self.critic, precondition=precondition, kl_samples=kl_samples
+        )
         self.register_coeff_buffer("critic_coeff", float(critic_coeff))
         self.make_value_estimator()
 
@@ -197,19 +176,6 @@ class DiffWPOLoss(DiffusionLoss):
         transitions = [*self.actor_network.in_keys, *action, self.chain_keys.latents, *carried]
         return [*transitions, *self._behaviour_keys()]
 
-    @property
-    def row_keys(self) -> list[NestedKey]:
-        """Entries that the loss reads from rows; ``in_keys`` are those of transitions."""
-        chain = self.chain_keys
-        misled = [MISLED] if self.check_chains == "report" else []
-        row = [chain.latent, chain.next_latent, chain.step, *self._behaviour_keys(), *misled]
-        return [*self.actor_network.in_keys, *row, self.tensor_keys.value_target]
-
-    @property
-    def keyword_keys(self) -> list[NestedKey]:
-        """Entries that keyword calls may name: those of ``in_keys``, or of ``row_keys``."""
-        return list(dict.fromkeys([*self.in_keys, *self.row_keys]))
-
     def _default_out_keys(self) -> list[NestedKey]:
         alpha = ["loss_alpha"] if self.temperature.learned else []
         bound = ["entropy_bound"] if self.mdp.bounds_entropy else []
@@ -218,10 +184,8 @@ class DiffWPOLoss(DiffusionLoss):
         losses = ["loss_actor", "loss_qvalue", "loss_multiplier", *alpha]
         return [*losses, *diagnostics, *self.critic.diagnostic_keys, *misled]
 
-    def _behaviour_keys(self) -> list[NestedKey]:
-        """Entries that describe the behaviour's kernels, where no target actor does."""
-        keys = self.chain_keys
-        return [] if self.delay_actor else [keys.kernel_mean, keys.kernel_std]
+    def _estimated_keys(self) -> list[NestedKey]:
+        return [self.tensor_keys.value_target]
 
     def _make_default_estimator(self, **hyperparams: Any) -> DenoisingTDLambda:
         defaults = {"gamma": 0.99, "lmbda": 0.95, "device": self._default_device}
@@ -240,41 +204,6 @@ class DiffWPOLoss(DiffusionLoss):
         value = self.tensor_keys.state_action_value
         if self._value_estimator is not None and value in self.qvalue_network.out_keys:
             self._value_estimator.set_keys(value=value)
-
-    def chain_rows(self, rollout: TensorDictBase) -> TensorDictBase:
-        """Denoising-MDP rows ``[*B, N]`` of transitions ``[*B]`` with estimated returns.
-
-        Raises:
-            ValueError: if chains do not lead to their actions, see ``check_chains``.
-        """
-        keys, misled = self.tensor_keys, inspect_chains(self.check_chains, self.mdp, rollout)
-        if misled is not None:
-            rollout = rollout.copy().set(MISLED, misled)
-        return self.mdp.rows(
-            rollout,
-            step_keys=(keys.value_target,),
-            carry_keys=(*self._loss_mask_keys(), keys.priority_weight, MISLED),
-        )
-
-    def draw(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """All random numbers of one call on rows or transitions, for ``draws``.
-
-        On rows ``[*B]``: ``proposal`` ``[*B, A]``, and with ``kl_samples`` also ``divergence``
-        ``[*B, M, A]``. On rollouts with returns, the same of their rows ``[*B, N]``. On replayed
-        transitions ``[*B]`` as :meth:`DiffSACLoss.draw`, and ``divergence``
-        ``[*B, kappa, M, A]``. All are optional in ``draws``.
-        """
-        if self._is_replayed(tensordict):
-            draws = self.replayed.draw(self._enter(tensordict))
-        else:
-            rows = self._estimated_rows(tensordict)
-            noise = torch.randn_like(rows[self.chain_keys.latent])
-            draws = TensorDict({"proposal": noise}, rows.batch_size)
-        if self.kl_samples is not None:
-            proposal = draws["proposal"].unsqueeze(-2)
-            repeated = proposal.expand(*proposal.shape[:-2], self.kl_samples, proposal.shape[-1])
-            draws.set("divergence", torch.randn_like(repeated))
-        return draws
 
     @dispatch(source="keyword_keys")
     def forward(
@@ -308,37 +237,7 @@ class DiffWPOLoss(DiffusionLoss):
             self._leave(batch.given, tensordict)
         return loss, fit
 
-    def _is_replayed(self, tensordict: TensorDictBase) -> bool:
-        """Whether a TensorDict holds transitions without estimated returns."""
-        is_rows = tensordict.get(self.chain_keys.next_latent, None) is not None
-        has_returns = tensordict.get(self.tensor_keys.value_target, None) is not None
-        return not (is_rows or has_returns)
-
-    def _estimated_rows(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Rows ``[*R]`` with returns, of rows or of a rollout."""
-        if tensordict.get(self.chain_keys.next_latent, None) is None:
-            return self.chain_rows(tensordict)
-        hint = "; call loss.value_estimator(rollout) before"
-        required(tensordict, self.tensor_keys.value_target, hint)
-        return tensordict
-
-    def _batch(self, tensordict: TensorDictBase, draws: TensorDictBase | None) -> _Batch:
-        names = (*REPLAY_DRAWS, "divergence")
-        if not self._is_replayed(tensordict):
-            rows = detached(self._estimated_rows(tensordict), self.mdp)
-            misled = required(rows, MISLED) if self.check_chains == "report" else None
-            drawn = Draws(draws, rows.batch_size, names)
-            return _Batch(rows, rows, drawn, misled, replayed=False)
-        tensordict = self._enter(tensordict)
-        misled = inspect_chains(self.check_chains, self.mdp, tensordict)
-        given = Draws(draws, tensordict.batch_size, names)
-        optional = (self.value_estimator.tensor_keys.steps_to_next_obs, *self._loss_mask_keys())
-        rows = self.replayed.rows(
-            tensordict, self.tensor_keys, given.get("step", 1), optional_keys=optional
-        )
-        return _Batch(rows, tensordict, given, misled, replayed=True)
-
-    def _qvalue_loss(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _qvalue_loss(self, batch: WPOBatch) -> tuple[Tensor, dict[str, Tensor]]:
         rows, given, keys = batch.rows, batch.given, self.tensor_keys
         target = rows.get(keys.value_target, None)
         if target is not None:
@@ -362,17 +261,23 @@ class DiffWPOLoss(DiffusionLoss):
         loss, fit = self._fit(average(distance, given), fit, given)
         return self.critic_coeff * loss, fit
 
-    def _actor_loss(self, batch: _Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _actor_loss(self, batch: WPOBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         rows, given, steps = batch.rows, batch.given, self.mdp.denoising_steps
         leading = rows.batch_dims - given.batch_dims  # of the sampled steps
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
             denoising = self.actor_network.denoising_kernel(rows)
             next_latent = denoising.sample(batch.draws.get("proposal", leading)).detach()
-            log_ratio, slope = self._log_ratio(rows, next_latent, denoising)
-        surrogate = fn.wasserstein_surrogate(
-            slope, self._value_gradient(rows, next_latent), self.temperature()
+            log_ratio, slope = self.wasserstein.log_ratio_slope(rows, next_latent, denoising)
+        params = self.qvalue_network_params.detach()
+        value_slope = self.wasserstein.value_gradient(rows, next_latent, params, self.tensor_keys)
+        surrogate = fn.wasserstein_surrogate(slope, value_slope, self.temperature())
+        noise = batch.draws.get("divergence", leading + 1)
+        kl = steps * self.wasserstein.divergence(
+            self._behaviour(rows),
+            denoising,
+            self._valid(rows, log_ratio),
+            None if noise is None else noise.movedim(leading, 0),
         )
-        kl = steps * self._divergence(batch, denoising, leading)
         inside = kl.detach() < self.multiplier.bound
         each = {
             "loss_actor": torch.where(inside, surrogate, self.multiplier() * kl),
@@ -391,64 +296,6 @@ class DiffWPOLoss(DiffusionLoss):
         losses = {k: self._reduce(v, given) for k, v in each.items() if k.startswith("loss_")}
         others = {k: v for k, v in each.items() if not k.startswith("loss_")}
         return losses, {key: self._describe(value, given) for key, value in others.items()}
-
-    def _divergence(self, batch: _Batch, denoising: Gaussian, leading: int) -> Tensor:
-        """``KL(behaviour || policy)`` of the steps of rows ``[*R, 1]``."""
-        rows, noise = batch.rows, None
-        behaviour = self._behaviour(rows)
-        valid = self._valid(rows, denoising.mean[..., :1])
-        if valid is not None:  # padding may hold anything, a std of zero too
-            pairs = zip(behaviour, denoising, strict=True)
-            behaviour = Gaussian(*(torch.where(valid, old, new.detach()) for old, new in pairs))
-        if self.kl_samples is not None:
-            noise = batch.draws.get("divergence", leading + 1)
-            if noise is None:
-                mean = behaviour.mean
-                noise = torch.randn_like(mean.expand(self.kl_samples, *mean.shape))
-            else:
-                noise = noise.movedim(leading, 0)
-        return fn.kernel_divergence(behaviour, denoising, noise)
-
-    def _log_ratio(
-        self, rows: TensorDictBase, next_latent: Tensor, denoising: Gaussian
-    ) -> tuple[Tensor, Tensor]:
-        """``LR_n`` at a sample ``[*R, 1]``, and its gradient there ``[*R, A]``.
-
-        The gradient is ``-(a - m) / std^2 - grad_a log p(x_n | a)``, whose dependence on the
-        policy's parameters is kept.
-        """
-        keys = self.chain_keys
-
-        def log_noising_prob(at: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            moved = rows.select(*self.actor_network.in_keys, keys.latent, keys.step)
-            noising = self.actor_network.noising_kernel(moved.set(keys.next_latent, at))
-            log_prob = noising.log_prob(rows[keys.latent])
-            return log_prob.sum(), (log_prob, noising.std)
-
-        noising_slope, (log_noising, noising_std) = torch.func.grad(log_noising_prob, has_aux=True)(
-            next_latent
-        )
-        log_ratio = denoising.log_prob(next_latent) - log_noising
-        mean, std = denoising
-        if self.precondition:
-            variance = std.square()
-            mean = fn.scaled_gradient(mean, variance)
-            std = fn.scaled_gradient(std, variance / 2)
-            noising_slope = fn.scaled_gradient(noising_slope, noising_std.square())
-        return log_ratio, -(next_latent - mean) / std.square() - noising_slope
-
-    def _value_gradient(self, rows: TensorDictBase, next_latent: Tensor) -> Tensor:
-        """``grad_a Q_n(s, a)`` ``[*R, A]`` without gradient."""
-        params = self.qvalue_network_params.detach()
-
-        def value(at: Tensor) -> Tensor:
-            moved = rows.copy().set(self.chain_keys.next_latent, at)
-            inputs = moved.select(*self.qvalue_network.in_keys)
-            values = self.critic.evaluate(params, inputs, self.tensor_keys)
-            return self.critic.over_critics(values.value).sum()
-
-        with evaluation_mode(self.qvalue_network):
-            return torch.func.grad(value)(next_latent).detach()
 
     @torch.no_grad()
     def _behaviour(self, rows: TensorDictBase) -> Gaussian:

@@ -1,6 +1,5 @@
 """DIME: maximum-entropy reinforcement learning by backpropagation through the denoising chain."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,7 +18,7 @@ from objectives.base import DiffusionLoss, evaluation_mode
 from objectives.draws import Draws
 from objectives.q_critic import CriticReduction, QNetworks, QValues
 from objectives.temperature import Temperature
-from objectives.transitions import next_entry, return_discount
+from objectives.transitions import ReplayKeys, next_entry, return_discount
 from objectives.value_range import ValueRange
 
 
@@ -85,25 +84,9 @@ class DIMELoss(DiffusionLoss):
         ValueError: for arguments outside their range or that do not go together.
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        """Configurable keys; those of the observation are the actor's.
-
-        ``action`` must be the actor's, and ``done`` is only handed to the value estimator: targets
-        bootstrap unless a transition is ``terminated``.
-        """
-
-        action: NestedKey = "action"
-        state_action_value: NestedKey = "state_action_value"
-        state_action_value_logits: NestedKey = "state_action_value_logits"
-        reward: NestedKey = "reward"
-        done: NestedKey = "done"
-        terminated: NestedKey = "terminated"
-        priority: NestedKey = "td_error"
-        priority_weight: NestedKey = "priority_weight"
-
-    default_keys = _AcceptedKeys
-    tensor_keys: _AcceptedKeys
+    _AcceptedKeys = ReplayKeys
+    default_keys = ReplayKeys
+    tensor_keys: ReplayKeys
     default_value_estimator = ValueEstimators.TD0
     _schedulable_buffers: ClassVar[frozenset[str]] = frozenset({"critic_entropy_coeff"})
 
@@ -150,13 +133,12 @@ class DIMELoss(DiffusionLoss):
 
     @property
     def value_support(self) -> CategoricalSupport | None:
-        """The atoms of a categorical critic, None for others."""
+        """The atoms of a categorical critic, else None."""
         return self.critic.atoms
 
     def _make_default_estimator(self, **hyperparams: Any) -> TD0Estimator:
-        # Only its discount is used.
         defaults = {"gamma": 0.99, "device": self._default_device}
-        return TD0Estimator(value_network=None, **{**defaults, **hyperparams})
+        return TD0Estimator(value_network=None, **{**defaults, **hyperparams})  # for its gamma
 
     def _default_in_keys(self) -> list[NestedKey]:
         keys, observation = self.tensor_keys, self.actor_network.in_keys

@@ -1,11 +1,31 @@
 """Entries of replayed transitions: those that losses read, and the priority they write."""
 
+from dataclasses import dataclass
+
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.objectives.value import ValueEstimatorBase
 
 from diffpolicy.actors.keys import required
+
+
+@dataclass
+class ReplayKeys:
+    """Configurable keys of the losses that learn from replay; others are the actor's.
+
+    ``action`` must be the actor's, and ``done`` is only handed to the value estimator: targets
+    bootstrap unless a transition is ``terminated``.
+    """
+
+    action: NestedKey = "action"
+    state_action_value: NestedKey = "state_action_value"
+    state_action_value_logits: NestedKey = "state_action_value_logits"
+    reward: NestedKey = "reward"
+    done: NestedKey = "done"
+    terminated: NestedKey = "terminated"
+    priority: NestedKey = "td_error"
+    priority_weight: NestedKey = "priority_weight"
 
 
 def next_entry(tensordict: TensorDictBase, key: NestedKey) -> Tensor:

@@ -9,8 +9,9 @@ from tensordict.utils import expand_as_right
 from torch import Tensor
 
 from diffpolicy.actors.chains import chain_rows, rows_at
-from diffpolicy.actors.keys import ActorKeys, required
+from diffpolicy.actors.keys import required
 from diffpolicy.actors.protocol import ChainActor
+from diffpolicy.actors.step_entropy import StepEntropy
 from diffpolicy.sde import log_ratio
 
 #: Largest distance of a chain's end from its action, as a share of the action's range.
@@ -27,7 +28,7 @@ class SimulatedStep(NamedTuple):
     taken: Tensor
 
 
-class DenoisingMDP:
+class DenoisingMDP(StepEntropy):
     """The Markov decision process whose actions are the steps of an actor's denoising chains.
 
     Its states are ``(s, x_n, n)`` and its actions ``x_{n+1}`` (arXiv 2512.02019). Inside of a chain
@@ -67,11 +68,6 @@ class DenoisingMDP:
             )
         self.actor = actor
         self.denoising_steps = actor.denoising_steps
-
-    @property
-    def keys(self) -> ActorKeys:
-        """Names of the entries of chains and rows."""
-        return self.actor.keys
 
     def rows(
         self,
@@ -138,10 +134,6 @@ class DenoisingMDP:
             return torch.randint(self.denoising_steps, (1, *batch_size), device=device)
         order = torch.rand(self.denoising_steps, *batch_size, device=device).argsort(0)
         return order[:number]
-
-    def is_last(self, rows: TensorDictBase) -> Tensor:
-        """Whether rows are the last steps of their chains, boolean ``[*R, 1]``."""
-        return required(rows, self.keys.step) == self.denoising_steps - 1
 
     def log_ratio(self, rows: TensorDictBase) -> Tensor:
         """``LR_n = log q(x_{n+1} | x_n, s) - log p(x_n | x_{n+1})`` of rows ``[*R]``, ``[*R, 1]``.
@@ -263,34 +255,6 @@ class DenoisingMDP:
             latents.append(self.propose(state, noise[..., step + 1, :])[keys.next_latent])
         return torch.stack(latents, -2)
 
-    def squash_log_det(self, rows: TensorDictBase) -> Tensor:
-        """``log |d tanh(x_N)|`` of rows that are last steps, 0 of others, ``[*R, 1]``."""
-        log_det = self.actor.squash_log_det(rows[self.keys.next_latent])  # type: ignore[attr-defined]
-        return torch.where(self.is_last(rows), log_det, 0.0)
-
-    def prior_log_prob(self, rows: TensorDictBase) -> Tensor:
-        """``log p(x_0)`` of rows that are first steps, 0 of others, ``[*R, 1]``."""
-        log_prob = self.actor.prior_log_prob(rows[self.keys.latent])  # type: ignore[attr-defined]
-        return torch.where(rows[self.keys.step] == 0, log_prob, 0.0)
-
-    def entropy_bound(self, rows: TensorDictBase) -> Tensor:
-        """An estimate from single steps of the bound on the action's entropy, ``[*R, 1]``.
-
-        ``-N (LR_n - 1[n = N-1] log |d tanh(x_N)| + 1[n = 0] log p(x_0))``, whose mean over the
-        steps of a chain is ``-(sum_n LR_n - log |d tanh| + log p(x_0))`` (arXiv 2502.02316), for
-        actions mapped to [-1, 1]. Needs :attr:`bounds_entropy`.
-
-        Args:
-            rows: ``latent``, ``next_latent``, ``step`` and ``log_ratio``.
-        """
-        cost = rows[self.keys.log_ratio] - self.squash_log_det(rows) + self.prior_log_prob(rows)
-        return -self.denoising_steps * cost
-
-    @property
-    def bounds_entropy(self) -> bool:
-        """Whether the actor has what :meth:`entropy_bound` needs."""
-        return all(hasattr(self.actor, name) for name in ("squash_log_det", "prior_log_prob"))
-
     @property
     def knows_actions(self) -> bool:
         """Whether the actor has a ``squash``, so that chains can be compared with actions."""
@@ -346,28 +310,6 @@ class DenoisingMDP:
         action = required(transitions, self.keys.action)
         limit = _ACTION_TOLERANCE * (squash.high - squash.low)
         return ~((squash(last) - action).abs() <= limit).all(-1, keepdim=True)
-
-    def check_actions(self, transitions: TensorDictBase) -> None:
-        """Raise a ValueError if chains of valid transitions do not lead to their actions.
-
-        Needs a look at the numbers, which waits for a GPU; skipped inside compiled code.
-        """
-        if torch.compiler.is_compiling():
-            return
-        misled = self.misled(transitions)
-        mask = transitions.get(("collector", "mask"), None)
-        if mask is not None:
-            misled = misled & mask.reshape(misled.shape)
-        number = int(misled.sum())
-        if number:
-            raise ValueError(
-                f"{number} of {misled.numel()} chains in {self.keys.latents!r} do not lead to the "
-                f"{self.keys.action!r} beside them. Actions that are not the actor's own (random "
-                "steps of a collector, demonstrations, exploration noise after the actor) need "
-                "chains of their own: DenoisingMDP(actor).chains_for(observation, action) or the "
-                "transform diffpolicy.actors.ActionChains makes them. Or leave such chains as they "
-                "are with check_chains='off'."
-            )
 
     def _check_squash(self, wanted: str) -> None:
         if not self.knows_actions:

@@ -31,6 +31,25 @@ def clipped_value(value: Tensor, old_value: Tensor, clip: float) -> Tensor:
     return old_value + (value - old_value).clamp(-clip, clip)
 
 
+def clipped_distance(
+    value: Tensor, target: Tensor, kind: ValueLoss, old_value: Tensor | None, clip: float | None
+) -> Tensor:
+    """The larger distance of a value and of its clipped version (PPO), ``[*B, 1]``.
+
+    Args:
+        value: ``[*B, 1]``.
+        target: ``[*B, 1]``.
+        kind: see :func:`value_distance`.
+        old_value: ``[*B, 1]``; None is no clipping.
+        clip: see :func:`clipped_value`; None is no clipping.
+    """
+    distance = value_distance(value, target, kind)
+    if old_value is None or clip is None:
+        return distance
+    clipped = clipped_value(value, old_value, clip)
+    return torch.maximum(distance, value_distance(clipped, target, kind))
+
+
 def explained_variance(value: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """``1 - Var(y - v) / Var(y)``, a scalar; 1 is a perfect fit, 0 a constant.
 

@@ -123,6 +123,42 @@ def effective_sample_size(log_weight: Tensor, valid: Tensor | None = None) -> Te
     return (2 * flat.logsumexp(0) - (2 * flat).logsumexp(0)).exp() / number
 
 
+class RatioStatistics(NamedTuple):
+    """How far ``rho`` is from 1: of rows ``[*B, 1]``, and of the whole batch (scalars).
+
+    Attributes:
+        divergence: ``rho - 1 - log rho``, whose mean estimates the KL divergence.
+        outside: 1 where ``rho`` is outside of the clip range, else 0.
+        ess: effective sample size, see :func:`effective_sample_size`.
+        largest: largest ``rho``.
+    """
+
+    divergence: Tensor
+    outside: Tensor
+    ess: Tensor
+    largest: Tensor
+
+
+def ratio_statistics(
+    log_weight: Tensor, clip_epsilon: Tensor, valid: Tensor | None = None
+) -> RatioStatistics:
+    """Statistics of likelihood ratios ``rho = exp(log_weight)``.
+
+    Args:
+        log_weight: ``log q - log q_old`` ``[*B, 1]``.
+        clip_epsilon: half width of the clip range.
+        valid: boolean ``[*B, 1]``; None counts every row.
+    """
+    ratio = log_weight.exp()
+    counted = ratio if valid is None else torch.where(valid, ratio, 0.0)
+    return RatioStatistics(
+        ratio - 1 - log_weight,
+        ((ratio - 1).abs() > clip_epsilon).to(ratio),
+        effective_sample_size(log_weight, valid),
+        counted.max(),
+    )
+
+
 def scaled_gradient(value: Tensor, factor: Tensor) -> Tensor:
     """``value``, whose gradient is multiplied by ``factor`` on its way back."""
     constant = value.detach()

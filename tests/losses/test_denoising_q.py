@@ -101,6 +101,8 @@ def test_chains_that_lead_elsewhere_raise_or_are_counted(kind: type[LossModule])
     batch["action"][:3] += 0.1
     with pytest.raises(ValueError, match=r"3 of 12 chains.*chains_for.*check_chains='off'"):
         build(kind)(batch)
+    padded = batch.clone().set(("collector", "mask"), torch.arange(ROWS) > 2)
+    build(kind)(padded)  # padding may hold anything
     out = build(kind, check_chains="report")(batch)
     assert float(out["misled_chain_fraction"]) == 3 / 12
     each = build(kind, check_chains="report", reduction="none")(batch)
