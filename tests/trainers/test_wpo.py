@@ -159,7 +159,7 @@ def test_wpo_options_reach_loss_and_networks(
     # Given for each of the six action dimensions.
     assert loss.temperature.target_entropy == -18
     assert (loss.multiplier.bound, float(loss.multiplier())) == pytest.approx((0.1, 0.7))
-    assert (loss.kl_samples, loss.precondition) == (4, True)
+    assert (loss.wasserstein.kl_samples, loss.wasserstein.precondition) == (4, True)
     support = loss.value_support
     assert (support.edges[0], support.edges[-1], support.bins) == (-5, 45, 26)
     assert (loss.critic.reduction, loss.critic.loss_function) == ("min", "smooth_l1")

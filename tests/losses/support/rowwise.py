@@ -48,9 +48,10 @@ def rowwise_draws(loss: LossModule, batch: TensorDictBase) -> TensorDictBase:
         draws = TensorDict({"proposal": noise_of(observation, step, size)}, rows.batch_size)
     else:
         draws = _replayed(loss, batch)
-    if getattr(loss, "kl_samples", None) is not None:
+    samples = loss.wasserstein.kl_samples if isinstance(loss, DiffWPOLoss) else None
+    if samples is not None:
         proposal = draws["proposal"].unsqueeze(-2)
-        phase = torch.arange(loss.kl_samples).to(proposal).unsqueeze(-1)
+        phase = torch.arange(samples).to(proposal).unsqueeze(-1)
         draws["divergence"] = 1.4 * torch.sin(13 * proposal + 3.0 * phase)
     return draws
 
