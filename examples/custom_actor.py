@@ -58,9 +58,9 @@ class TwoStepActor(TensorDictModuleBase):
         )
         self.log_std = nn.Parameter(torch.full((self.denoising_steps, self.action_dim), -0.7))
 
-    def sample_prior(self, batch_size: tuple[int, ...]) -> Tensor:
+    def sample_prior(self, batch_size: tuple[int, ...], noise: Tensor | None = None) -> Tensor:
         """Standard normal ``x_0``."""
-        return torch.randn(*batch_size, self.action_dim)
+        return torch.randn(*batch_size, self.action_dim) if noise is None else noise
 
     def _kernels(self, latent: Tensor, observation: Tensor) -> list[Gaussian]:
         features = torch.cat((latent, observation), -1)

@@ -1,11 +1,12 @@
 """Losses for diffusion policies as TorchRL loss modules."""
 
-from objectives.advantages import DenoisingGAE, DenoisingTDLambda
 from objectives.diff_ppo import DiffPPOLoss
 from objectives.diff_sac import DiffSACLoss
 from objectives.diff_wpo import DiffWPOLoss
 from objectives.dime import DIMELoss
+from objectives.estimators import DenoisingGAE, DenoisingTDLambda
 from objectives.multiplier import LearnedMultiplier
+from objectives.q_critic import QCritic
 from objectives.temperature import FixedTemperature, LearnedTemperature, Temperature
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "FixedTemperature",
     "LearnedMultiplier",
     "LearnedTemperature",
+    "QCritic",
     "Temperature",
 ]

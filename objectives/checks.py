@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise a ValueError unless ``value`` is one of ``choices``."""
@@ -27,3 +29,10 @@ def check_known(name: str, keys: Sequence[object], known: Sequence[object]) -> N
     unknown = [key for key in keys if key not in known]
     if unknown:
         raise ValueError(f"{name} reads {unknown}, but rows hold {list(known)} only.")
+
+
+def check_same_shape(**tensors: Tensor) -> None:
+    """Raise a ValueError that names the tensors if their shapes differ."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"shapes must be equal, got {shapes}.")

@@ -1,6 +1,7 @@
 """DiffPPO: proximal policy optimisation over the denoising MDP."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,22 +11,31 @@ from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor, nn
 from torchrl.objectives.utils import ValueEstimators
 
-from diffpolicy.actors import chain_rows
+from diffpolicy.actors import ChainActor, DenoisingMDP
 from diffpolicy.actors.keys import required
 from diffpolicy.networks import HLGauss
-from diffpolicy.sde import Gaussian, gaussian_kl, gaussian_log_prob
+from diffpolicy.networks.ranks import sum_over_ranks
+from diffpolicy.sde import Gaussian, gaussian_kl
 from objectives import functional as fn
-from objectives.advantages import DenoisingGAE
-from objectives.chain_loss import ChainLoss, find_submodule
+from objectives.base import DiffusionLoss
+from objectives.chain_checks import MISLED, ChainCheck, chain_check
 from objectives.checks import check_choice, check_not_negative, check_positive
-from objectives.temperature import Temperature, as_temperature
+from objectives.estimators import DenoisingGAE
+from objectives.row_inputs import RowInputs
+from objectives.temperature import Temperature
 
 
-class DiffPPOLoss(ChainLoss):
+class DiffPPOLoss(RowInputs, DiffusionLoss):
     """Clipped policy optimisation with one likelihood ratio per denoising step.
 
     arXiv 2512.02019 (DiffPPO in version 2, DA-MDP:PPO in version 3). With temperature 0 the
-    noising kernel drops out and the loss is that of DPPO.
+    noising kernel drops out and the loss is that of DPPO. With ``rho = q / q_old`` of the step that
+    was taken and ``A~ = A + T (LR_old - LR)`` without gradient, normalised over the minibatch::
+
+        L_objective = -min(rho A~, clip(rho, 1 - eps, 1 + eps) A~)
+        L_noising   = -stopgrad(rho) T log p(x_n | x_{n+1})   where L_objective has a gradient
+        L_critic    = critic_coeff d(V(s, x_n, n), y)
+        L_alpha     = T stopgrad(H - H_target),   H = -N mean(LR)
 
     The input is either a rollout ``[*B, T]`` (time last) with chains, on which advantages are
     estimated, or denoising-MDP rows ``[*B]`` that already carry them. Usually::
@@ -34,21 +44,23 @@ class DiffPPOLoss(ChainLoss):
         rows = loss.chain_rows(rollout).reshape(-1)  # then epochs of minibatches of rows
 
     Args:
-        actor_network: a :class:`~diffpolicy.actors.ChainActor`; any TensorDict module with its
-            members will do.
+        actor_network: a :class:`~diffpolicy.actors.ChainActor`, or encoders and one in sequence.
         critic_network: ``V(s, x_n, n)``: reads the observation, ``latent`` and ``step``, writes
             ``state_value`` ``[*B, 1]`` and, for an HL-Gauss critic, ``state_value_logits``.
-        temperature: a number, or :class:`~objectives.LearnedTemperature`.
+        temperature: a number, or a Temperature, whose target refers to ``entropy``.
         clip_epsilon: half width of the clip range of the ratio.
         critic_coeff: factor of the critic loss.
         loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"``; unused with ``value_support``.
         value_support: the HL-Gauss head of a categorical critic. By default it is found as
-            ``support`` on a submodule of the critic.
+            a submodule of the critic.
         clip_value: clip range of the value prediction around its old value; None is no
             clipping. Scalar critics only.
         advantage_normalization: ``"center"``, ``"standardize"`` or None.
+        check_chains: what to do about chains that do not lead to the action beside them:
+            ``"raise"`` in :meth:`chain_rows`, ``"report"`` their share as
+            ``misled_chain_fraction``, or ``"off"``. None raises if the actor has a ``squash``.
         separate_losses: whether parameters shared with the actor get no gradient from the critic.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        reduction: ``"mean"`` (also None), ``"sum"`` or ``"none"``.
 
     ``make_value_estimator`` builds a :class:`~objectives.DenoisingGAE` with ``gamma`` (default
     0.99), ``lmbda`` (default 0.95) and ``discount_mode`` (default ``"env"``).
@@ -56,9 +68,15 @@ class DiffPPOLoss(ChainLoss):
     Outputs to be summed: ``loss_objective``, ``loss_noising``, ``loss_critic`` and, with a learned
     temperature, ``loss_alpha``. Diagnostics, detached: ``kl`` (exact Gaussian KL from the
     behaviour kernels, summed over a chain, in nats), ``kl_approx`` (mean of ``rho - 1 - log rho``
-    times N), ``clip_fraction``, ``ESS``, ``max_ratio``, ``entropy_bound`` (``-sum_n LR_n``, without
-    the prior's constant and the tanh term), ``alpha``, ``explained_variance`` and, with an HL-Gauss
-    critic, ``value_clip_fraction`` (share of value targets outside its support).
+    times N), ``clip_fraction`` (of the ratios), ``ESS``, ``max_ratio``, ``entropy`` (of the chain,
+    ``-sum_n LR_n``: what the temperature's target refers to), ``entropy_bound`` (of the action in
+    [-1, 1] units, with the prior's term and that of tanh; if the actor has what it needs),
+    ``alpha``, ``explained_variance`` and, with an HL-Gauss critic, ``value_clip_fraction`` (share
+    of value targets outside its support). ``ESS``, ``max_ratio`` and ``explained_variance`` are
+    statistics of the whole batch, also with ``reduction="none"``.
+
+    A call on a rollout draws the chains after the ends of trajectories; they can be given as
+    ``draws``, see :meth:`draw`. A call on rows draws nothing.
 
     Raises:
         TypeError: if the actor lacks members of ChainActor, or for a bad temperature type.
@@ -67,8 +85,12 @@ class DiffPPOLoss(ChainLoss):
 
     @dataclass
     class _AcceptedKeys:
-        """Configurable keys; those of the chain are the actor's :class:`ActorKeys`."""
+        """Configurable keys; those of the chain are the actor's :class:`ActorKeys`.
 
+        ``action`` must be the actor's.
+        """
+
+        action: NestedKey = "action"
         advantage: NestedKey = "advantage"
         value_target: NestedKey = "value_target"
         value: NestedKey = "state_value"
@@ -101,13 +123,14 @@ class DiffPPOLoss(ChainLoss):
         value_support: HLGauss | None = None,
         clip_value: float | None = None,
         advantage_normalization: fn.AdvantageNormalization | None = "center",
+        check_chains: ChainCheck | None = None,
         separate_losses: bool = False,
-        reduction: str = "mean",
+        reduction: str | None = None,
     ) -> None:
-        super().__init__(actor_network, reduction=reduction)
-        # The actor may act with another number of steps later; the loss keeps the one it trains.
-        self.denoising_steps: int = self.actor_network.denoising_steps
-        support = value_support or find_submodule(critic_network, HLGauss)
+        super().__init__(actor_network, protocol=ChainActor, reduction=reduction)
+        self.mdp = DenoisingMDP(self.actor_network)
+        heads = (module for module in critic_network.modules() if isinstance(module, HLGauss))
+        support = value_support or next(heads, None)
         check_positive("clip_epsilon", clip_epsilon)
         check_not_negative("critic_coeff", critic_coeff)
         check_choice("loss_critic_type", loss_critic_type, ("l1", "l2", "smooth_l1"))
@@ -120,10 +143,11 @@ class DiffPPOLoss(ChainLoss):
                     f"clip_value={clip_value} needs a scalar critic, but the critic has an "
                     "HL-Gauss head; leave clip_value out."
                 )
-        shared = list(actor_network.parameters()) if separate_losses else None
+        shared = list(self.actor_network.parameters()) if separate_losses else None
         self.convert_to_functional(critic_network, "critic_network", compare_against=shared)
         self.separate_losses = separate_losses
-        self.temperature = as_temperature(temperature)
+        self._add_temperature(temperature)
+        self.check_chains = chain_check(check_chains, self.actor_network)
         self.value_support = support
         self.loss_critic_type = loss_critic_type
         self.clip_value = clip_value
@@ -133,16 +157,36 @@ class DiffPPOLoss(ChainLoss):
         self.make_value_estimator()
 
     def _default_in_keys(self) -> list[NestedKey]:
-        return self.value_estimator.in_keys
+        action = [] if self.check_chains == "off" else [self.tensor_keys.action]
+        return [*self.value_estimator.in_keys, *action]
+
+    @property
+    def row_keys(self) -> list[NestedKey]:
+        """Entries that the loss reads from rows; ``in_keys`` are those of rollouts."""
+        keys, chain = self.tensor_keys, self.chain_keys
+        optional = [] if self.clip_value is None else [keys.value]
+        optional += [MISLED] if self.check_chains == "report" else []
+        row = (chain.latent, chain.next_latent, chain.step, *chain.per_step)
+        return [
+            *self.mdp.observation_keys,
+            *row,
+            keys.advantage,
+            keys.value_target,
+            *optional,
+        ]
+
+    def _estimated_keys(self) -> list[NestedKey]:
+        keys = self.tensor_keys
+        return [keys.advantage, keys.value_target, keys.value]
 
     def _default_out_keys(self) -> list[NestedKey]:
         losses: list[NestedKey] = ["loss_objective", "loss_noising", "loss_critic"]
-        if self.temperature.learned:
-            losses.append("loss_alpha")
+        losses += ["loss_alpha"] if self.temperature.learned else []
         diagnostics = ["kl", "kl_approx", "clip_fraction", "ESS", "max_ratio"]
-        diagnostics += ["entropy_bound", "alpha", "explained_variance"]
-        if self.value_support is not None:
-            diagnostics.append("value_clip_fraction")
+        bound = ["entropy_bound"] if self.mdp.bounds_entropy else []
+        diagnostics += ["entropy", *bound, "alpha", "explained_variance"]
+        diagnostics += [] if self.value_support is None else ["value_clip_fraction"]
+        diagnostics += [MISLED] if self.check_chains == "report" else []
         return [*losses, *diagnostics]
 
     def _make_default_estimator(self, **hyperparams: Any) -> DenoisingGAE:
@@ -159,30 +203,26 @@ class DiffPPOLoss(ChainLoss):
         if "value" in kwargs or self.tensor_keys.value in self.critic_network.out_keys:
             super()._forward_value_estimator_keys(**kwargs)
 
-    def chain_rows(self, rollout: TensorDictBase) -> TensorDictBase:
-        """Denoising-MDP rows ``[*B, N]`` of transitions ``[*B]`` with estimated advantages."""
-        keys = self.tensor_keys
-        return chain_rows(
-            rollout,
-            observation_keys=self.actor_network.in_keys,
-            keys=self.chain_keys,
-            denoising_steps=self.denoising_steps,
-            step_keys=(keys.advantage, keys.value_target, keys.value),
-            carry_keys=(*self._loss_mask_keys(), keys.priority_weight),
-        )
+    def draw(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """All random numbers of one call, for ``draws``: see the value estimator's ``draw``."""
+        if self._is_rows(tensordict) or self._has_advantages(tensordict):
+            return TensorDict(batch_size=tensordict.batch_size)
+        draws: TensorDictBase = self.value_estimator.draw(tensordict)
+        return draws
 
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+    @dispatch(source="keyword_keys")
+    def forward(
+        self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
+    ) -> TensorDictBase:
         """All loss terms and diagnostics of a rollout or of rows, see the class."""
-        rows = self._as_rows(tensordict)
+        rows = self._as_rows(tensordict, draws)
         objective, diagnostics = self.actor_loss(rows)
         critic, critic_diagnostics = self.critic_loss(rows)
         out = {**objective, "loss_critic": critic, **diagnostics, **critic_diagnostics}
         out["alpha"] = self.temperature()
-        batch_size = self._output_batch_size(rows)
-        out = {key: value.expand(batch_size) for key, value in out.items()}
-        self._clear_weakrefs(tensordict, rows, "actor_network_params", "critic_network_params")
-        return TensorDict(out, batch_size)
+        if self.check_chains == "report":
+            out[MISLED] = self._describe(_entry(rows, MISLED), rows)
+        return self._output(out, rows, tensordict)
 
     def actor_loss(self, rows: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Policy terms (``loss_objective``, ``loss_noising``, ``loss_alpha``) and diagnostics.
@@ -195,8 +235,8 @@ class DiffPPOLoss(ChainLoss):
             denoising = self.actor_network.denoising_kernel(rows)
             with torch.no_grad() if zero else contextlib.nullcontext():
                 noising = self.actor_network.noising_kernel(rows)
-        log_prob = gaussian_log_prob(_entry(rows, keys.next_latent), denoising)
-        noising_log_prob = gaussian_log_prob(_entry(rows, keys.latent), noising)
+        log_prob = denoising.log_prob(_entry(rows, keys.next_latent))
+        noising_log_prob = noising.log_prob(_entry(rows, keys.latent))
         log_weight = log_prob - _entry(rows, keys.log_prob)
         log_ratio = (log_prob - noising_log_prob).detach()
         advantage, scale = self._advantage(rows, log_ratio)
@@ -205,7 +245,7 @@ class DiffPPOLoss(ChainLoss):
         noising_loss = fn.noising_surrogate(
             log_weight, surrogate.alive, noising_log_prob, temperature / scale
         )
-        entropy = -self.denoising_steps * log_ratio
+        entropy = -self.mdp.denoising_steps * log_ratio
         losses = {
             "loss_objective": self._reduce(surrogate.loss, rows),
             "loss_noising": self._reduce(noising_loss, rows),
@@ -214,8 +254,12 @@ class DiffPPOLoss(ChainLoss):
             losses["loss_alpha"] = self._reduce(self.temperature.loss(entropy), rows)
         with torch.no_grad():
             behaviour = Gaussian(_entry(rows, keys.kernel_mean), _entry(rows, keys.kernel_std))
-            diagnostics = self._policy_diagnostics(rows, log_weight, entropy, behaviour, denoising)
-        return losses, diagnostics
+            each = {"kl": self.mdp.denoising_steps * gaussian_kl(behaviour, denoising)}
+            if self.mdp.bounds_entropy:
+                taken = rows.copy().set(keys.log_ratio, log_ratio)
+                each["entropy_bound"] = self.mdp.entropy_bound(taken)
+            each["entropy"] = entropy
+            return losses, self._policy_diagnostics(rows, log_weight, each)
 
     def critic_loss(self, rows: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``critic_coeff`` times the value loss, and diagnostics of the critic."""
@@ -227,27 +271,28 @@ class DiffPPOLoss(ChainLoss):
         if self.value_support is not None:
             distance = self.value_support.loss(out[keys.value_logits], target)
         else:
-            distance = fn.value_distance(value, target, self.loss_critic_type)
-            if self.clip_value is not None:
-                clipped = fn.clipped_value(value, _entry(rows, keys.value), self.clip_value)
-                clipped_distance = fn.value_distance(clipped, target, self.loss_critic_type)
-                distance = torch.maximum(distance, clipped_distance)
+            old = None if self.clip_value is None else _entry(rows, keys.value)
+            distance = fn.clipped_distance(
+                value, target, self.loss_critic_type, old, self.clip_value
+            )
         fit = fn.explained_variance(value.detach(), target, self._valid(rows, target))
         diagnostics = {"explained_variance": fit}
         if self.value_support is not None:
             outside = self.value_support.outside(target).to(target)
-            diagnostics["value_clip_fraction"] = self._reduce(outside, rows, "mean")
+            diagnostics["value_clip_fraction"] = self._describe(outside, rows)
         return self.critic_coeff * self._reduce(distance, rows), diagnostics
 
-    def _as_rows(self, tensordict: TensorDictBase) -> TensorDictBase:
-        if tensordict.get(self.chain_keys.next_latent, None) is not None:
+    def _has_advantages(self, tensordict: TensorDictBase) -> bool:
+        return tensordict.get(self.tensor_keys.advantage, None) is not None
+
+    def _as_rows(self, tensordict: TensorDictBase, draws: TensorDictBase | None) -> TensorDictBase:
+        if self._is_rows(tensordict):
             _entry(tensordict, self.tensor_keys.advantage)
             return tensordict
-        rollout = tensordict
-        if tensordict.get(self.tensor_keys.advantage, None) is None:
-            rollout = tensordict.copy()
-            params = self.critic_network_params.detach()
-            self.value_estimator(rollout, params=params, target_params=params)
+        if self._has_advantages(tensordict):
+            return self.chain_rows(tensordict)
+        rollout, params = tensordict.copy(), self.critic_network_params.detach()
+        self.value_estimator(rollout, params=params, target_params=params, draws=draws)
         return self.chain_rows(rollout)
 
     def _advantage(self, rows: TensorDictBase, log_ratio: Tensor) -> fn.NormalizedAdvantage:
@@ -258,30 +303,18 @@ class DiffPPOLoss(ChainLoss):
             self.temperature(),
         )
         return fn.normalized_advantage(
-            advantage, self.advantage_normalization, self._valid(rows, advantage)
+            advantage, self.advantage_normalization, self._valid(rows, advantage), sum_over_ranks
         )
 
     def _policy_diagnostics(
-        self,
-        rows: TensorDictBase,
-        log_weight: Tensor,
-        entropy: Tensor,
-        behaviour: Gaussian,
-        denoising: Gaussian,
+        self, rows: TensorDictBase, log_weight: Tensor, each: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        steps = self.denoising_steps
-        valid = self._valid(rows, log_weight)
-        kl = steps * gaussian_kl(behaviour, denoising)
-        ratio = log_weight.exp()
-        outside = ((ratio - 1).abs() > self.clip_epsilon).to(ratio)
-        return {
-            "kl": self._reduce(kl, rows, "mean"),
-            "kl_approx": self._reduce(steps * (ratio - 1 - log_weight), rows, "mean"),
-            "clip_fraction": self._reduce(outside, rows, "mean"),
-            "ESS": fn.effective_sample_size(log_weight, valid),
-            "max_ratio": (ratio if valid is None else torch.where(valid, ratio, 0.0)).max(),
-            "entropy_bound": self._reduce(entropy, rows, "mean"),
-        }
+        """Diagnostics of rows ``[*B, 1]``, those of the ratios added."""
+        ratios = fn.ratio_statistics(log_weight, self.clip_epsilon, self._valid(rows, log_weight))
+        approximate = self.mdp.denoising_steps * ratios.divergence
+        each = {**each, "kl_approx": approximate, "clip_fraction": ratios.outside}
+        described = {key: self._describe(value, rows) for key, value in each.items()}
+        return {**described, "ESS": ratios.ess, "max_ratio": ratios.largest}
 
 
 def _entry(tensordict: TensorDictBase, key: NestedKey) -> Tensor:

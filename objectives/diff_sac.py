@@ -1,48 +1,74 @@
 """DiffSAC: soft actor-critic over the denoising MDP."""
 
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import NestedKey, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor, nn
+from torchrl.objectives.utils import ValueEstimators
+from torchrl.objectives.value import TD0Estimator
 
+from diffpolicy.actors import ChainActor, DenoisingMDP
+from diffpolicy.actors.keys import required
+from diffpolicy.networks import HLGauss
 from objectives import functional as fn
-from objectives.base import evaluation_mode
-from objectives.denoising_q import DenoisingQLoss
-from objectives.q_loss import CriticReduction
-from objectives.temperature import Temperature
+from objectives.base import DiffusionLoss, evaluation_mode
+from objectives.chain_checks import MISLED, ChainCheck, chain_check, inspect_chains
+from objectives.draws import Draws
+from objectives.q_critic import CriticReduction, QNetworks
+from objectives.replayed_steps import REPLAY_DRAWS, ReplayedSteps
+from objectives.temperature import LearnedTemperature, Temperature
+from objectives.transitions import ReplayKeys
 
 
-class DiffSACLoss(DenoisingQLoss):
+class _Batch(NamedTuple):
+    """One call: transitions ``[*B]``, their sampled rows ``[kappa, *B]``, fresh ones, and more."""
+
+    transitions: TensorDictBase
+    rows: TensorDictBase
+    fresh: TensorDictBase | None
+    draws: Draws
+    misled: Tensor | None
+
+
+class DiffSACLoss(DiffusionLoss):
     """Soft actor-critic with the steps of a denoising chain as actions (arXiv 2512.02019).
 
-    Reads transitions ``[*B]`` that keep their chains and returns ``loss_critic``, ``loss_actor``
+    Reads transitions ``[*B]`` that keep their chains and returns ``loss_qvalue``, ``loss_actor``
     and, with a learned temperature, ``loss_alpha``, to be summed. Every call draws
     ``sampled_steps`` steps of each chain. The actor's gradient goes through one denoising step,
     never through a chain: with ``target_steps=1`` and stored chains an update costs what SAC's
     does, however long the chain is::
 
-        L_Q  = sum_j (Q_j(s, x_{n+1}, n) - y)^2
+        L_Q  = sum_j (Q_j(s, x_{n+1}, n) - y)^2,   y as in objectives.replayed_steps
         L_pi = T LR_n(x') - min_j Q_j(s, x', n),   x' = m_n + std_n xi
         L_T  = T stopgrad(H - H_target),           H = -N mean(LR)
 
     No term has a gradient in the parameters of another. To update the policy less often, call
-    :meth:`critic_loss` for every update and :meth:`actor_loss` and :meth:`alpha_loss` for some.
+    :meth:`qvalue_loss` for every update and :meth:`actor_loss` and :meth:`alpha_loss` for some.
 
     The defaults are the published objective with one-step targets. What learned best in
     docs/diffsac.md, and what the trainer uses, is ``squashed_entropy=True, fresh_chains=True,
-    center_entropy=True, target_steps=N, delay_critic=False, critic_reduction="mean"`` with
+    center_entropy=True, target_steps=N, delay_qvalue=False, critic_reduction="mean"`` with
     batch-renormalised critics, ``CriticConfig(atoms=None)``.
 
-    Random actions need chains, too: :class:`~diffpolicy.actors.RandomChains` writes them, where a
-    collector's ``init_random_frames`` would leave latents of zero beside other actions.
+    Actions that are not the actor's own (a collector's ``init_random_frames``, demonstrations,
+    noise added after the actor) need chains that lead to them:
+    :meth:`~diffpolicy.actors.DenoisingMDP.chains_for`,
+    :class:`~diffpolicy.actors.RandomChains` and, for buffers,
+    :class:`~diffpolicy.actors.ActionChains` make them.
 
     Args:
-        actor_network: a :class:`~diffpolicy.actors.ChainActor`.
-        critic_network: reads the observation, ``next_latent`` and ``step``, writes
+        actor_network: a :class:`~diffpolicy.actors.ChainActor`, or a ``TensorDictSequential`` of
+            encoders and one.
+        qvalue_network: reads the observation, ``next_latent`` and ``step``, writes
             ``state_action_value`` ``[*B, E, 1]`` for ``E`` critics (``[*B, 1]`` for one) and, if a
             submodule of it is an :class:`~diffpolicy.networks.HLGauss`,
-            ``state_action_value_logits`` ``[*B, E, K]``.
-        temperature: a number, or a Temperature. The entropy is that of the chain, ``-sum_n LR_n``,
-            without the prior's constant.
+            ``state_action_value_logits`` ``[*B, E, K]``. Or a list of such modules for one critic
+            each, or a tensordict ``EnsembleModule``.
+        temperature: a number, or a Temperature, whose target refers to ``entropy``.
+        num_qvalue_nets: make so many critics of one network for one critic; None takes it as it is.
         squashed_entropy: measure the entropy after squashing: the last step's cost is then
             ``LR - log |d tanh(x_N)|``, as in DIME. Without it, as published, nothing but the chain
             itself keeps latents away from where tanh is flat.
@@ -57,21 +83,29 @@ class DiffSACLoss(DenoisingQLoss):
             on, as in the Lagrangian of the constrained problem. Values then do not drift by
             ``T H / (1 - gamma)``, which would make whatever the critics have not seen look better.
             Where episodes terminate, ``-T H_target`` becomes a bonus for every step survived.
-        delay_critic: whether next values come from a target network (TorchRL's ``SoftUpdate``).
+        delay_qvalue: whether next values come from a target network (TorchRL's ``SoftUpdate``).
             Without one, current and next pairs share one forward, as for batch normalisation.
         critic_reduction: ``"min"`` or ``"mean"`` over the critics.
-        loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"``, for scalar critics.
+        loss_function: ``"l1"``, ``"l2"`` or ``"smooth_l1"``, for scalar critics.
         discount_mode: ``"env"`` (gamma acts between environment steps only) or
             ``"denoising_step"`` (at every denoising step).
+        check_chains: what to do about chains that do not lead to the action beside them:
+            ``"raise"`` at every call outside of compiled code, ``"report"`` their share as
+            ``misled_chain_fraction``, or ``"off"``. None raises if the actor has a ``squash``.
         separate_losses: whether parameters shared with the actor get no gradient from the critic.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        reduction: ``"mean"`` (also None), ``"sum"`` or ``"none"``.
 
     The discount is set by ``make_value_estimator(gamma=...)``, default 0.99. The absolute error of
     the value, the largest among the critics and the mean over the sampled steps, is written into
     the input as ``td_error`` ``[*B]`` for prioritised replay, unless the input is locked.
 
-    Diagnostics, detached: ``q_value``, ``target_value``, ``td_error``, ``entropy_bound``, ``alpha``
-    and, with an HL-Gauss critic, ``value_clip_fraction`` (share of targets outside its support).
+    Every random number of a call can be given as ``draws``, see :meth:`draw`.
+
+    Diagnostics, detached: ``q_value``, ``target_value``, ``td_error``, ``entropy`` (of the chain,
+    ``-sum_n LR_n``, with ``squashed_entropy`` after squashing: what the temperature's target
+    refers to), ``entropy_bound`` (of the action in [-1, 1] units, the prior's term included; if the
+    actor has what it needs), ``alpha`` and, with an HL-Gauss critic, ``value_clip_fraction`` (share
+    of targets outside its support).
 
     Raises:
         TypeError: if the actor lacks members of ChainActor (or ``squash_log_det``), or for a bad
@@ -79,96 +113,203 @@ class DiffSACLoss(DenoisingQLoss):
         ValueError: for arguments outside their range or that do not go together.
     """
 
+    _AcceptedKeys = ReplayKeys
+    default_keys = ReplayKeys
+    tensor_keys: ReplayKeys
+    default_value_estimator = ValueEstimators.TD0
+
+    qvalue_network: TensorDictModule
+    qvalue_network_params: TensorDictParams
+    target_qvalue_network_params: TensorDictParams
+
     def __init__(
         self,
         actor_network: nn.Module,
-        critic_network: TensorDictModule,
+        qvalue_network: QNetworks,
         *,
         temperature: float | Temperature,
+        num_qvalue_nets: int | None = None,
         sampled_steps: int = 1,
         target_steps: int = 1,
-        delay_critic: bool = True,
+        delay_qvalue: bool = True,
         critic_reduction: CriticReduction = "min",
-        loss_critic_type: fn.ValueLoss = "l2",
+        loss_function: fn.ValueLoss = "l2",
         discount_mode: fn.DiscountMode = "env",
         squashed_entropy: bool = False,
         fresh_chains: bool = False,
         center_entropy: bool = False,
+        check_chains: ChainCheck | None = None,
         separate_losses: bool = False,
-        reduction: str = "mean",
+        reduction: str | None = None,
     ) -> None:
-        super().__init__(
-            actor_network,
-            critic_network,
-            temperature=temperature,
+        super().__init__(actor_network, protocol=ChainActor, reduction=reduction)
+        self.critic = self._add_qvalue_network(
+            qvalue_network,
+            num_qvalue_nets,
+            delay=delay_qvalue,
+            separate=separate_losses,
+            reduction=critic_reduction,
+            loss_function=loss_function,
+        )
+        self.mdp = DenoisingMDP(self.actor_network)
+        self._add_temperature(temperature)
+        self.replayed = ReplayedSteps(
+            self.mdp,
+            self.critic,
             sampled_steps=sampled_steps,
             target_steps=target_steps,
-            delay_critic=delay_critic,
-            critic_reduction=critic_reduction,
-            loss_critic_type=loss_critic_type,
             discount_mode=discount_mode,
             squashed_entropy=squashed_entropy,
-            fresh_chains=fresh_chains,
-            center_entropy=center_entropy,
-            separate_losses=separate_losses,
-            reduction=reduction,
         )
+        if center_entropy and not self.temperature.learned:
+            raise ValueError(
+                "center_entropy=True needs a LearnedTemperature, whose target is subtracted; "
+                f"got {type(self.temperature).__name__}."
+            )
+        self.fresh_chains = fresh_chains
+        self.center_entropy = center_entropy
+        self.check_chains = chain_check(check_chains, self.actor_network)
         self.make_value_estimator()
 
+    @property
+    def value_support(self) -> HLGauss | None:
+        """The bins of an HL-Gauss critic, None for a scalar one."""
+        return self.critic.bins
+
+    def _make_default_estimator(self, **hyperparams: Any) -> TD0Estimator:
+        # Only its discount is used.
+        defaults = {"gamma": 0.99, "device": self._default_device}
+        return TD0Estimator(value_network=None, **{**defaults, **hyperparams})
+
+    def _default_in_keys(self) -> list[NestedKey]:
+        action = [] if self.check_chains == "off" else [self.tensor_keys.action]
+        observation = self.mdp.observation_keys
+        carried = self.replayed.carried_keys(self.tensor_keys)
+        return [*observation, *action, self.chain_keys.latents, *carried]
+
     def _default_out_keys(self) -> list[NestedKey]:
-        losses: list[NestedKey] = ["loss_critic", "loss_actor"]
-        if self.temperature.learned:
-            losses.append("loss_alpha")
-        return [*losses, *self._critic_out_keys(), "entropy_bound", "alpha"]
+        alpha = ["loss_alpha"] if self.temperature.learned else []
+        bound = ["entropy_bound"] if self.mdp.bounds_entropy else []
+        misled = [MISLED] if self.check_chains == "report" else []
+        diagnostics = [*self.critic.diagnostic_keys, "entropy", *bound, "alpha", *misled]
+        return ["loss_qvalue", "loss_actor", *alpha, *diagnostics]
+
+    def draw(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """All random numbers of one call on transitions ``[*B]``, for ``draws``.
+
+        With kappa ``sampled_steps`` and M ``target_steps``: ``step`` ``[*B, kappa, 1]``, the steps
+        that are trained on; ``proposal`` ``[*B, kappa, A]``, noise of the actor loss; ``prior``
+        ``[*B, kappa, A]`` and ``target`` ``[*B, kappa, M, A]``, noise of the steps after them; with
+        ``fresh_chains`` also ``chain`` ``[*B, N+1, A]``. All are optional in ``draws``.
+        """
+        tensordict = self._enter(tensordict)
+        draws = self.replayed.draw(tensordict)
+        if self.fresh_chains:
+            latents = required(tensordict, self.chain_keys.latents)
+            draws.set("chain", torch.randn_like(latents))
+        return draws
 
     @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def forward(
+        self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
+    ) -> TensorDictBase:
         """All loss terms and diagnostics of transitions ``[*B]``, see the class."""
-        rows = self._sampled_rows(tensordict)
-        critic, diagnostics = self._critic_loss(rows, tensordict)
-        actor, costs = self._actor_loss(rows, tensordict)
-        out = {"loss_critic": critic, "loss_actor": actor, **diagnostics}
+        batch = self._batch(tensordict, draws)
+        qvalue, diagnostics = self._qvalue_loss(batch)
+        self._leave(batch.transitions, tensordict)
+        actor, entropies = self._actor_loss(batch)
+        out = {"loss_qvalue": qvalue, "loss_actor": actor, **diagnostics}
         if self.temperature.learned:
-            out["loss_alpha"] = self.alpha_loss(tensordict, costs["entropy_bound"])
-        out["entropy_bound"] = self._reduce(costs["entropy_bound"], tensordict, "mean")
-        out["alpha"] = self.temperature()
-        batch_size = self._output_batch_size(tensordict)
-        out = {key: value.expand(batch_size) for key, value in out.items()}
-        self._clear_weakrefs(
-            tensordict,
-            rows,
-            "actor_network_params",
-            "critic_network_params",
-            "target_critic_network_params",
-        )
-        return TensorDict(out, batch_size)
+            out["loss_alpha"] = self.alpha_loss(batch.transitions, entropies["entropy"])
+        described = {k: self._describe(v, batch.transitions) for k, v in entropies.items()}
+        out |= {**described, "alpha": self.temperature()}
+        if batch.misled is not None:
+            out[MISLED] = self._describe(batch.misled, batch.transitions)
+        return self._output(out, batch.transitions, tensordict, batch.rows)
 
-    def critic_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def qvalue_loss(
+        self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of all critics, and diagnostics; writes ``td_error`` into an unlocked input."""
-        return self._critic_loss(self._sampled_rows(tensordict), tensordict)
+        batch = self._batch(tensordict, draws)
+        loss, diagnostics = self._qvalue_loss(batch)
+        self._leave(batch.transitions, tensordict)
+        return loss, diagnostics
 
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """``T LR_n - Q_n`` of one step of the policy, and ``entropy_bound`` ``[*B, 1]``."""
-        return self._actor_loss(self._sampled_rows(tensordict), tensordict)
+    def actor_loss(
+        self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``T LR_n - Q_n`` of one step, and ``entropy`` and ``entropy_bound`` ``[*B, 1]``."""
+        return self._actor_loss(self._batch(tensordict, draws))
 
     def alpha_loss(self, tensordict: TensorDictBase, entropy: Tensor) -> Tensor:
-        """Loss of the temperature.
+        """``T stopgrad(H - H_target)``.
 
         Args:
             tensordict: transitions ``[*B]``; masks and priority weights are read.
-            entropy: ``entropy_bound`` of :meth:`actor_loss` ``[*B, 1]``.
+            entropy: of :meth:`actor_loss` ``[*B, 1]``.
         """
         return self._reduce(self.temperature.loss(entropy), tensordict)
 
-    def _actor_loss(
-        self, rows: TensorDictBase, transitions: TensorDictBase
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _batch(self, tensordict: TensorDictBase, draws: TensorDictBase | None) -> _Batch:
+        transitions = self._enter(tensordict)
+        misled = inspect_chains(self.check_chains, self.mdp, transitions)
+        given = Draws(draws, transitions.batch_size, (*REPLAY_DRAWS, "chain"))
+        optional = (self.value_estimator.tensor_keys.steps_to_next_obs, *self._loss_mask_keys())
+        rows = self.replayed.rows(
+            transitions, self.tensor_keys, given.get("step", 1), optional_keys=optional
+        )
+        if not self.fresh_chains:
+            return _Batch(transitions, rows, None, given, misled)
+        fresh = self.replayed.with_fresh_chains(transitions, given.get("chain"))
+        step = rows[self.chain_keys.step].squeeze(-1)
+        return _Batch(transitions, rows, self.mdp.rows_at(fresh, step), given, misled)
+
+    def _qvalue_loss(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        distance, diagnostics = self.replayed.temporal_difference(
+            self._critic_rows(batch),
+            batch.draws,
+            self.tensor_keys,
+            self.qvalue_network_params,
+            self.target_qvalue_network_params if self.delay_qvalue else None,
+            estimator=self.value_estimator,
+            temperature=self.temperature(),
+            step_entropy=self._step_entropy,
+        )
+        average, rows = self.replayed.average, batch.transitions
+        described = {key: average(value, rows) for key, value in diagnostics.items()}
+        return self._fit(average(distance, rows), described, rows)
+
+    def _critic_rows(self, batch: _Batch) -> TensorDictBase:
+        """Rows whose steps the critics are trained on: last ones are those that were rewarded."""
+        rows, fresh = batch.rows, batch.fresh
+        if fresh is None:
+            return rows
+        last, merged = self.mdp.is_last(rows), rows.copy()
+        for key in (self.chain_keys.latent, self.chain_keys.next_latent):
+            merged.set(key, torch.where(last, rows[key], fresh[key]))
+        return merged
+
+    @property
+    def _step_entropy(self) -> float:
+        """The entropy of a step from which targets count."""
+        if self.center_entropy and isinstance(self.temperature, LearnedTemperature):
+            return self.temperature.target_entropy / self.mdp.denoising_steps
+        return 0.0
+
+    def _actor_loss(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        transitions, average = batch.transitions, self.replayed.average
+        rows = batch.rows if batch.fresh is None else batch.fresh
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            proposed, cost = self._propose(self._policy_rows(rows))
-        params = self.critic_network_params.detach()
-        with evaluation_mode(self.critic_network):
-            values = self._evaluate(params, self._critic_inputs(proposed))
-        loss = self.temperature() * cost - self._over_critics(values.value)
-        entropy = -self.denoising_steps * self._average(cost.detach(), transitions)
-        loss = self._reduce(self._average(loss, transitions), transitions)
-        return loss, {"entropy_bound": entropy}
+            proposed = self.mdp.propose(rows, batch.draws.get("proposal", 1))
+            cost = self.replayed.cost(proposed)
+        inputs = proposed.select(*self.qvalue_network.in_keys)
+        with evaluation_mode(self.qvalue_network):
+            params = self.qvalue_network_params.detach()
+            values = self.critic.evaluate(params, inputs, self.tensor_keys)
+        loss = self.temperature() * cost - self.critic.over_critics(values.value)
+        entropies = {"entropy": -self.mdp.denoising_steps * average(cost.detach(), transitions)}
+        if self.mdp.bounds_entropy:
+            bound = self.mdp.entropy_bound(proposed.detach())
+            entropies["entropy_bound"] = average(bound.detach(), transitions)
+        return self._reduce(average(loss, transitions), transitions), entropies

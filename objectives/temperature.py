@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,10 @@ class FixedTemperature(Temperature):
 class LearnedTemperature(BoundedCoefficient, Temperature):
     """``T = exp(log_alpha)``, lowered while the entropy is above its target and raised below.
 
-    The loss is ``T stopgrad(H - H_target)`` (arXiv 2512.02019). For a denoising chain H is
-    ``-sum_n LR_n``, which lacks the constant entropy of the prior and the tanh term: its target is
-    not SAC's ``-dim(A)``. Published choices are -8 (DiffWPO) and -5 per action dimension.
+    The loss is ``T stopgrad(H - H_target)`` (arXiv 2512.02019). H is the ``entropy`` that a loss
+    reports, summed over the action dimensions. It lacks the constant entropy of the prior (and,
+    unless it is measured after squashing, the tanh term): its target is not SAC's ``-dim(A)``.
+    Published choices are -4 (DIME), -8 (DiffWPO) and -5 per action dimension.
 
     The temperature stays within ``bounds``: where the target cannot be reached it would grow or
     fall for ever. Inside the gradient is exact, and from a bound it comes back as soon as the
@@ -76,7 +78,9 @@ class LearnedTemperature(BoundedCoefficient, Temperature):
 
     Args:
         initial: initial temperature, within the bounds.
-        target_entropy: ``H_target``.
+        target_entropy: ``H_target``, a total over the action dimensions. ``"auto"`` is SAC's
+            target for the entropy of the action with the prior's part taken off:
+            ``-dim(A) - H(prior)``; the loss fills it in.
         bounds: smallest and largest temperature.
 
     Raises:
@@ -88,12 +92,36 @@ class LearnedTemperature(BoundedCoefficient, Temperature):
     log_alpha: nn.Parameter
 
     def __init__(
-        self, initial: float, target_entropy: float, bounds: tuple[float, float] = BOUNDS
+        self,
+        initial: float,
+        target_entropy: float | Literal["auto"] = "auto",
+        bounds: tuple[float, float] = BOUNDS,
     ) -> None:
         super().__init__("log_alpha", "initial", initial, bounds)
-        if not math.isfinite(target_entropy):
+        if isinstance(target_entropy, str):
+            if target_entropy != "auto":
+                raise ArgumentError("target_entropy", target_entropy, "must be a number or 'auto'.")
+            target_entropy = math.nan
+        elif not math.isfinite(target_entropy):
             raise ArgumentError("target_entropy", target_entropy, "must be finite.")
+        #: ``H_target``; NaN for ``"auto"`` until a loss has filled it in.
         self.target_entropy = target_entropy
+
+    def resolve_target(self, actor: Any) -> None:
+        """Fill in ``target_entropy="auto"`` for an actor; leaves a number as it is.
+
+        Raises:
+            TypeError: if the actor lacks ``squash`` or ``prior_entropy``.
+        """
+        if not math.isnan(self.target_entropy):
+            return
+        missing = [name for name in ("squash", "prior_entropy") if not hasattr(actor, name)]
+        if missing:
+            raise TypeError(
+                f"target_entropy='auto' needs an actor with {' and '.join(missing)}, which "
+                f"{type(actor).__name__} lacks; give a number."
+            )
+        self.target_entropy = -float(actor.squash.action_dim) - float(actor.prior_entropy)
 
     def loss(self, entropy: Tensor) -> Tensor:
         """``T stopgrad(H - H_target)``, element by element in the shape of ``entropy``."""

@@ -22,10 +22,12 @@ from diffpolicy.actors.configs import (
     NetworkConfig,
     ProcessConfig,
 )
+from diffpolicy.actors.denoising_mdp import DenoisingMDP, SimulatedStep
+from diffpolicy.actors.encoded import EncodedActor, with_encoder
 from diffpolicy.actors.gaussian import GaussianChainActor
 from diffpolicy.actors.keys import RESERVED_KEYS, ActorKeys
 from diffpolicy.actors.protocol import ChainActor, PathActor, PathSample, observation_keys
-from diffpolicy.actors.random_chains import RandomChains
+from diffpolicy.actors.random_chains import ActionChains, RandomChains
 from diffpolicy.actors.squashing import ActionSquash
 from diffpolicy.actors.step_actor import DenoisingStepActor
 
@@ -34,6 +36,7 @@ __all__ = [
     "DIME_PAPER",
     "DIME_PROCESS",
     "RESERVED_KEYS",
+    "ActionChains",
     "ActionSquash",
     "ActorCritic",
     "ActorKeys",
@@ -41,13 +44,16 @@ __all__ = [
     "CriticConfig",
     "DIMEPreset",
     "DenoisingActor",
+    "DenoisingMDP",
     "DenoisingStepActor",
+    "EncodedActor",
     "GaussianChainActor",
     "NetworkConfig",
     "PathActor",
     "PathSample",
     "ProcessConfig",
     "RandomChains",
+    "SimulatedStep",
     "build_denoising_actor",
     "build_diffsac_networks",
     "build_diffwpo_networks",
@@ -59,4 +65,5 @@ __all__ = [
     "chain_rows",
     "observation_keys",
     "rows_at",
+    "with_encoder",
 ]

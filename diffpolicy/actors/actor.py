@@ -1,5 +1,6 @@
 """The diffusion policy as a TensorDict module."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import get_args
 
@@ -201,6 +202,16 @@ class DenoisingActor(ActorModule):
     ) -> Tensor:
         """Draw ``x_0`` of shape ``[*batch_size, A]``, from ``noise`` (standard normal) if given."""
         return self.process.sample_prior(batch_size, noise)
+
+    @property
+    def prior_entropy(self) -> float:
+        """Differential entropy of ``x_0``, in nats."""
+        each = 0.5 * math.log(2 * math.pi * math.e) + math.log(float(self.process.prior_std))
+        return self.process.action_dim * each
+
+    def prior_log_prob(self, latent: Tensor) -> Tensor:
+        """``log p(x_0)`` of first latents ``[*B, A]``, ``[*B, 1]``."""
+        return prior_log_prob(latent, self.process.prior_std)
 
     def squash_log_det(self, latent: Tensor) -> Tensor:
         """``log |d tanh(x_N)|`` of last latents ``[*B, A]``, in [-1, 1] units, ``[*B, 1]``."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffpolicy.actors.keys import ActorKeys, required
 from diffpolicy.actors.module import ActorModule
 from diffpolicy.actors.squashing import ActionSquash
-from diffpolicy.sde import Gaussian, log_ratio
+from diffpolicy.sde import Gaussian, log_ratio, tanh_log_det
 
 # A normal density with this std is 1 at its mean.
 _UNIT_DENSITY_STD = 1 / math.sqrt(2 * math.pi)
@@ -104,6 +104,19 @@ class GaussianChainActor(ActorModule):
     ) -> Tensor:
         """``x_0 = 0`` of shape ``[*batch_size, A]``, whatever the noise."""
         return self.log_std.new_zeros(*batch_size, self.squash.action_dim)
+
+    @property
+    def prior_entropy(self) -> float:
+        """Zero: what the prior, a point, adds to the entropy bound."""
+        return 0.0
+
+    def prior_log_prob(self, latent: Tensor) -> Tensor:
+        """Zeros ``[*B, 1]``: the prior is a point, which adds no entropy."""
+        return torch.zeros_like(latent[..., :1])
+
+    def squash_log_det(self, latent: Tensor) -> Tensor:
+        """``log |d tanh(x_1)|`` of last latents ``[*B, A]``, in [-1, 1] units, ``[*B, 1]``."""
+        return tanh_log_det(latent)
 
     def denoising_kernel(self, rows: TensorDictBase) -> Gaussian:
         """``q(. | s)``, see :class:`ChainActor`; reads the observation only."""

@@ -22,9 +22,15 @@ class ChainActor(Protocol):
     ``keys.action`` and the chain entries of :class:`ActorKeys`. The chain entries must agree
     with the kernels: ``log_prob`` is the density of the same kernel that sampled.
 
-    One member is optional: ``squash_log_det(latent)`` maps last latents ``[*B, A]`` to
-    ``log |d action / d latent|`` ``[*B, 1]`` of actions mapped to [-1, 1]. Only
-    ``DiffSACLoss(squashed_entropy=True)`` needs it.
+    Some members are optional, and what needs them says so:
+
+    * ``squash``, an :class:`~diffpolicy.actors.ActionSquash` or what has its ``forward`` and
+      ``inverse``: chains are checked against actions, and made for given ones.
+    * ``squash_log_det(latent)`` maps last latents ``[*B, A]`` to ``log |d action / d latent|``
+      ``[*B, 1]`` of actions mapped to [-1, 1], and ``prior_log_prob(latent)`` first latents to
+      ``log p(x_0)`` ``[*B, 1]``: together they bound the entropy of the action.
+    * ``prior_entropy`` is the mean of ``-log p(x_0)``, for a ``LearnedTemperature`` with
+      ``target_entropy="auto"``.
     """
 
     in_keys: Sequence[NestedKey]

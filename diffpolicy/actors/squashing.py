@@ -1,5 +1,7 @@
 """Squashing of the last latent into the bounds of the action space."""
 
+import math
+
 import torch
 from tensordict import NestedKey
 from torch import Tensor, nn
@@ -63,6 +65,28 @@ class ActionSquash(nn.Module):
         # The clamp removes the rounding of the affine map, which can leave the closed interval.
         scale, shift = (self.high - self.low) / 2, (self.high + self.low) / 2
         return (latent.tanh() * scale + shift).clamp(self.low, self.high)
+
+    def inverse(self, action: Tensor) -> Tensor:
+        """The latents ``[*B, A]`` that are squashed to actions ``[*B, A]`` in the bounds.
+
+        Latents are finite: an action at a bound becomes the smallest latent that floating-point
+        numbers squash to that bound, about 9 in single precision. ``self(self.inverse(action))``
+        is ``action`` up to the rounding of tanh.
+
+        Raises:
+            ValueError: if an action is outside of the bounds by more than rounding; not in
+                compiled code.
+        """
+        center, scale = (self.high + self.low) / 2, (self.high - self.low) / 2
+        unit = ((action - center) / scale).double()
+        # Inside of compiled and exported code nobody can look at the numbers.
+        if not torch.compiler.is_compiling() and bool((unit.abs() > 1 + 1e-4).any()):
+            raise ValueError(
+                f"action must be within {self.low.tolist()} and {self.high.tolist()}, got values "
+                f"from {action.min().item():g} to {action.max().item():g}; clip them first."
+            )
+        limit = 0.5 * math.log(16 / torch.finfo(action.dtype).eps)
+        return unit.clamp(-1, 1).atanh().clamp(-limit, limit).to(action.dtype)
 
 
 def action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,13 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def max_over_ranks(value: Tensor) -> Tensor:
+    """The largest ``value`` of all ranks, in place; itself if nothing is distributed."""
+    if distributed():
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
+
+
 def gather_over_ranks(value: Tensor) -> Tensor:
     """``value`` of every rank, ``[ranks, ...]``; of one if nothing is distributed."""
     if not distributed():

@@ -83,31 +83,6 @@ def draw_noise(process: DenoisingProcess, batch_size: torch.Size | tuple[int, ..
     return torch.randn(shape, dtype=process.prior_std.dtype, device=process.prior_std.device)
 
 
-def noise_chain(process: DenoisingProcess, last: Tensor, noise: Tensor) -> Tensor:
-    """Run the noising kernels from the end of a chain to its start.
-
-    Args:
-        process: the denoising process, of which only the noising kernels are used.
-        last: ``x_N`` ``[*B, A]``.
-        noise: standard normal ``[*B, N, A]``; index n makes ``x_n`` from ``x_{n+1}``.
-
-    Returns:
-        The latents ``x_0 .. x_N`` ``[*B, N+1, A]``.
-
-    Raises:
-        ValueError: if ``noise`` does not end in ``[N, A]`` or its batch is not that of ``last``.
-    """
-    expected = (*last.shape[:-1], process.denoising_steps, process.action_dim)
-    if tuple(noise.shape) != expected:
-        raise ValueError(f"noise must have shape {expected}, got {tuple(noise.shape)}.")
-    latents = [last]
-    for step in reversed(range(process.denoising_steps)):
-        steps = torch.full(last.shape[:-1], step, device=last.device)
-        kernel = process.noising_kernel(latents[-1], steps)
-        latents.append(kernel.sample(noise[..., step, :]))
-    return torch.stack(latents[::-1], -2)
-
-
 def rollout_chain(
     process: DenoisingProcess,
     score: ScoreFunction,

@@ -118,13 +118,13 @@ def test_a_loss_reaches_every_parameter(make_env: MakeEnv, build: Build) -> None
         networks.critic,
         temperature=LearnedTemperature(0.5, target_entropy=-8.0),
         sampled_steps=3,
-        delay_critic=False,
+        delay_qvalue=False,
         squashed_entropy=True,
         fresh_chains=True,
         center_entropy=True,
     )
     out = loss(sampled(env, networks).reshape(-1))
-    (out["loss_critic"] + out["loss_actor"] + out["loss_alpha"]).backward()
+    (out["loss_qvalue"] + out["loss_actor"] + out["loss_alpha"]).backward()
     for name, parameter in loss.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name

@@ -117,7 +117,7 @@ def test_dime_keys_may_be_renamed_and_nested(make_env: MakeEnv) -> None:
     assert data["agent", "move"].shape == (5, 5, 2)
     assert networks.critic.in_keys == ["observation", ("agent", "move")]
     loss = DIMELoss(*networks[:2], temperature=0.1)
-    assert loss(data.reshape(-1))["loss_critic"].isfinite()
+    assert loss(data.reshape(-1))["loss_qvalue"].isfinite()
 
 
 def test_critic_sees_asymmetric_actions_in_unit_range(make_env: MakeEnv) -> None:
@@ -268,7 +268,7 @@ def test_dime_losses_reach_every_parameter(make_env: MakeEnv) -> None:
     temperature = LearnedTemperature(1.0, target_entropy=-8.0)
     loss = DIMELoss(networks.actor, networks.critic, temperature=temperature)
     out = loss(data)
-    (out["loss_critic"] + out["loss_actor"] + out["loss_alpha"]).backward()
+    (out["loss_qvalue"] + out["loss_actor"] + out["loss_alpha"]).backward()
     for name, parameter in loss.named_parameters():
         assert parameter.grad is not None, name
         assert (parameter.grad != 0).any(), name

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
-pytest.register_assert_rewrite("loss_builders", "loss_registry", "denoising_oracle")
+pytest.register_assert_rewrite("loss_builders", "loss_registry", "denoising_oracle", "rowwise")
 
 
 @pytest.fixture
@@ -16,14 +16,6 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-@pytest.fixture
-def frozen_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noise of a kernel becomes a function of its mean, so that an oracle can draw the same."""
-    from loss_builders import rowwise_noise
-
-    monkeypatch.setattr(torch, "randn_like", rowwise_noise)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,9 +1,9 @@
-"""What every loss does with its keys."""
+"""Keys of every loss: defaults, renaming, keyword calls, inputs and outputs."""
 
 import pytest
 import torch
 from loss_registry import CASES, LossCase
-from tensordict import TensorDictBase, assert_close
+from tensordict import NestedKey, TensorDictBase, assert_close
 from torch import nn
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import ValueEstimators
@@ -12,12 +12,10 @@ import objectives
 
 ROWS, ROLLOUT = (24,), (4, 5)
 
-# Losses that draw kernel noise draw the same for equal rows.
-pytestmark = pytest.mark.usefixtures("frozen_noise")
-
 
 def fields(case: LossCase) -> list[str]:
-    return list(case.loss_class._AcceptedKeys.__dataclass_fields__)
+    """Keys that can be renamed; the action is where the actor writes it."""
+    return [name for name in case.loss_class._AcceptedKeys.__dataclass_fields__ if name != "action"]
 
 
 def each(attribute: str) -> pytest.MarkDecorator:
@@ -32,8 +30,27 @@ def evaluate(loss: LossModule, batch: TensorDictBase) -> TensorDictBase:
     return loss(batch)
 
 
-def keyword_name(key: str | tuple[str, ...]) -> str:
-    return key if isinstance(key, str) else "_".join(key)
+def batches(case: LossCase, loss: LossModule) -> list[tuple[TensorDictBase, list[NestedKey]]]:
+    """A rollout and rows, each with the keys that the loss reads from it."""
+    rows = case.rows(loss, ROWS).exclude(loss.tensor_keys.priority_weight)
+    return [
+        (case.rollout(loss, ROLLOUT), loss.in_keys),
+        (rows, loss.in_keys if case.rows_are_transitions else loss.row_keys),
+    ]
+
+
+def keywords(batch: TensorDictBase, keys: list[NestedKey]) -> dict[str, torch.Tensor]:
+    """Entries of a batch, named as TorchRL's keyword calls do."""
+    return {key if isinstance(key, str) else "_".join(key): batch[key] for key in keys}
+
+
+def test_action_is_where_the_actor_writes_it(case: LossCase) -> None:
+    loss, nested = case.build(), case.build(nested=True)
+    loss.set_keys(reward="reward", done="done", terminated="terminated", action="action")
+    assert nested.tensor_keys.action == ("agent", "action")
+    nested.set_keys(action=("agent", "action"))
+    with pytest.raises(ValueError, match=r"action='move'.*writes its action to 'action'"):
+        loss.set_keys(action="move")
 
 
 def test_every_exported_loss_is_registered() -> None:
@@ -69,7 +86,7 @@ def test_set_keys_one_by_one(case: LossCase) -> None:
 def test_set_all_keys_and_reset_them(case: LossCase) -> None:
     renamed = {name: ("renamed", name) for name in fields(case)}
     loss = case.build(loss_keys=renamed)
-    assert vars(loss.tensor_keys) == renamed
+    assert vars(loss.tensor_keys) == {"action": "action", **renamed}
     kept = {"value"}  # the network still writes the renamed value
     loss.set_keys(**dict.fromkeys(set(fields(case)) - kept))
     for name in set(fields(case)) - kept:
@@ -122,17 +139,17 @@ def test_nested_observation_and_chain_keys(case: LossCase) -> None:
 @pytest.mark.parametrize("nested", [False, True])
 def test_in_keys_are_sufficient_and_unique(case: LossCase, nested: bool) -> None:
     loss = case.build(nested=nested)
-    rollout = case.rollout(loss, ROLLOUT)
     assert len(set(loss.in_keys)) == len(loss.in_keys)
-    assert_close(evaluate(loss, rollout.select(*loss.in_keys)), evaluate(loss, rollout))
+    for batch, keys in batches(case, loss):
+        assert_close(evaluate(loss, batch.select(*keys)), evaluate(loss, batch))
 
 
 def test_in_keys_are_necessary(case: LossCase) -> None:
     loss = case.build()
-    rollout = case.rollout(loss, ROLLOUT)
-    for key in loss.in_keys:
-        with pytest.raises(KeyError):
-            loss(rollout.exclude(key))
+    for batch, keys in batches(case, loss):
+        for key in keys:
+            with pytest.raises(KeyError):
+                loss(batch.exclude(key))
 
 
 def test_in_keys_follow_renamed_keys(case: LossCase) -> None:
@@ -150,13 +167,13 @@ def test_in_keys_can_be_set(case: LossCase) -> None:
 
 def test_keyword_call_equals_tensordict_call(case: LossCase) -> None:
     loss = case.build()
-    rollout = case.rollout(loss, ROLLOUT)
-    torch.manual_seed(7)
-    values = loss(**{keyword_name(key): rollout.get(key) for key in loss.in_keys})
-    expected = evaluate(loss, rollout)
-    assert len(values) == len(loss.out_keys)
-    for key, value in zip(loss.out_keys, values, strict=True):
-        torch.testing.assert_close(value, expected[key])
+    for batch, keys in batches(case, loss):
+        torch.manual_seed(7)
+        values = loss(**keywords(batch, keys))
+        expected = evaluate(loss, batch)
+        assert len(values) == len(loss.out_keys)
+        for key, value in zip(loss.out_keys, values, strict=True):
+            torch.testing.assert_close(value, expected[key])
 
 
 def test_out_keys_are_exact(case: LossCase) -> None:
@@ -182,7 +199,7 @@ def test_select_out_keys(case: LossCase) -> None:
     assert list(loss.out_keys) == chosen
     assert_close(evaluate(loss, rollout), expected.select(*chosen))
     torch.manual_seed(7)
-    values = loss(**{keyword_name(key): rollout.get(key) for key in loss.in_keys})
+    values = loss(**keywords(rollout, loss.in_keys))
     torch.testing.assert_close(list(values), [expected[key] for key in chosen])
 
 

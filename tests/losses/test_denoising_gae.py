@@ -28,7 +28,7 @@ def run(gae: DenoisingGAE, rollout: TensorDictBase) -> TensorDictBase:
 
 def prior_of(gae: DenoisingGAE, batch_size: torch.Size) -> torch.Tensor:
     torch.manual_seed(5)
-    return gae.actor.sample_prior(batch_size)
+    return gae.mdp.actor.sample_prior(batch_size)
 
 
 def value_of(gae: DenoisingGAE, observation, latent, step: int) -> torch.Tensor:
@@ -43,7 +43,7 @@ def value_of(gae: DenoisingGAE, observation, latent, step: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 2, 5), (2, 1)])
 def test_writes_estimates_per_denoising_step(mode: str, shape: tuple[int, ...]) -> None:
     gae = make(discount_mode=mode)
-    rollout = connect(make_rollout(gae.actor, shape))
+    rollout = connect(make_rollout(gae.mdp.actor, shape))
     out = run(gae, rollout)
     fresh = prior_of(gae, rollout.batch_size)
     latents = rollout["latents"]
@@ -74,7 +74,9 @@ def test_writes_estimates_per_denoising_step(mode: str, shape: tuple[int, ...]) 
 
 def test_bootstraps_from_the_true_last_observation() -> None:
     gae = make(lmbda=0.0)
-    rollout = make_rollout(gae.actor, (2, 4))  # next observations differ from the following rows
+    rollout = make_rollout(
+        gae.mdp.actor, (2, 4)
+    )  # next observations differ from the following rows
     rollout["next", "done"] = torch.zeros(2, 4, 1, dtype=torch.bool)
     rollout["next", "terminated"] = torch.zeros(2, 4, 1, dtype=torch.bool)
     rollout["next", "done"][:, 1] = True
@@ -88,7 +90,7 @@ def test_bootstraps_from_the_true_last_observation() -> None:
 
 def test_terminated_rows_do_not_bootstrap() -> None:
     gae = make(temperature=0.0)
-    rollout = make_rollout(gae.actor, (2, 4))
+    rollout = make_rollout(gae.mdp.actor, (2, 4))
     for key in ("done", "terminated"):
         rollout["next", key] = torch.ones(2, 4, 1, dtype=torch.bool)
     out = run(gae, rollout)
@@ -97,7 +99,7 @@ def test_terminated_rows_do_not_bootstrap() -> None:
 
 def test_value_estimate_does_not_write() -> None:
     gae = make()
-    rollout = make_rollout(gae.actor, (3, 4))
+    rollout = make_rollout(gae.mdp.actor, (3, 4))
     before = rollout.clone()
     torch.manual_seed(5)
     target = gae.value_estimate(rollout)
@@ -110,7 +112,7 @@ def test_value_estimate_does_not_write() -> None:
 
 def test_time_must_be_the_last_dimension() -> None:
     gae = make()
-    rollout = make_rollout(gae.actor, (3, 4))
+    rollout = make_rollout(gae.mdp.actor, (3, 4))
     with pytest.raises(ValueError, match="time dimension must be the last batch dimension"):
         gae(rollout.transpose(0, 1))
     with pytest.raises(ValueError, match=r"batch size \[\*B, T\]"):
@@ -119,7 +121,7 @@ def test_time_must_be_the_last_dimension() -> None:
 
 def test_unnamed_dimensions_have_time_last() -> None:
     gae = make()
-    rollout = make_rollout(gae.actor, (3, 4))
+    rollout = make_rollout(gae.mdp.actor, (3, 4))
     expected = run(gae, rollout)
     rollout.names = [None, None]
     torch.testing.assert_close(run(gae, rollout)["advantage"], expected["advantage"])
@@ -127,7 +129,7 @@ def test_unnamed_dimensions_have_time_last() -> None:
 
 def test_environments_do_not_mix() -> None:
     gae = make()
-    rollout = make_rollout(gae.actor, (3, 4))
+    rollout = make_rollout(gae.mdp.actor, (3, 4))
     expected = run(gae, rollout)
     changed = rollout.clone()
     changed["next", "reward"][1] += 5
@@ -138,7 +140,7 @@ def test_environments_do_not_mix() -> None:
 
 def test_in_keys_and_out_keys() -> None:
     gae = make()
-    rollout = make_rollout(gae.actor, (3, 4))
+    rollout = make_rollout(gae.mdp.actor, (3, 4))
     assert_close(
         run(gae, rollout.select(*gae.in_keys)).select(*gae.out_keys),
         run(gae, rollout).select(*gae.out_keys),
@@ -154,14 +156,14 @@ def test_in_keys_and_out_keys() -> None:
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_differentiable(differentiable: bool) -> None:
     gae = make(differentiable=differentiable)
-    out = run(gae, make_rollout(gae.actor, (2, 3)))
+    out = run(gae, make_rollout(gae.mdp.actor, (2, 3)))
     assert out["state_value"].requires_grad == differentiable
     assert out["advantage"].requires_grad == differentiable
 
 
 def test_parameters_can_be_given() -> None:
     gae = make()
-    rollout = make_rollout(gae.actor, (2, 3))
+    rollout = make_rollout(gae.mdp.actor, (2, 3))
     plain = run(gae, rollout)
     params = TensorDict.from_module(gae.value_network).detach().clone()
     params.apply_(lambda x: x + 0.1 if x.is_floating_point() else x)
@@ -195,7 +197,7 @@ def test_unknown_discount_mode_raises() -> None:
 
 def test_missing_chain_raises() -> None:
     gae = make()
-    rollout = make_rollout(gae.actor, (2, 3))
+    rollout = make_rollout(gae.mdp.actor, (2, 3))
     with pytest.raises(KeyError, match=r"latents.*return_chain=True"):
         gae(rollout.exclude("latents"))
 

@@ -38,9 +38,6 @@ def estimated_rows(loss: DiffPPOLoss, rollout: TensorDictBase) -> TensorDictBase
     return loss.chain_rows(loss.value_estimator(rollout)).reshape(-1)
 
 
-# -- 1: log-ratios of a chain -----------------------------------------------------------------
-
-
 def test_log_ratios_sum_to_the_density_ratio_of_the_paths() -> None:
     """Both path densities as one joint Gaussian each, with a score that is linear in x."""
     slope, steps = -0.4, 4
@@ -89,9 +86,6 @@ def test_log_ratios_sum_to_the_density_ratio_of_the_paths() -> None:
     torch.testing.assert_close(rollout["log_ratio"].sum((-1, -2)), expected)
 
 
-# -- 2 and 13: the noising kernel -------------------------------------------------------------
-
-
 def test_last_step_size_moves_the_noising_density_of_the_last_two_steps() -> None:
     loss = make_loss(temperature=0.3, advantage_normalization=None)
     loss.reduction = "none"
@@ -121,9 +115,6 @@ def test_fixed_process_has_no_noising_gradient() -> None:
     assert out["loss_objective"].requires_grad
 
 
-# -- 3: the first minibatch -------------------------------------------------------------------
-
-
 def test_first_minibatch_has_unit_ratios_and_centred_advantages() -> None:
     loss = make_loss(temperature=0.3)
     loss.reduction = "none"
@@ -134,9 +125,6 @@ def test_first_minibatch_has_unit_ratios_and_centred_advantages() -> None:
     for key, value in (("max_ratio", 1.0), ("ESS", 1.0), ("clip_fraction", 0.0), ("kl", 0.0)):
         torch.testing.assert_close(out[key], torch.full_like(out[key], value))
     assert abs(float(out["kl_approx"].mean())) < 1e-12
-
-
-# -- 4: no temperature ------------------------------------------------------------------------
 
 
 def test_without_temperature_the_noising_kernel_does_not_matter() -> None:
@@ -155,13 +143,10 @@ def test_without_temperature_the_noising_kernel_does_not_matter() -> None:
     other = changed(rows)
     for key in ("loss_objective", "loss_noising", "loss_critic"):
         torch.testing.assert_close(other[key], out[key])
-    assert not torch.allclose(other["entropy_bound"], out["entropy_bound"])
+    assert not torch.allclose(other["entropy"], out["entropy_bound"])
     wanted = gradients(loss, out["loss_objective"])
     for name, gradient in gradients(changed, other["loss_objective"]).items():
         torch.testing.assert_close(gradient, wanted[name])
-
-
-# -- 5: Gaussian PPO --------------------------------------------------------------------------
 
 
 class BlindValue(nn.Module):
@@ -285,9 +270,6 @@ def test_noising_density_is_independent_of_the_action() -> None:
     torch.testing.assert_close(mean, nu**2 * score, rtol=1e-6, atol=1e-6)
 
 
-# -- 6 and 7: advantages ----------------------------------------------------------------------
-
-
 def test_first_step_advantage_is_the_action_level_one() -> None:
     loss = make_loss(temperature=0.5)
     loss.make_value_estimator(gamma=0.75, lmbda=0.5)
@@ -338,9 +320,6 @@ def test_rows_after_an_end_do_not_leak_into_rows_before_it() -> None:
         assert not torch.allclose(changed[key][:, 4:], rollout[key][:, 4:])
 
 
-# -- 10: no gradient into the critic or the data ----------------------------------------------
-
-
 def test_actor_losses_do_not_reach_the_critic_or_the_latents() -> None:
     loss = make_loss(temperature=0.3)
     rollout = to_double(make_rollout(loss.actor_network, (3, 4)))
@@ -388,3 +367,13 @@ def test_own_log_ratio_of_the_last_step_is_not_discounted() -> None:
     difference = changed["advantage"] - rollout["advantage"]
     last_row = torch.full_like(difference[:, -1], -temperature)
     torch.testing.assert_close(difference[:, -1], last_row)
+
+
+def test_the_entropy_bound_of_rows_is_the_actors_own() -> None:
+    """On the behaviour policy itself: the mean over all steps is the mean bound of the chains."""
+    loss = make_loss()
+    loss.actor_network.return_entropy_bound = True
+    rollout = to_double(make_rollout(loss.actor_network, (3, 4)))
+    out = loss(estimated_rows(loss, rollout))
+    torch.testing.assert_close(out["entropy_bound"], rollout["entropy_bound"].mean())
+    torch.testing.assert_close(out["entropy"], -rollout["log_ratio"].sum(-2).mean())

@@ -22,7 +22,6 @@ from diffpolicy.actors import ActionSquash, DenoisingActor
 from diffpolicy.networks import ScoreNetwork, StepEmbedding
 from diffpolicy.sde import DenoisingProcess
 from objectives import DiffSACLoss, DiffWPOLoss
-from objectives.denoising_q import DenoisingQLoss
 
 Reward = Callable[[Tensor], Tensor]
 
@@ -77,7 +76,7 @@ def play(actor: DenoisingActor, reward: Reward, bandits: int) -> TensorDictBase:
 
 
 def train(
-    loss: DenoisingQLoss,
+    loss: DiffSACLoss | DiffWPOLoss,
     reward: Reward,
     *,
     updates: int = 500,
@@ -120,7 +119,7 @@ def learn(name: str, reward: Reward) -> DenoisingActor:
     torch.manual_seed(0)
     actor, critic = make_actor(), make_critic()
     if name == "sac":
-        sac = DiffSACLoss(actor, critic, temperature=1.0, sampled_steps=STEPS, delay_critic=False)
+        sac = DiffSACLoss(actor, critic, temperature=1.0, sampled_steps=STEPS, delay_qvalue=False)
         train(sac, reward)
         return actor
     wpo = DiffWPOLoss(

@@ -86,7 +86,7 @@ def policy_terms(
         "ESS": ratio.sum() ** 2 / (ratio**2).sum() / ratio.numel(),
         "max_ratio": ratio.max(),
         "kl_approx": STEPS * (ratio - 1 - ratio.log()).mean(),
-        "entropy_bound": -STEPS * log_ratio.mean(),
+        "entropy": -STEPS * log_ratio.mean(),
     }
 
 
@@ -188,7 +188,7 @@ def test_exact_kl_is_that_of_the_chains() -> None:
 def test_learned_temperature_falls_iff_the_entropy_is_above_its_target(offset: float) -> None:
     loss = make_loss()
     rows = make_rows(loss)
-    entropy = float(loss(rows)["entropy_bound"])
+    entropy = float(loss(rows)["entropy"])
     temperature = LearnedTemperature(0.4, target_entropy=entropy - offset)
     learned = make_loss(temperature=temperature)
     out = learned(rows)

@@ -8,13 +8,12 @@ import torch
 from denoising_oracle import ByHand, critic_distance
 from loss_builders import (
     STEPS,
-    FixedPriorActor,
-    RepeatableActor,
     gradients,
     make_denoising_q_networks,
     make_rollout,
 )
-from tensordict import TensorDictBase
+from rowwise import noise_of, path_noise, rowwise_draws, start_of
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
 
@@ -23,11 +22,7 @@ from objectives import DiffSACLoss, LearnedTemperature
 
 GAMMA, ALPHA, TARGET_ENTROPY = 0.9, 0.3, -8.0
 
-pytestmark = pytest.mark.usefixtures("float64", "frozen_noise")
-
-
-class RepeatableChainActor(FixedPriorActor, RepeatableActor):
-    """Equal observations have equal chains; targets and proposals start as anybody's."""
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class SquashedByHand(ByHand):
@@ -43,7 +38,7 @@ class SquashedByHand(ByHand):
 
 
 def by_hand(loss: DiffSACLoss, reduction: str = "min") -> ByHand:
-    return (SquashedByHand if loss.squashed_entropy else ByHand)(loss, reduction)
+    return (SquashedByHand if loss.replayed.squashed_entropy else ByHand)(loss, reduction)
 
 
 def build(
@@ -51,11 +46,11 @@ def build(
 ) -> DiffSACLoss:
     """A loss that takes every step of every chain, so that nothing but noise is drawn."""
     torch.manual_seed(0)
-    actor, critic = make_denoising_q_networks(support=support, actor_class=RepeatableChainActor)
+    actor, critic = make_denoising_q_networks(support=support)
     options = {
         "temperature": LearnedTemperature(ALPHA, target_entropy=TARGET_ENTROPY),
         "sampled_steps": STEPS,
-        "delay_critic": False,
+        "delay_qvalue": False,
         "discount_mode": discount_mode,
         **options,
     }
@@ -133,44 +128,46 @@ def test_scalar_critic_loss(reduction: str, squashed: bool, budget: int, mode: s
         squashed_entropy=squashed,
     )
     batch = transitions(loss)
-    value, diagnostics = loss.critic_loss(batch)
+    value, diagnostics = loss.qvalue_loss(batch, draws=rowwise_draws(loss, batch))
     inside = 1.0 if mode == "env" else GAMMA
     target = targets(by_hand(loss, reduction), batch, budget=budget, inside=inside)
     expected = critic_terms(loss, batch, target).mean()
     torch.testing.assert_close(value, expected)
-    assert_gradients_equal(loss, value, expected, "critic_network_params.")
+    assert_gradients_equal(loss, value, expected, "qvalue_network_params.")
     torch.testing.assert_close(diagnostics["target_value"], target.mean())
 
 
 def test_target_networks() -> None:
-    loss = build(delay_critic=True)
+    loss = build(delay_qvalue=True)
     updater = SoftUpdate(loss, tau=0.3)
     with torch.no_grad():
-        for parameter in loss.critic_network.parameters():
+        for parameter in loss.qvalue_network.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
     updater.step()
     batch = transitions(loss)
-    value, _ = loss.critic_loss(batch)
+    value, _ = loss.qvalue_loss(batch, draws=rowwise_draws(loss, batch))
     delayed = targets(ByHand(loss, target=True), batch)
     assert not torch.allclose(delayed, targets(ByHand(loss), batch), rtol=1e-2)
     expected = critic_terms(loss, batch, delayed).mean()
     torch.testing.assert_close(value, expected)
-    assert_gradients_equal(loss, value, expected, "critic_network_params.")
+    assert_gradients_equal(loss, value, expected, "qvalue_network_params.")
     policy, _ = policy_terms(loss, batch, "min")  # the actor follows the critic, not its target
-    torch.testing.assert_close(loss.actor_loss(batch)[0], policy.mean())
+    torch.testing.assert_close(
+        loss.actor_loss(batch, draws=rowwise_draws(loss, batch))[0], policy.mean()
+    )
 
 
 @pytest.mark.parametrize("reduction", ["min", "mean"])
 def test_hl_gauss_critic_loss(reduction: str) -> None:
     loss = build(HLGauss(-1.5, 1.0, 9), critic_reduction=reduction)
     batch = transitions(loss)
-    value, diagnostics = loss.critic_loss(batch)
+    value, diagnostics = loss.qvalue_loss(batch, draws=rowwise_draws(loss, batch))
     target = targets(ByHand(loss, reduction), batch)
     outside = (target < -1.5) | (target > 1.0)
     assert bool(outside.any())
     expected = critic_terms(loss, batch, target).mean()
     torch.testing.assert_close(value, expected)
-    assert_gradients_equal(loss, value, expected, "critic_network_params.")
+    assert_gradients_equal(loss, value, expected, "qvalue_network_params.")
     torch.testing.assert_close(diagnostics["value_clip_fraction"], outside.double().mean())
 
 
@@ -182,20 +179,37 @@ def test_actor_and_temperature_losses(categorical: bool, squashed: bool, reducti
     support = HLGauss(-1.5, 1.0, 9) if categorical else None
     loss = build(support, critic_reduction=reduction, squashed_entropy=squashed)
     batch = transitions(loss)
-    value, diagnostics = loss.actor_loss(batch)
+    value, diagnostics = loss.actor_loss(batch, draws=rowwise_draws(loss, batch))
     terms, ratios = policy_terms(loss, batch, reduction)
     torch.testing.assert_close(value, terms.mean())
     assert_gradients_equal(loss, value, terms.mean(), "actor_network_params.")
     reached = gradients(loss, value)
     prefix = "actor_network_params.process."
     assert {f"{prefix}raw_step_size", f"{prefix}raw_friction"} <= set(reached)
-    entropy = diagnostics["entropy_bound"]
+    entropy = diagnostics["entropy"]
     torch.testing.assert_close(entropy, -STEPS * ratios.mean(-1, keepdim=True).detach())
     alpha = loss.alpha_loss(batch, entropy)
     expected = ALPHA * (entropy.mean() - TARGET_ENTROPY)
     torch.testing.assert_close(alpha, expected)
     (slope,) = torch.autograd.grad(alpha, loss.temperature.log_alpha)
     torch.testing.assert_close(slope, expected)
+
+
+def drawn(loss: DiffSACLoss, batch: TensorDictBase) -> TensorDictBase:
+    """The loss's own choice of steps, with the noise that the oracle has for them."""
+    step = loss.draw(batch)["step"]
+    observation, following = (x["observation"].unsqueeze(-2) for x in (batch, batch["next"]))
+    last = step == STEPS - 1
+    seen = torch.where(last, following, observation)
+    after = torch.where(last, 0, step + 1)
+    size = batch["action"].shape[-1]
+    draws = {
+        "step": step,
+        "proposal": noise_of(observation, step, size),
+        "prior": start_of(seen, size),
+        "target": noise_of(seen, after, size).unsqueeze(-2),
+    }
+    return TensorDict(draws, batch.batch_size)
 
 
 @pytest.mark.parametrize("number", [1, 2, STEPS])
@@ -207,7 +221,8 @@ def test_sampled_steps_average_different_steps(number: int) -> None:
     target = targets(ByHand(loss), row)
     terms = [critic_terms(loss, row, target), policy_terms(loss, row, "min")[0]]
     batch = row.expand(copies).clone()
-    values = [loss.critic_loss(batch)[0].detach(), loss.actor_loss(batch)[0].detach()]
+    values = [loss.qvalue_loss(batch, draws=drawn(loss, batch))[0].detach()]
+    values.append(loss.actor_loss(batch, draws=drawn(loss, batch))[0].detach())
     subsets = list(combinations(range(STEPS), number))
     for value, steps in zip(values, terms, strict=True):
         expected = torch.stack([steps[0, list(subset)].mean() for subset in subsets]).detach()
@@ -223,8 +238,9 @@ def test_critic_and_actor_of_one_call_share_their_steps() -> None:
     row = transitions(loss)[:1]
     critic = critic_terms(loss, row, targets(ByHand(loss), row))[0]
     actor = policy_terms(loss, row, "min")[0][0]
-    out = loss(row.expand(60).clone())
-    first = (out["loss_critic"][:, None] - critic).abs().argmin(-1)
+    batch = row.expand(60).clone()
+    out = loss(batch, draws=drawn(loss, batch))
+    first = (out["loss_qvalue"][:, None] - critic).abs().argmin(-1)
     second = (out["loss_actor"][:, None] - actor).abs().argmin(-1)
     assert len(set(first.tolist())) == STEPS
     assert torch.equal(first, second)
@@ -232,7 +248,7 @@ def test_critic_and_actor_of_one_call_share_their_steps() -> None:
 
 @pytest.mark.parametrize("kind", ["l1", "smooth_l1"])
 def test_other_distances(kind: str) -> None:
-    loss = build(loss_critic_type=kind)
+    loss = build(loss_function=kind)
     batch = transitions(loss)
     target = targets(ByHand(loss), batch)
     hand, total = ByHand(loss), []
@@ -242,14 +258,16 @@ def test_other_distances(kind: str) -> None:
             error = (head - target[i, n]).abs()
             quadratic = torch.where(error < 1, 0.5 * error**2, error - 0.5)
             total.append((error if kind == "l1" else quadratic).sum())
-    torch.testing.assert_close(loss.critic_loss(batch)[0], torch.stack(total).mean())
+    torch.testing.assert_close(
+        loss.qvalue_loss(batch, draws=rowwise_draws(loss, batch))[0], torch.stack(total).mean()
+    )
 
 
 def test_priorities_are_the_largest_errors_averaged_over_the_steps() -> None:
     loss = build()
     batch = transitions(loss)
     target, hand = targets(ByHand(loss), batch), ByHand(loss)
-    _, diagnostics = loss.critic_loss(batch)
+    _, diagnostics = loss.qvalue_loss(batch, draws=rowwise_draws(loss, batch))
     for i, row in enumerate(batch):
         errors = [
             (hand.critics(row["observation"], row["latents"][n + 1], n) - target[i, n]).abs().max()
@@ -270,7 +288,7 @@ def test_returns_of_several_steps_are_discounted_by_their_length() -> None:
         ]
     )
     batch["steps_to_next_obs"] = length
-    value, _ = loss.critic_loss(batch)
+    value, _ = loss.qvalue_loss(batch, draws=rowwise_draws(loss, batch))
     torch.testing.assert_close(value, critic_terms(loss, batch, expected).mean())
 
 
@@ -279,46 +297,48 @@ def test_returns_of_several_steps_are_discounted_by_their_length() -> None:
 
 def with_fresh_chains(loss: DiffSACLoss, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
     """The policy's chains for the observations, and the same ending where the stored ones end."""
-    chains = loss.actor_network(batch.select("observation"))["latents"].detach()
+    noise = path_noise(batch["observation"], STEPS, batch["action"].shape[-1])
+    chains = loss.actor_network.sample_chain(batch["observation"], noise).latents.detach()
     return chains, torch.cat((chains[:, :-1], batch["latents"][:, -1:]), 1)
 
 
 def test_fresh_chains_replace_all_but_the_last_step() -> None:
-    loss = build(fresh_chains=True, squashed_entropy=True)
+    loss = build(fresh_chains=True, squashed_entropy=True, check_chains="off")
     batch = transitions(loss)
     batch["latents"] = batch["latents"] + 0.5 * torch.randn_like(batch["latents"])
     chains, mixed = with_fresh_chains(loss, batch)
     assert bool(((chains - batch["latents"]).abs() > 1e-3).all())
-    value, _ = loss.critic_loss(batch)
+    value, _ = loss.qvalue_loss(batch, draws=rowwise_draws(loss, batch))
     seen = batch.clone().set("latents", mixed)
     expected = critic_terms(loss, seen, targets(by_hand(loss), seen)).mean()
     torch.testing.assert_close(value, expected)
-    assert_gradients_equal(loss, value, expected, "critic_network_params.")
-    value, diagnostics = loss.actor_loss(batch)
+    assert_gradients_equal(loss, value, expected, "qvalue_network_params.")
+    value, diagnostics = loss.actor_loss(batch, draws=rowwise_draws(loss, batch))
     seen = batch.clone().set("latents", chains)
     terms, ratios = policy_terms(loss, seen, "min")
     torch.testing.assert_close(value, terms.mean())
     assert_gradients_equal(loss, value, terms.mean(), "actor_network_params.")
     torch.testing.assert_close(
-        diagnostics["entropy_bound"], -STEPS * ratios.mean(-1, keepdim=True).detach()
+        diagnostics["entropy"], -STEPS * ratios.mean(-1, keepdim=True).detach()
     )
 
 
 def test_of_a_stored_chain_nothing_but_the_last_latent_is_looked_at() -> None:
-    loss = build(fresh_chains=True)
+    loss = build(fresh_chains=True, check_chains="off")
     batch = transitions(loss)
-    expected = loss(batch)
+    expected = loss(batch, draws=rowwise_draws(loss, batch))
     batch["latents"][:, :-1] = float("nan")
-    out = loss(batch)
+    out = loss(batch, draws=rowwise_draws(loss, batch))
     for key, value in expected.items():
         torch.testing.assert_close(out[key], value)
-    for key in ("loss_actor", "loss_critic"):
+    for key in ("loss_actor", "loss_qvalue"):
         wanted = gradients(loss, expected[key])
         for name, gradient in gradients(loss, out[key]).items():
             torch.testing.assert_close(gradient, wanted[name])
     batch["latents"][:, -1] += 1.0
-    torch.testing.assert_close(loss(batch)["loss_actor"], expected["loss_actor"])
-    assert not torch.allclose(loss(batch)["loss_critic"], expected["loss_critic"], rtol=1e-2)
+    out = loss(batch, draws=rowwise_draws(loss, batch))
+    torch.testing.assert_close(out["loss_actor"], expected["loss_actor"])
+    assert not torch.allclose(out["loss_qvalue"], expected["loss_qvalue"], rtol=1e-2)
 
 
 # -- centred entropies ------------------------------------------------------------------------
@@ -348,19 +368,25 @@ def test_centred_entropies_move_targets_by_their_number(budget: int, mode: str) 
     each = ALPHA * TARGET_ENTROPY / STEPS
     for index in range(len(batch)):
         row = batch[index : index + 1].clone()
-        before, after = (loss.critic_loss(row)[1]["target_value"] for loss in (plain, centred))
+        before, after = (
+            loss.qvalue_loss(row, draws=rowwise_draws(loss, row))[1]["target_value"]
+            for loss in (plain, centred)
+        )
         torch.testing.assert_close(after - before, -each * counts[index].mean())
     target = targets(ByHand(plain), batch, budget=budget, inside=1.0 if mode == "env" else GAMMA)
     expected = critic_terms(plain, batch, target - each * counts).mean()
-    torch.testing.assert_close(centred.critic_loss(batch)[0], expected)
+    torch.testing.assert_close(
+        centred.qvalue_loss(batch, draws=rowwise_draws(centred, batch))[0], expected
+    )
 
 
 def test_centred_entropies_move_nothing_but_targets() -> None:
     plain, centred = (build(center_entropy=center, target_steps=2) for center in (False, True))
     batch = transitions(plain)
-    before, after = plain(batch), centred(batch)
-    assert not torch.allclose(after["loss_critic"], before["loss_critic"], rtol=1e-2)
-    for key in ("loss_actor", "loss_alpha", "entropy_bound", "alpha", "q_value"):
+    draws = rowwise_draws(plain, batch)
+    before, after = (loss(batch, draws=draws) for loss in (plain, centred))
+    assert not torch.allclose(after["loss_qvalue"], before["loss_qvalue"], rtol=1e-2)
+    for key in ("loss_actor", "loss_alpha", "entropy", "alpha", "q_value"):
         torch.testing.assert_close(after[key], before[key])
     wanted = gradients(plain, before["loss_actor"])
     for name, gradient in gradients(centred, after["loss_actor"]).items():

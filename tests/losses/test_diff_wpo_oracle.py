@@ -6,6 +6,7 @@ import pytest
 import torch
 from denoising_oracle import ByHand, critic_distance
 from loss_builders import STEPS, connect, gradients, make_denoising_q_networks, make_rollout
+from rowwise import rollout_draws, rowwise_draws
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
@@ -15,7 +16,7 @@ from objectives import DiffWPOLoss, LearnedTemperature
 
 GAMMA, LAMBDA, ALPHA, TARGET_ENTROPY = 0.9, 0.7, 0.3, -8.0
 
-pytestmark = pytest.mark.usefixtures("float64", "frozen_noise")
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def build(support: HLGauss | None = None, **options: Any) -> DiffWPOLoss:
@@ -39,8 +40,16 @@ def make_rollouts(shape: tuple[int, ...] = (2, 6)) -> TensorDictBase:
     return connect(make_rollout(behaviour.actor_network, shape, dtype=torch.float64))
 
 
+def estimate(loss: DiffWPOLoss, rollout: TensorDictBase) -> TensorDictBase:
+    return loss.value_estimator(rollout, draws=rollout_draws(loss, rollout))
+
+
+def call(loss: DiffWPOLoss, batch: TensorDictBase) -> TensorDictBase:
+    return loss(batch, draws=rowwise_draws(loss, batch))
+
+
 def make_rows(loss: DiffWPOLoss) -> TensorDictBase:
-    return loss.chain_rows(loss.value_estimator(make_rollouts())).reshape(-1)
+    return loss.chain_rows(estimate(loss, make_rollouts())).reshape(-1)
 
 
 def kl_divergence(row: TensorDictBase, mean: Tensor, std: Tensor) -> Tensor:
@@ -95,7 +104,7 @@ def test_gradient_is_that_of_the_squared_distance_of_slopes(reduction: str) -> N
     """Property 8: ``(T/2) ||gl - gq/T||^2`` with the sample held, gl by autograd."""
     loss = build(kl_bound=1e6, critic_reduction=reduction)
     rows = make_rows(loss)
-    value = loss(rows)["loss_actor"]
+    value = call(loss, rows)["loss_actor"]
     terms = policy_terms(loss, rows, reduction)
     torch.testing.assert_close(value, terms["wpo"].mean())
     assert_gradients_equal(loss, value, terms["square"].mean(), "actor_network_params.")
@@ -107,7 +116,7 @@ def test_gradient_is_that_of_the_squared_distance_of_slopes(reduction: str) -> N
 def test_preconditioned_gradient() -> None:
     loss = build(kl_bound=1e6, precondition=True)
     rows = make_rows(loss)
-    value = loss(rows)["loss_actor"]
+    value = call(loss, rows)["loss_actor"]
     terms = policy_terms(loss, rows, precondition=True)
     torch.testing.assert_close(value, terms["wpo"].mean())
     assert_gradients_equal(loss, value, terms["wpo"].mean(), "actor_network_params.")
@@ -120,7 +129,7 @@ def test_trust_region_switches_row_by_row() -> None:
     multiplier, rows = 0.7, make_rows(build())
     bound = float(policy_terms(build(), rows)["kl"].detach().median())
     loss = build(kl_bound=bound, initial_multiplier=multiplier)
-    out, terms = loss(rows), policy_terms(loss, rows)
+    out, terms = call(loss, rows), policy_terms(loss, rows)
     inside = terms["kl"] < bound
     assert 0 < int(inside.sum()) < len(inside)
     expected = torch.where(inside, terms["wpo"], multiplier * terms["kl"]).mean()
@@ -135,7 +144,7 @@ def test_trust_region_switches_row_by_row() -> None:
 def test_multiplier_rises_iff_the_kl_is_above_its_bound(bound: float) -> None:
     loss = build(kl_bound=bound, initial_multiplier=0.4)
     rows = make_rows(loss)
-    out = loss(rows)
+    out = call(loss, rows)
     kl = policy_terms(loss, rows)["kl"].mean().detach()
     torch.testing.assert_close(out["loss_multiplier"], -0.4 * (kl - bound))
     reached = gradients(loss, out["loss_multiplier"])
@@ -150,8 +159,8 @@ def test_temperature_falls_iff_the_entropy_is_above_its_target(offset: float) ->
     rows = make_rows(build())
     entropy = -STEPS * policy_terms(build(), rows)["log_ratio"].mean()
     loss = build(temperature=LearnedTemperature(ALPHA, target_entropy=float(entropy) - offset))
-    out = loss(rows)
-    torch.testing.assert_close(out["entropy_bound"], entropy)
+    out = call(loss, rows)
+    torch.testing.assert_close(out["entropy"], entropy)
     torch.testing.assert_close(out["loss_alpha"].detach(), torch.tensor(ALPHA * offset))
     (slope,) = gradients(loss, out["loss_alpha"]).values()
     torch.testing.assert_close(slope, torch.tensor(ALPHA * offset))
@@ -168,9 +177,9 @@ def test_critic_loss_of_rows(categorical: bool) -> None:
         head = hand.critics(row["observation"], row["next_latent"], int(row["step"]))
         distances.append(critic_distance(head, row["value_target"].squeeze(), support))
     expected = 0.6 * torch.stack(distances).mean()
-    value = loss(rows)["loss_critic"]
+    value = call(loss, rows)["loss_qvalue"]
     torch.testing.assert_close(value, expected)
-    assert_gradients_equal(loss, value, expected, "critic_network_params.")
+    assert_gradients_equal(loss, value, expected, "qvalue_network_params.")
 
 
 # -- replay -----------------------------------------------------------------------------------
@@ -178,10 +187,10 @@ def test_critic_loss_of_rows(categorical: bool) -> None:
 
 def build_delayed(bound: float) -> DiffWPOLoss:
     """A loss whose target networks lag behind."""
-    loss = build(delay_actor=True, delay_critic=True, kl_bound=bound, critic_reduction="min")
+    loss = build(delay_actor=True, delay_qvalue=True, kl_bound=bound, critic_reduction="min")
     updater = SoftUpdate(loss, tau=0.4)
     with torch.no_grad():
-        for parameter in (*loss.actor_network.parameters(), *loss.critic_network.parameters()):
+        for parameter in (*loss.actor_network.parameters(), *loss.qvalue_network.parameters()):
             parameter.add_(0.05 * torch.randn(parameter.shape))
     updater.step()
     return loss.make_value_estimator(gamma=GAMMA)
@@ -203,7 +212,7 @@ def test_replay_losses() -> None:
     batch = make_rollout(build().actor_network, (8,), dtype=torch.float64)
     bound = float(delayed_policy_terms(build_delayed(1.0), batch)["kl"].detach().median())
     loss = build_delayed(bound)
-    out, terms = loss(batch), delayed_policy_terms(loss, batch)
+    out, terms = call(loss, batch), delayed_policy_terms(loss, batch)
     inside = terms["kl"] < bound
     assert 0 < int(inside.sum()) < len(inside)
     expected = torch.where(inside, terms["wpo"], 0.3 * terms["kl"]).mean()
@@ -217,8 +226,8 @@ def test_replay_losses() -> None:
             head = now.critics(row["observation"], row["latents"][n + 1], n)
             distances.append(critic_distance(head, target, None))
     critic = torch.stack(distances).mean()
-    torch.testing.assert_close(out["loss_critic"], critic)
-    assert_gradients_equal(loss, out["loss_critic"], critic, "critic_network_params.")
+    torch.testing.assert_close(out["loss_qvalue"], critic)
+    assert_gradients_equal(loss, out["loss_qvalue"], critic, "qvalue_network_params.")
 
 
 # -- lambda-returns ---------------------------------------------------------------------------
@@ -266,7 +275,7 @@ def test_lambda_returns(lmbda: float, mode: str) -> None:
     assert bool(rollout["next", "terminated"][:, :-1].any())
     assert not bool(rollout["next", "done"][:, -1].all())
     rollout["next", "done"] |= rollout["next", "terminated"]
-    target = loss.value_estimator(rollout)["value_target"]
+    target = estimate(loss, rollout)["value_target"]
     assert target.shape == (3, 6, STEPS, 1)
     assert not target.requires_grad
     expected = torch.stack([lambda_returns(loss, env, lmbda, mode) for env in rollout])

@@ -59,7 +59,7 @@ def test_bandit_policy_becomes_the_boltzmann_density() -> None:
     for _ in range(500):
         out = loss(bandit_batch(128))
         optimizer.zero_grad()
-        (out["loss_critic"] + out["loss_actor"]).backward()
+        (out["loss_qvalue"] + out["loss_actor"]).backward()
         optimizer.step()
         schedule.step()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from loss_builders import gradients, make_off_policy_networks, make_rollout
+from rowwise import path_noise, rowwise_draws
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
@@ -38,7 +39,7 @@ def naive_path(loss: DIMELoss, observation: Tensor) -> tuple[Tensor, Tensor, Ten
     """Action, run and term of one observation, density by density."""
     actor = loss.actor_network
     process = actor.process
-    _, _, noise, _ = actor._rollout_inputs(observation, None, False)
+    noise = path_noise(observation, process.denoising_steps, process.action_dim)
     eta, nu = process.step_sizes(), process.prior_std
     x = nu * noise[0]
     term = sum(-0.5 * (v / nu) ** 2 - nu.log() - 0.5 * math.log(2 * math.pi) for v in x)
@@ -72,7 +73,7 @@ def project(location: float, probability: Tensor, atoms: Tensor) -> Tensor:
 
 
 def naive_categorical_critic_loss(loss: DIMELoss, batch: TensorDictBase) -> Tensor:
-    network, atoms = loss.critic_network.module, loss.value_support.atoms
+    network, atoms = loss.qvalue_network.module, loss.value_support.atoms
     following = batch["next"]
     next_action, run, term = naive_paths(loss, following["observation"])
     _, logits = network(
@@ -110,32 +111,32 @@ def test_categorical_critic_loss_and_gradient(normalization: str | None) -> None
     loss = build(CategoricalSupport(-3, 3, 7), normalization)
     batch = transitions(loss)
     assert bool(batch["next", "terminated"].any())
-    value, _ = loss.critic_loss(batch)
+    value, _ = loss.qvalue_loss(batch, draws=rowwise_draws(loss, batch))
     expected = naive_categorical_critic_loss(loss, batch)
     torch.testing.assert_close(value, expected)
-    assert_gradients_equal(loss, value, expected, "critic_network_params.")
+    assert_gradients_equal(loss, value, expected, "qvalue_network_params.")
 
 
 @pytest.mark.parametrize("reduction", ["mean", "min"])
 def test_scalar_critic_loss_with_target_network(reduction: str) -> None:
-    loss = build(None, "layer", delay_critic=True, critic_reduction=reduction)
+    loss = build(None, "layer", delay_qvalue=True, critic_reduction=reduction)
     updater = SoftUpdate(loss, tau=0.3)
     with torch.no_grad():
-        for parameter in loss.critic_network.parameters():
+        for parameter in loss.qvalue_network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    old = {k: v.clone() for k, v in loss.target_critic_network_params.items(True, True)}
-    new = dict(loss.critic_network_params.items(True, True))
+    old = {k: v.clone() for k, v in loss.target_qvalue_network_params.items(True, True)}
+    new = dict(loss.qvalue_network_params.items(True, True))
     updater.step()
     batch = transitions(loss)
-    value, diagnostics = loss.critic_loss(batch)
+    value, diagnostics = loss.qvalue_loss(batch, draws=rowwise_draws(loss, batch))
 
-    network = loss.critic_network.module
+    network = loss.qvalue_network.module
     following = batch["next"]
     next_action, run, term = naive_paths(loss, following["observation"])
-    for key, target in loss.target_critic_network_params.items(True, True):
+    for key, target in loss.target_qvalue_network_params.items(True, True):
         if isinstance(new[key], torch.nn.Parameter):
             torch.testing.assert_close(target, 0.7 * old[key] + 0.3 * new[key])
-    with torch.no_grad(), loss.target_critic_network_params.to_module(loss.critic_network):
+    with torch.no_grad(), loss.target_qvalue_network_params.to_module(loss.qvalue_network):
         next_q = network(following["observation"], next_action).squeeze(-1)
     next_q = next_q.mean(-1) if reduction == "mean" else next_q.min(-1).values
     alive = 1 - following["terminated"].double().squeeze(-1)
@@ -143,7 +144,7 @@ def test_scalar_critic_loss_with_target_network(reduction: str) -> None:
     q = network(batch["observation"], batch["action"]).squeeze(-1)
     expected = (q - target.detach().unsqueeze(-1)).square().sum(-1).mean()
     torch.testing.assert_close(value, expected)
-    assert_gradients_equal(loss, value, expected, "critic_network_params.")
+    assert_gradients_equal(loss, value, expected, "qvalue_network_params.")
     error = (q - target.unsqueeze(-1)).abs().max(-1).values.detach()
     torch.testing.assert_close(batch["td_error"], error)
     torch.testing.assert_close(diagnostics["target_value"], target.mean().detach())
@@ -155,12 +156,12 @@ def test_actor_and_temperature_losses_and_gradients(categorical: bool, checkpoin
     support = CategoricalSupport(-3, 3, 7) if categorical else None
     loss = build(support, "batch" if categorical else None, checkpoint_chain=checkpoint)
     batch = transitions(loss)
-    loss.critic_loss(batch)  # running statistics off their start
-    value, costs = loss.actor_loss(batch)
+    loss.qvalue_loss(batch, draws=rowwise_draws(loss, batch))  # running statistics off their start
+    value, entropies = loss.actor_loss(batch, draws=rowwise_draws(loss, batch))
 
     action, run, term = naive_paths(loss, batch["observation"])
-    loss.critic_network.eval()
-    out = loss.critic_network.module(batch["observation"], action)
+    loss.qvalue_network.eval()
+    out = loss.qvalue_network.module(batch["observation"], action)
     q = (out[0] if categorical else out).squeeze(-1).mean(-1)
     expected = (ALPHA * (run + term) - q).mean()
     torch.testing.assert_close(value, expected)
@@ -168,10 +169,10 @@ def test_actor_and_temperature_losses_and_gradients(categorical: bool, checkpoin
     reached = gradients(loss, value)
     assert all(name.startswith("actor_network_params.") for name in reached)
     assert {"actor_network_params.process.raw_step_size"} <= set(reached)
-    torch.testing.assert_close(costs["running_cost"].squeeze(-1), run.detach())
-    torch.testing.assert_close(costs["terminal_cost"].squeeze(-1), term.detach())
+    torch.testing.assert_close(entropies["entropy"].squeeze(-1), -run.detach())
+    torch.testing.assert_close(entropies["entropy_bound"].squeeze(-1), -(run + term).detach())
 
-    alpha = loss.alpha_loss(batch, costs["running_cost"])
+    alpha = loss.alpha_loss(batch, entropies["entropy"])
     torch.testing.assert_close(alpha, -ALPHA * (run.mean().detach() - 8.0))
     (slope,) = torch.autograd.grad(alpha, loss.temperature.log_alpha)
     torch.testing.assert_close(slope, -ALPHA * (run.mean().detach() - 8.0))
@@ -181,7 +182,7 @@ def test_actor_gradient_equals_finite_differences() -> None:
     """Through the chain, the noising means and the step sizes; Q enters by the action only."""
     loss = build(CategoricalSupport(-3, 3, 7), "batch")
     batch = transitions(loss)
-    value, _ = loss.actor_loss(batch)
+    value, _ = loss.actor_loss(batch, draws=rowwise_draws(loss, batch))
     named = dict(loss.named_parameters())
     analytic = gradients(loss, value)
     checked = [n for n in analytic if n.endswith(("raw_step_size", "raw_friction", "net.0.weight"))]
@@ -192,7 +193,7 @@ def test_actor_gradient_equals_finite_differences() -> None:
             values = []
             for shift in (1e-6, -2e-6):
                 flat[index] += shift
-                values.append(loss.actor_loss(batch)[0].item())
+                values.append(loss.actor_loss(batch, draws=rowwise_draws(loss, batch))[0].item())
             flat[index] += 1e-6
             difference = (values[0] - values[1]) / 2e-6
             assert analytic[name].view(-1)[index].item() == pytest.approx(

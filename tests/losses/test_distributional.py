@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from objectives import distributional as dist
+from objectives import functional as fn
 
 finite = st.floats(-30, 30)
 
@@ -41,13 +41,13 @@ def project_by_loop(locations: Tensor, probabilities: Tensor, atoms: Tensor) -> 
 @given(problems())
 def test_projection_equals_the_loop(problem: tuple[Tensor, Tensor, Tensor]) -> None:
     torch.testing.assert_close(
-        dist.project_categorical(*problem), project_by_loop(*problem), rtol=0, atol=1e-9
+        fn.project_categorical(*problem), project_by_loop(*problem), rtol=0, atol=1e-9
     )
 
 
 @given(problems())
 def test_projection_conserves_mass_and_stays_positive(problem) -> None:
-    projected = dist.project_categorical(*problem)
+    projected = fn.project_categorical(*problem)
     assert bool((projected >= 0).all())
     torch.testing.assert_close(projected.sum(-1), torch.ones(len(projected), dtype=torch.float64))
 
@@ -56,9 +56,9 @@ def test_projection_conserves_mass_and_stays_positive(problem) -> None:
 def test_projection_keeps_the_mean_of_what_is_not_clipped(problem) -> None:
     locations, probabilities, atoms = problem
     clipped = locations.clamp(atoms[0], atoms[-1])
-    projected = dist.project_categorical(locations, probabilities, atoms)
+    projected = fn.project_categorical(locations, probabilities, atoms)
     torch.testing.assert_close((projected * atoms).sum(-1), (probabilities * clipped).sum(-1))
-    mass = dist.clipped_mass(locations, probabilities, atoms).squeeze(-1)
+    mass = fn.clipped_mass(locations, probabilities, atoms).squeeze(-1)
     inside = (locations == clipped).all(-1)
     assert not bool(mass[inside].any())
     width = float(atoms[1] - atoms[0])
@@ -71,8 +71,8 @@ def test_projection_is_linear_in_the_probabilities(problem) -> None:
     """So the mean of two critics may be projected once."""
     locations, probabilities, atoms = problem
     other = probabilities.flip(-1)
-    mean = dist.project_categorical(locations, (probabilities + other) / 2, atoms)
-    separate = [dist.project_categorical(locations, p, atoms) for p in (probabilities, other)]
+    mean = fn.project_categorical(locations, (probabilities + other) / 2, atoms)
+    separate = [fn.project_categorical(locations, p, atoms) for p in (probabilities, other)]
     torch.testing.assert_close(mean, sum(separate) / 2)
 
 
@@ -86,7 +86,7 @@ def test_special_rewards_of_terminal_rows_are_exact(dtype: torch.dtype) -> None:
     uniform = torch.full((1, 101), 1 / 101, dtype=dtype)
     cases = {8.0: 52, 0.0: 50, -200.0: 0, 200.0: 100, 1e6: 100, -1e6: 0}
     for reward, index in cases.items():
-        target = dist.soft_target(
+        target = fn.soft_target(
             atoms,
             torch.tensor([[reward]], dtype=dtype),
             torch.tensor([[True]]),
@@ -95,15 +95,15 @@ def test_special_rewards_of_terminal_rows_are_exact(dtype: torch.dtype) -> None:
             temperature=torch.tensor(0.3, dtype=dtype),
         )
         assert target.shape == (1, 101)
-        projected = dist.project_categorical(target, uniform, atoms)
+        projected = fn.project_categorical(target, uniform, atoms)
         torch.testing.assert_close(projected, one_hot(atoms, index), rtol=0, atol=1e-5)
-    between = dist.project_categorical(torch.full((1, 101), 9.0, dtype=dtype), uniform, atoms)
+    between = fn.project_categorical(torch.full((1, 101), 9.0, dtype=dtype), uniform, atoms)
     expected = 0.75 * one_hot(atoms, 52) + 0.25 * one_hot(atoms, 53)
     torch.testing.assert_close(between, expected, rtol=0, atol=1e-5)
 
 
 def test_soft_target_with_numbers() -> None:
-    target = dist.soft_target(
+    target = fn.soft_target(
         torch.tensor([[5.0], [5.0]]),
         torch.tensor([[1.0], [1.0]]),
         torch.tensor([[False], [True]]),
@@ -117,7 +117,7 @@ def test_soft_target_with_numbers() -> None:
 def test_categorical_loss_with_a_loop() -> None:
     logits = torch.randn(3, 2, 5, dtype=torch.float64)
     target = torch.randn(3, 5, dtype=torch.float64).softmax(-1)
-    loss, entropy = dist.categorical_loss(logits, target, 0.005)
+    loss, entropy = fn.categorical_loss(logits, target, 0.005)
     for row in range(3):
         expected, expected_entropy = 0.0, 0.0
         for critic in range(2):
@@ -130,25 +130,25 @@ def test_categorical_loss_with_a_loop() -> None:
 
 
 def test_value_range_reproduces_the_published_ranges() -> None:
-    assert dist.symmetric_value_range(1.0, 0.99) == pytest.approx(200)
-    assert dist.symmetric_value_range(8.0, 0.99) == pytest.approx(1600)
+    assert fn.symmetric_value_range(1.0, 0.99) == pytest.approx(200)
+    assert fn.symmetric_value_range(8.0, 0.99) == pytest.approx(1600)
     for bound in (0.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="reward_bound"):
-            dist.symmetric_value_range(bound, 0.99)
+            fn.symmetric_value_range(bound, 0.99)
     with pytest.raises(ValueError, match="gamma"):
-        dist.symmetric_value_range(1.0, 1.0)
+        fn.symmetric_value_range(1.0, 1.0)
 
 
 def test_shapes_that_do_not_match_raise() -> None:
     atoms = torch.linspace(-1, 1, 5)
     with pytest.raises(ValueError, match="must end in 5 atoms"):
-        dist.project_categorical(torch.zeros(2, 4), torch.zeros(2, 4), atoms)
+        fn.project_categorical(torch.zeros(2, 4), torch.zeros(2, 4), atoms)
     with pytest.raises(ValueError, match="shapes must be equal"):
-        dist.project_categorical(torch.zeros(2, 5), torch.zeros(3, 5), atoms)
+        fn.project_categorical(torch.zeros(2, 5), torch.zeros(3, 5), atoms)
     with pytest.raises(ValueError, match="shapes must be equal"):
-        dist.categorical_loss(torch.zeros(2, 2, 5), torch.zeros(2, 4), 0.0)
+        fn.categorical_loss(torch.zeros(2, 2, 5), torch.zeros(2, 4), 0.0)
     flags, one = torch.zeros(3, dtype=torch.bool), torch.tensor(1.0)
     with pytest.raises(ValueError, match="shapes must be equal"):
-        dist.soft_target(
+        fn.soft_target(
             atoms, torch.zeros(3, 1), flags, torch.zeros(3, 1), discount=one, temperature=one
         )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from objectives import functional as fn
+from objectives.checks import check_same_shape
 
 SETTINGS = settings(max_examples=40)
 SEEDS = st.integers(0, 2**31 - 1)
@@ -361,7 +362,7 @@ ROW, OTHER = torch.ones(4, 1), torch.ones(1, 1)
         lambda: fn.value_distance(ROW, OTHER, "l2"),
         lambda: fn.clipped_value(ROW, OTHER, 0.1),
         lambda: fn.explained_variance(ROW, OTHER),
-        lambda: fn.check_same_shape(first=ROW, second=OTHER),
+        lambda: check_same_shape(first=ROW, second=OTHER),
     ],
 )
 def test_shapes_that_would_broadcast_raise(call) -> None:

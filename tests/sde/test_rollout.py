@@ -10,7 +10,6 @@ from diffpolicy.sde import (
     Gaussian,
     draw_noise,
     log_ratio,
-    noise_chain,
     rollout_chain,
     rollout_last,
 )
@@ -126,29 +125,6 @@ def test_unknown_mode_is_refused() -> None:
     for rollout in (rollout_chain, rollout_last):
         with pytest.raises(ValueError, match=r"mode must be 'sample', 'mean', .* got 'ode'"):
             rollout(process, score, torch.randn(6, 2), mode="ode")
-
-
-@pytest.mark.parametrize("noising_step", ["same", "next"])
-@pytest.mark.parametrize("batch", [(), (4,), (3, 4)])
-def test_noised_chains_are_drawn_from_the_noising_kernels(
-    noising_step: str, batch: tuple[int, ...]
-) -> None:
-    process = process_with_own_step_sizes(noising_step)
-    last, noise = torch.randn(*batch, 2), torch.randn(*batch, 5, 2)
-    latents = noise_chain(process, last, noise)
-    assert latents.shape == (*batch, 6, 2)
-    assert torch.equal(latents[..., -1, :], last)
-    for n in range(5):
-        kernel = process.noising_kernel(latents[..., n + 1, :], torch.full(batch, n))
-        recovered = (latents[..., n, :] - kernel.mean) / kernel.std
-        torch.testing.assert_close(recovered, noise[..., n, :])
-
-
-@pytest.mark.parametrize("shape", [(4, 6, 2), (5, 2), (4, 5, 3)])
-def test_noised_chains_need_noise_for_every_step(shape: tuple[int, ...]) -> None:
-    process = process_with_own_step_sizes()
-    with pytest.raises(ValueError, match=r"noise must have shape \(4, 5, 2\), got"):
-        noise_chain(process, torch.randn(4, 2), torch.randn(shape))
 
 
 def test_score_is_asked_once_per_step_for_the_trained_step() -> None:

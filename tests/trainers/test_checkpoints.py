@@ -323,7 +323,7 @@ def test_loggers_have_every_row_once(
     earlier = str(run.output / "checkpoints" / checkpoint)
     trained(dataclasses.replace(config, resume=earlier))
     assert read_run(run.output)[1] == rows
-    assert tensorboard_steps(run.output, "loss_critic") == [30, 40, 50, 60]
+    assert tensorboard_steps(run.output, "loss_qvalue") == [30, 40, 50, 60]
     assert tensorboard_steps(run.output, "eval_return_mean") == [0, 30, 40, 60]
 
 
@@ -337,7 +337,7 @@ def test_what_was_logged_is_on_the_disk_with_the_checkpoint(
         write(path, content)
         if path.name.startswith("frames"):
             output = path.parents[1]
-            found.append(tensorboard_steps(output, "loss_critic"))
+            found.append(tensorboard_steps(output, "loss_qvalue"))
 
     monkeypatch.setattr(files, "write_plain", look)
     trained(dime(logger=("tensorboard",), checkpoint_replay="never"))

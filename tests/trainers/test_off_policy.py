@@ -67,7 +67,7 @@ def flat(parameters: Any) -> Tensor:
 
 
 def parts_of(loss: Any) -> dict[str, Tensor]:
-    names = ("actor_network_params", "critic_network_params", "temperature")
+    names = ("actor_network_params", "qvalue_network_params", "temperature")
     return {name: flat(loss.get_submodule(name).parameters()) for name in names}
 
 
@@ -114,8 +114,8 @@ def test_the_policy_moves_at_every_third_update_only(dime: DIME) -> None:
     module = trained(dime(updates_per_step=0.6, policy_delay=3, total_frames=30))
     policy = {"actor_network_params", "temperature"}
     expected = [set(), set(), policy, set(), set(), policy]
-    assert [moved - {"critic_network_params"} for moved in module.moved] == expected
-    assert all("critic_network_params" in moved for moved in module.moved)
+    assert [moved - {"qvalue_network_params"} for moved in module.moved] == expected
+    assert all("qvalue_network_params" in moved for moved in module.moved)
 
 
 def test_the_policy_follows_critics_that_have_moved_or_not(
@@ -124,7 +124,7 @@ def test_the_policy_follows_critics_that_have_moved_or_not(
     actor_loss, seen_by_policy = DIMELoss.actor_loss, []
 
     def noted(loss: Any, rows: TensorDictBase) -> Any:
-        seen_by_policy.append(flat(loss.critic_network_params.parameters()))
+        seen_by_policy.append(flat(loss.qvalue_network_params.parameters()))
         return actor_loss(loss, rows)
 
     monkeypatch.setattr(DIMELoss, "actor_loss", noted)
@@ -132,10 +132,10 @@ def test_the_policy_follows_critics_that_have_moved_or_not(
     for order in ("joint", "critic_first"):
         config = dime(update_order=order, policy_delay=1, updates_per_step=0.1, total_frames=30)
         run = prepare(dataclasses.replace(config, output=f"{config.output}-{order}"))
-        before = flat(run.module.loss.critic_network_params.parameters())
+        before = flat(run.module.loss.qvalue_network_params.parameters())
         assert train(run)
         assert run.module.progress.gradient_steps == 1
-        after = flat(run.module.loss.critic_network_params.parameters())
+        after = flat(run.module.loss.qvalue_network_params.parameters())
         columns[order] = set(read_run(run.output)[1][0])
         critics[order] = (before, seen_by_policy.pop(), after)
     assert seen_by_policy == []
@@ -238,8 +238,8 @@ def test_metrics_of_an_iteration(dime: DIME, read_run: ReadRun) -> None:
     expected = {
         *("frames", "gradient_steps", "updates"),
         *("episodes", "episode_return", "episode_length", "replay_ratio", "replay_size"),
-        *("loss_critic", "loss_actor", "loss_alpha", "alpha", "entropy_bound"),
-        *("running_cost", "terminal_cost", "q_value", "target_value", "td_error"),
+        *("loss_qvalue", "loss_actor", "loss_alpha", "alpha", "entropy_bound"),
+        *("entropy", "q_value", "target_value", "td_error"),
         *("value_clip_fraction", "critic_entropy", "grad_norm_critic", "grad_norm_actor"),
         *("grad_nans_actor", "step_size_mean", "friction", "eval_return_mean"),
     }
@@ -338,11 +338,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     dime: DIME, cpu_ranks: int
 ) -> None:
     def nan_loss(call: int, out: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {**out, "loss_critic": out["loss_critic"] * (float("nan") if call > 15 else 1.0)}
+        return {**out, "loss_qvalue": out["loss_qvalue"] * (float("nan") if call > 15 else 1.0)}
 
     config = dime(cpu_ranks=cpu_ranks, total_frames=40 * cpu_ranks, checkpoint_every=1)
     run = prepare(config, broken(nan_loss))
-    with pytest.raises(TrainingError, match="loss_critic is nan") as raised:
+    with pytest.raises(TrainingError, match="loss_qvalue is nan") as raised:
         train(run)
     last = run.output / "checkpoints" / "last.ckpt"
     assert str(last) in str(raised.value)
@@ -354,7 +354,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 def test_a_gradient_that_is_not_finite_gets_into_no_checkpoint(dime: DIME) -> None:
     def nan_gradient(call: int, out: dict[str, Tensor]) -> dict[str, Tensor]:
         if call == 20:  # the last one of an iteration: no loss is computed after it
-            out["loss_critic"].register_hook(lambda grad: grad * float("nan"))
+            out["loss_qvalue"].register_hook(lambda grad: grad * float("nan"))
         return out
 
     run = prepare(dime(total_frames=60, checkpoint_every=1), broken(nan_gradient))
@@ -427,13 +427,20 @@ def test_entries_of_a_dictionary_are_observed_and_replayed(dime: DIME, register:
     assert trained(only).actor.in_keys == ["ear"]
 
 
-def test_a_task_without_rewards_needs_a_value_range(dime: DIME, register: Register) -> None:
+def test_a_task_without_rewards_starts_with_the_range_of_rewards_up_to_one(
+    dime: DIME, register: Register
+) -> None:
     name = register(NoReward)
-    run = prepare(dime(env=name))
-    with pytest.raises(TrainingError, match="--value-range MIN MAX"):
-        train(run)
+    run = prepare(dime(env=name, gamma=0.9))
+    with pytest.warns(UserWarning, match="none of 20 rewards differs from zero"):
+        assert train(run)
+    loss = run.module.loss
+    assert float(loss.value_support.atoms[-1]) == pytest.approx(4 / (1 - 0.9))
+    assert bool(loss.value_range.widens)
     output = f"{dime().output}-with-range"
-    assert train(prepare(dime(env=name, value_range=(-5.0, 5.0), output=output)))
+    given = prepare(dime(env=name, value_range=(-5.0, 5.0), output=output))
+    assert train(given)
+    assert not bool(given.module.loss.value_range.widens)
 
 
 def test_the_value_range_is_given_or_derived_from_the_random_steps(
@@ -454,11 +461,11 @@ class TargetProbe(OffPolicyModule):
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         loss = self.loss
-        before = flat(loss.target_critic_network_params.values(True, True))
+        before = flat(loss.target_qvalue_network_params.values(True, True))
         super().training_step(batch, batch_idx)
         target, current = (
             flat(params.values(True, True))
-            for params in (loss.target_critic_network_params, loss.critic_network_params)
+            for params in (loss.target_qvalue_network_params, loss.qvalue_network_params)
         )
         torch.testing.assert_close(target, 0.75 * before + 0.25 * current, rtol=1e-5, atol=1e-7)
         assert not torch.equal(target, before)

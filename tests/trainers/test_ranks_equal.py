@@ -30,7 +30,7 @@ from diffpolicy.trainers import (
     train,
 )
 from diffpolicy.trainers.loops.evaluation import Evaluator
-from objectives import functional
+from objectives import diff_ppo
 
 UPDATES = 10
 # Numbers that no other dimension has, so that the dimension of rows is known by its size.
@@ -270,6 +270,6 @@ def test_a_loss_computed_past_the_wrapper_is_noticed(
 def test_a_statistic_of_each_rank_alone_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(functional, "sum_over_ranks", lambda value: value)
+    monkeypatch.setattr(diff_ppo, "sum_over_ranks", lambda value: value)
     with pytest.raises(AssertionError, match="ranks and one process differ by"):
         check_equal("diffppo", tmp_path)

@@ -49,7 +49,7 @@ class Named(NamedTuple):
 
 
 SAC = Named("sac", "qvalue_network", "log_alpha", {})
-DIFFSAC = Named("diffsac", "critic_network", "temperature", {"denoising_steps": 3})
+DIFFSAC = Named("diffsac", "qvalue_network", "temperature", {"denoising_steps": 3})
 NAMED = {named.name: named for named in (SAC, DIFFSAC)}
 
 Build = Callable[..., Any]
@@ -139,11 +139,18 @@ def test_metrics_of_an_iteration(method: Named, build: Build, read_run: ReadRun)
     assert (results["env_steps"], results["gradient_steps"]) == (40, 20)
     expected = {
         *("frames", "gradient_steps", "episode_return", "replay_ratio", "replay_size"),
-        *("loss_critic", "loss_actor", "loss_alpha", "alpha", "td_error"),
+        *("loss_qvalue", "loss_actor", "loss_alpha", "alpha", "entropy", "td_error"),
         *("grad_norm_critic", "grad_norm_actor", "grad_norm_alpha", "eval_return_mean"),
     }
     if config.method == "diffsac":
-        expected |= {"q_value", "target_value", "entropy_bound", "step_size_mean", "friction"}
+        expected |= {
+            "q_value",
+            "target_value",
+            "entropy",
+            "entropy_bound",
+            "step_size_mean",
+            "friction",
+        }
     else:
         expected |= {"entropy"}
     assert expected <= rows[0].keys()
@@ -164,7 +171,7 @@ def test_updates_without_the_policy_compute_the_critics_loss_alone(
     losses = []
     for policy_moves in (False, True):
         torch.manual_seed(0)
-        losses.append(module.parts.update(batch, policy_moves)["loss_critic"])
+        losses.append(module.parts.update(batch, policy_moves)["loss_qvalue"])
     assert torch.equal(*losses)
 
 
@@ -274,8 +281,12 @@ def test_diffsac_takes_the_options_of_the_run(build: Build) -> None:
     }
     module = METHODS["diffsac"].module(build(DIFFSAC, env="HalfCheetah-v5", **options), CPU)
     loss, process = module.loss, module.actor.process
-    assert (loss.denoising_steps, loss.sampled_steps, loss.target_steps) == (4, 2, 3)
-    assert (loss.critic_reduction, loss.discount_mode) == ("min", "denoising_step")
+    assert (loss.mdp.denoising_steps, loss.replayed.sampled_steps, loss.replayed.target_steps) == (
+        4,
+        2,
+        3,
+    )
+    assert (loss.critic.reduction, loss.replayed.discount_mode) == ("min", "denoising_step")
     assert isinstance(loss.temperature, LearnedTemperature)
     assert loss.temperature.target_entropy == -12
     assert process.raw_step_size.shape[0] == 4
@@ -287,7 +298,7 @@ NEW_OPTIONS = ("squashed_entropy", "fresh_chains", "center_entropy")
 
 
 def in_use(loss: Any) -> set[str]:
-    used = (loss.squashed_entropy, loss.fresh_chains, loss.center_entropy)
+    used = (loss.replayed.squashed_entropy, loss.fresh_chains, loss.center_entropy)
     return {name for name, value in zip(NEW_OPTIONS, used, strict=True) if value}
 
 
@@ -298,10 +309,13 @@ def test_diffsac_by_default(build: Build) -> None:
     loss = METHODS["diffsac"].module(config, CPU).loss
     assert in_use(loss) == set(NEW_OPTIONS)
     # Targets simulate whole chains, whatever their length.
-    assert (loss.target_steps, loss.denoising_steps, loss.sampled_steps) == (3, 3, 1)
-    assert METHODS["diffsac"].module(build(method, denoising_steps=5), CPU).loss.target_steps == 5
-    assert (loss.critic_reduction, loss.delay_critic, config.tau) == ("min", True, 0.05)
-    assert any(isinstance(module, EnsembleLayerNorm) for module in loss.critic_network.modules())
+    replayed = loss.replayed
+    steps = (replayed.target_steps, loss.mdp.denoising_steps, replayed.sampled_steps)
+    assert steps == (3, 3, 1)
+    longer = METHODS["diffsac"].module(build(method, denoising_steps=5), CPU).loss
+    assert longer.replayed.target_steps == 5
+    assert (loss.critic.reduction, loss.delay_qvalue, config.tau) == ("min", True, 0.05)
+    assert any(isinstance(module, EnsembleLayerNorm) for module in loss.qvalue_network.modules())
     assert float(loss.temperature()) == pytest.approx(0.1)
 
 
@@ -397,7 +411,7 @@ def test_critics_do_without_targets(build: Build, normalization: str) -> None:
         build(method, critic_normalization=normalization, delay_critic=False),
         METHODS["diffsac"].module,
     )
-    networks = run.module.loss.critic_network.modules()
+    networks = run.module.loss.qvalue_network.modules()
     assert any(isinstance(part, BatchRenorm) for part in networks) == (normalization == "batch")
     assert train(run)
     assert run.module.progress.gradient_steps == 20
@@ -431,7 +445,7 @@ def test_wrong_options_name_their_flag(
     build: Build, name: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        build(METHODS[name], **options)
+        build(NAMED[name], **options)
 
 
 def test_a_range_that_is_not_known_is_asked_for(build: Build) -> None:

@@ -25,12 +25,13 @@ CPU = torch.device("cpu")
 BOTH_WPO = pytest.mark.parametrize("config_class", [DiffWPOConfig, GaussianWPOConfig])
 WPO_COLUMNS = {
     "loss_actor",
-    "loss_critic",
+    "loss_qvalue",
     "loss_multiplier",
     "loss_alpha",
     "kl",
     "trust_region_fraction",
     "multiplier",
+    "entropy",
     "entropy_bound",
     "alpha",
     "q_value",
@@ -76,7 +77,7 @@ def test_wpo_trains_all_of_its_parts(
     config = small(config_class, env="Pendulum-v1", critic_head=head, **bins)
     run = prepare(config)
     loss = run.module.loss
-    parts = ("actor_network_params", "critic_network_params", "temperature", "multiplier")
+    parts = ("actor_network_params", "qvalue_network_params", "temperature", "multiplier")
     before = {part: vector(loss.get_submodule(part)) for part in parts}
     assert train(run)
     for part, parameters in before.items():
@@ -156,26 +157,26 @@ def test_wpo_options_reach_loss_and_networks(
     # Given for each of the six action dimensions.
     assert loss.temperature.target_entropy == -18
     assert (loss.multiplier.bound, float(loss.multiplier())) == pytest.approx((0.1, 0.7))
-    assert (loss.kl_samples, loss.precondition) == (4, True)
+    assert (loss.wasserstein.kl_samples, loss.wasserstein.precondition) == (4, True)
     support = loss.value_support
     assert (support.edges[0], support.edges[-1], support.bins) == (-5, 45, 26)
-    assert (loss.critic_reduction, loss.loss_critic_type) == ("min", "smooth_l1")
+    assert (loss.critic.reduction, loss.critic.loss_function) == ("min", "smooth_l1")
     assert float(loss.critic_coeff) == 0.25
     estimator = loss.value_estimator
     assert (float(estimator.gamma), float(estimator.lmbda)) == pytest.approx((0.9, 0.8))
-    assert estimator.critic_reduction == "min"
-    weights = [p for name, p in loss.critic_network_params.named_parameters() if p.ndim == 3]
+    assert estimator.critic.reduction == "min"
+    weights = [p for name, p in loss.qvalue_network_params.named_parameters() if p.ndim == 3]
     assert {weight.shape[0] for weight in weights} == {3}
     assert 24 in {weight.shape[-1] for weight in weights}
     if config_class is GaussianWPOConfig:
-        assert loss.denoising_steps == 1
+        assert loss.mdp.denoising_steps == 1
 
 
 def test_diffwpo_options_reach_chain_and_loss(small: Callable[..., Any]) -> None:
     config = small(DiffWPOConfig, denoising_steps=3, discount_mode="denoising_step", prior_std=0.7)
     module = METHODS["diffwpo"].module(config, CPU)
     process = module.actor.process
-    assert module.loss.discount_mode == "denoising_step"
+    assert module.loss.replayed.discount_mode == "denoising_step"
     assert module.loss.value_estimator.discount_mode == "denoising_step"
     assert float(process.prior_std) == pytest.approx(0.7)
     # One step size for each step, and a friction that stays.

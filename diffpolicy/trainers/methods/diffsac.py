@@ -123,7 +123,7 @@ def _loss(networks: ActorCritic, config: DiffSACConfig) -> DiffSACLoss:
         temperature=temperature(config, networks.actor.process.action_dim),
         sampled_steps=config.sampled_steps,
         target_steps=config.target_steps or config.denoising_steps,
-        delay_critic=config.delay_critic,
+        delay_qvalue=config.delay_critic,
         critic_reduction=config.critic_reduction,
         discount_mode=config.discount_mode,
         squashed_entropy=config.squashed_entropy,

@@ -168,7 +168,7 @@ def _loss(networks: ActorCritic, config: DIMEConfig) -> DIMELoss:
         networks.actor,
         networks.critic,
         temperature=temperature(config, networks.actor.process.action_dim),
-        delay_critic=config.delay_critic,
+        delay_qvalue=config.delay_critic,
         critic_reduction=config.critic_reduction,
         critic_entropy_coeff=config.critic_entropy_coeff,
         num_next_actions=config.num_next_actions,
@@ -185,9 +185,7 @@ def _update(
     calculate = delayed_update(loss, config.compile_mode)
 
     def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
-        # clip_fraction is the metric of PPO's ratios.
-        names = {"clip_fraction": "value_clip_fraction"}
-        out = {names.get(k, k): v for k, v in calculate(batch, policy_moves).items()}
+        out = calculate(batch, policy_moves)
         if config.compile and "value_clip_fraction" in out:
             # Compiled code cannot warn.
             loss.value_range.watch(out["value_clip_fraction"])
@@ -205,13 +203,12 @@ def _policy_update(
         actor_loss = torch.compile(actor_loss, mode=config.compile_mode)
 
     def update(batch: TensorDictBase) -> dict[str, Tensor]:
-        value, costs = actor_loss(batch)
+        value, entropies = actor_loss(batch)
         out = {"loss_actor": value}
         if loss.temperature.learned:
-            out["loss_alpha"] = loss.alpha_loss(batch, costs["running_cost"])
-        means = {name: cost.mean() for name, cost in costs.items()}
-        bound = -(means["running_cost"] + means["terminal_cost"])
-        return {**out, **means, "entropy_bound": bound, "alpha": loss.temperature()}
+            out["loss_alpha"] = loss.alpha_loss(batch, entropies["entropy"])
+        means = {name: entropy.mean() for name, entropy in entropies.items()}
+        return {**out, **means, "alpha": loss.temperature()}
 
     return update
 
@@ -221,11 +218,6 @@ def _derive_value_range(loss: DIMELoss, rewards: Tensor, bound: float | None) ->
     margin = _SEEN_MARGIN if bound is None else BOUND_MARGIN
     if bound is not None:
         rewards = torch.full((1, 1), bound, device=rewards.device)
-    if not bool(rewards.any()):
-        raise ValueError(
-            "none of the random steps was rewarded, so that the range of values is unknown; start "
-            "a new run with --value-range MIN MAX, or with more random steps (--learning-starts)."
-        )
     batch = TensorDict({"next": {"reward": rewards}}, [len(rewards)])
     loss.derive_value_range(batch, margin=margin)
 

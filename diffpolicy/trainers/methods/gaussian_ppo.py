@@ -8,6 +8,7 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 
 from diffpolicy.actors import build_gaussian_ppo_networks
+from diffpolicy.networks.ranks import sum_over_ranks
 from diffpolicy.trainers.config.options import at_least, configuration, option
 from diffpolicy.trainers.loops.environments import observation_keys
 from diffpolicy.trainers.loops.on_policy import OnPolicyParts
@@ -60,7 +61,10 @@ class _ClipPPOLoss(ClipPPOLoss):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         key = self.tensor_keys.advantage
-        standardized = normalized_advantage(tensordict.get(key), "standardize").advantage
+        advantage = tensordict.get(key)
+        standardized, _ = normalized_advantage(
+            advantage, "standardize", sum_over_ranks=sum_over_ranks
+        )
         return super().forward(tensordict.copy().set(key, standardized))
 
 

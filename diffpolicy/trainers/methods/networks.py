@@ -11,7 +11,7 @@ from diffpolicy.trainers.config.process import ProcessOptions
 from diffpolicy.trainers.config.temperature import TemperatureOptions
 from diffpolicy.trainers.loops.environments import reward_bound
 from objectives import LearnedTemperature
-from objectives.distributional import symmetric_value_range
+from objectives.functional import symmetric_value_range
 
 BOUND_MARGIN = 2.0
 """The range of values spans this many times what a task's bounded rewards add up to."""

@@ -41,9 +41,9 @@ class SACConfig(SoftConfig, QCriticOptions, TargetNetworkOptions):
 def sac_parts(env: EnvBase, config: SACConfig, device: torch.device) -> OffPolicyParts:
     """Networks, loss and optimisers."""
     loss = _loss(env, config, device)
-    critic_loss = loss.qvalue_v2_loss
+    qvalue_loss = loss.qvalue_v2_loss
     if config.compile_mode is not None:
-        critic_loss = torch.compile(critic_loss, mode=config.compile_mode)
+        qvalue_loss = torch.compile(qvalue_loss, mode=config.compile_mode)
         loss.compile(mode=config.compile_mode)
 
     def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
@@ -52,13 +52,12 @@ def sac_parts(env: EnvBase, config: SACConfig, device: torch.device) -> OffPolic
         if policy_moves:
             out = dict(loss(rows).items())
             error = rows[loss.tensor_keys.priority]
-            out["loss_critic"] = out.pop("loss_qvalue")
             if not config.learn_temperature:
                 del out["loss_alpha"]
         else:
-            value, diagnostics = critic_loss(rows)
+            value, diagnostics = qvalue_loss(rows)
             error = diagnostics["td_error"]
-            out = {"loss_critic": value}
+            out = {"loss_qvalue": value}
         batch.set(loss.tensor_keys.priority, error)
         return {**out, "td_error": error.mean()}
 

@@ -43,7 +43,7 @@ class ChainConfig(SoftConfig, ProcessOptions, QHeadOptions, DelayedCriticOptions
 def optimizers(
     config: SoftConfig,
     *,
-    critic: str = "critic_network_params",
+    critic: str = "qvalue_network_params",
     temperature: str = "temperature",
     actor_grad_limit: float | None = None,
 ) -> dict[str, Optimizer]:
@@ -77,16 +77,16 @@ def delayed_update(
     loss: DIMELoss | DiffSACLoss, compile_mode: str | None
 ) -> Callable[[TensorDictBase, bool], dict[str, Tensor]]:
     """What :class:`OffPolicyParts` calls: all losses, or the critic's alone."""
-    critic_loss = loss.critic_loss
+    qvalue_loss = loss.qvalue_loss
     if compile_mode is not None:
-        critic_loss = torch.compile(critic_loss, mode=compile_mode)
+        qvalue_loss = torch.compile(qvalue_loss, mode=compile_mode)
         loss.compile(mode=compile_mode)
 
     def update(batch: TensorDictBase, policy_moves: bool) -> dict[str, Tensor]:
         if policy_moves:
             return dict(loss(batch).items())
-        value, diagnostics = critic_loss(batch)
-        return {"loss_critic": value, **diagnostics}
+        value, diagnostics = qvalue_loss(batch)
+        return {"loss_qvalue": value, **diagnostics}
 
     return update
 

@@ -96,7 +96,7 @@ def wpo_parts(
         precondition=config.precondition,
         critic_reduction=config.critic_reduction,
         critic_coeff=config.critic_coeff,
-        loss_critic_type=config.loss_critic_type,
+        loss_function=config.loss_critic_type,
         discount_mode=discount_mode,
     ).to(device)
     loss.make_value_estimator(gamma=config.gamma, lmbda=config.lmbda)
@@ -112,7 +112,7 @@ def wpo_parts(
         # One limit for both would let the critics' gradient, the larger by far, scale the policy's.
         grad_norms={
             "grad_norm_actor": "actor_network_params",
-            "grad_norm_critic": "critic_network_params",
+            "grad_norm_critic": "qvalue_network_params",
         },
         lr_multipliers={
             "temperature": relative_rate(config.lr_temperature, config.lr, 1.0),

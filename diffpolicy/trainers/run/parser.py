@@ -23,6 +23,9 @@ from diffpolicy.trainers.config.options import (
 )
 from diffpolicy.trainers.io import console
 
+# What --help calls a value.
+_WORDS = {int: "N", float: "X", str: "TEXT"}
+
 
 class Parser(jsonargparse.ArgumentParser):
     """An argument parser whose error message is one line, without the list of all flags.
@@ -139,6 +142,7 @@ def _settings(field: Field[Any], shape: Shape) -> dict[str, Any]:
     if shape.kind is bool:
         return settings | {"action": argparse.BooleanOptionalAction}
     settings["type"] = _each(_reader(flag_name(field.name), shape))
+    settings["metavar"] = _WORDS[shape.kind]
     if shape.length is None:
         settings["action"] = _Repeated
     elif shape.length > 1:

@@ -4,7 +4,7 @@ import contextlib
 import math
 
 import torch
-from loss_builders import rowwise_noise
+from rowwise import noise_of, start_of
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -33,7 +33,8 @@ class ByHand:
         self.steps = self.actor.process.denoising_steps
         self.temperature = float(loss.temperature())
         self.nu2 = self.actor.process.prior_std**2
-        self.prior = self.actor.sample_prior(())
+        size = self.actor.squash.action_dim
+        self.prior = self.actor.process.prior_std * start_of(torch.zeros(1), size)
 
     def eta(self, step: int) -> Tensor:
         process, level = self.actor.process, (self.steps - step) / self.steps
@@ -60,12 +61,12 @@ class ByHand:
 
     def sample(self, latent: Tensor, observation: Tensor, step: int) -> Tensor:
         mean, variance = self.kernel(latent, observation, step)
-        return mean + variance.sqrt() * rowwise_noise(mean)
+        return mean + variance.sqrt() * noise_of(observation, step, len(mean))
 
     def critics(self, observation: Tensor, next_latent: Tensor, step: int) -> Tensor:
-        """What the critics' heads say: values ``[E]``, or logits ``[E, K]``."""
-        network = self.loss.critic_network
-        params = self.loss.target_critic_network_params if self.target else None
+        """Output of the critics' heads: values ``[E]``, or logits ``[E, K]``."""
+        network = self.loss.qvalue_network
+        params = self.loss.target_qvalue_network_params if self.target else None
         with contextlib.nullcontext() if params is None else params.to_module(network):
             out = network.module(observation[None], next_latent[None], torch.tensor([[step]]))
         return out[1][0] if isinstance(out, tuple) else out[0, :, 0]

@@ -9,7 +9,6 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from diffpolicy.actors import ActionSquash, ActorKeys, DenoisingActor
-from diffpolicy.actors.keys import required
 from diffpolicy.networks import (
     CategoricalSupport,
     DenoisingQEnsemble,
@@ -21,7 +20,6 @@ from diffpolicy.networks import (
     StepEmbedding,
 )
 from diffpolicy.sde import DenoisingProcess, Gaussian, gaussian_log_prob
-from objectives import DiffSACLoss, DiffWPOLoss
 
 OBSERVATION, ACTION, STEPS = 3, 2, 3
 
@@ -87,7 +85,6 @@ def make_networks(
 
 def make_chain_actor(
     *,
-    actor_class: type[DenoisingActor] = DenoisingActor,
     steps: int,
     keys: ActorKeys,
     observation_key: NestedKey,
@@ -114,7 +111,7 @@ def make_chain_actor(
         learn_friction=learn_process,
     )
     bound = torch.ones(ACTION)
-    return actor_class(
+    return DenoisingActor(
         process,
         score,
         ActionSquash(-bound, bound),
@@ -124,23 +121,8 @@ def make_chain_actor(
     )
 
 
-def rowwise_noise(like: Tensor) -> Tensor:
-    """Stands in for ``torch.randn_like``: a function of each row of ``like`` ``[*B, A]`` alone."""
-    phase = 11.0 * torch.arange(like.shape[-1], dtype=like.dtype, device=like.device)
-    return 1.4 * torch.sin(37 * like.detach() + phase)
-
-
-class FixedPriorActor(DenoisingActor):
-    """Starts every chain of a loss at the same ``x_0``."""
-
-    def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
-        start = torch.linspace(-0.8, 0.5, ACTION).to(self.process.prior_std)
-        return (start * self.process.prior_std).expand(*batch_size, ACTION)
-
-
 def make_denoising_q_networks(
     *,
-    actor_class: type[DenoisingActor] = FixedPriorActor,
     keys: ActorKeys | None = None,
     observation_key: NestedKey = "observation",
     value_keys: Sequence[NestedKey] = ("state_action_value", "state_action_value_logits"),
@@ -154,7 +136,6 @@ def make_denoising_q_networks(
     keys = keys or ActorKeys()
     embedding = StepEmbedding(steps, 4, 4, 3)
     actor = make_chain_actor(
-        actor_class=actor_class,
         steps=steps,
         keys=keys,
         observation_key=observation_key,
@@ -182,47 +163,8 @@ def make_denoising_q_networks(
     return actor, critic
 
 
-class RowwiseSteps:
-    """Mixed into a loss: the steps that it takes from a chain depend on the observation alone."""
-
-    def _sampled_rows(self, transitions: TensorDictBase) -> TensorDictBase:
-        for name in ("reward", "terminated"):
-            self._next_entry(transitions, name)
-        observation = required(transitions, self.actor_network.in_keys[0])
-        phase = 11.0 * torch.arange(self.denoising_steps).to(observation)
-        order = torch.sin(37 * observation.sum(-1, keepdim=True) + phase).argsort(-1)
-        step = order.movedim(-1, 0)[: self.sampled_steps]
-        rows = self._rows_at(transitions, step)
-        if self.fresh_chains:
-            rows.set("fresh", self._rows_at(self._with_fresh_chains(transitions), step))
-        return rows
-
-
-class RowwiseDiffSACLoss(RowwiseSteps, DiffSACLoss):
-    """DiffSAC that takes the same steps of equal rows."""
-
-
-class RowwiseDiffWPOLoss(RowwiseSteps, DiffWPOLoss):
-    """DiffWPO that takes the same steps of equal rows."""
-
-
-class RepeatableActor(DenoisingActor):
-    """Draws its noise as a function of the observation, so that equal rows have equal chains."""
-
-    def _rollout_inputs(self, observation: Tensor, noise: Tensor | None, deterministic: bool):
-        size = (self.denoising_steps + 1, ACTION)
-        phase = 11.0 * torch.arange(size[0] * size[1]).to(observation).reshape(size)
-        noise = 1.4 * torch.sin(37 * observation.sum(-1)[..., None, None] + phase)
-        return super()._rollout_inputs(observation, noise, deterministic)
-
-
-class RepeatableChainActor(RepeatableActor, FixedPriorActor):
-    """For losses that draw whole chains as well as single steps."""
-
-
 def make_off_policy_networks(
     *,
-    actor_class: type[DenoisingActor] = RepeatableActor,
     keys: ActorKeys | None = None,
     observation_key: NestedKey = "observation",
     value_keys: Sequence[NestedKey] = ("state_action_value", "state_action_value_logits"),
@@ -246,7 +188,7 @@ def make_off_policy_networks(
     process = DenoisingProcess(ACTION, steps, step_size=0.2, schedule="cosine", noising_step="same")
     bound = torch.ones(ACTION)
     squash = ActionSquash(-2 * bound, bound)
-    actor = actor_class(process, score, squash, in_keys=[observation_key], keys=keys)
+    actor = DenoisingActor(process, score, squash, in_keys=[observation_key], keys=keys)
     network = QEnsemble(
         OBSERVATION,
         ACTION,
@@ -342,8 +284,11 @@ class TableChainActor(TensorDictModuleBase):
     def denoising_steps(self) -> int:
         return 1
 
-    def sample_prior(self, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
-        return self.nu * torch.randn(*batch_size, self.action_dim)
+    def sample_prior(
+        self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None
+    ) -> Tensor:
+        noise = torch.randn(*batch_size, self.action_dim) if noise is None else noise
+        return self.nu * noise
 
     def denoising_kernel(self, rows: TensorDictBase) -> Gaussian:
         mean = self.nu**2 * self.score(rows.get("observation"))

@@ -9,23 +9,18 @@ from loss_builders import (
     NESTED_KEYS,
     NESTED_OBSERVATION,
     STEPS,
-    FixedPriorActor,
-    RepeatableChainActor,
-    RowwiseDiffSACLoss,
-    RowwiseDiffWPOLoss,
     make_denoising_q_networks,
     make_networks,
     make_off_policy_networks,
     make_rollout,
 )
+from rowwise import rowwise_draws
 from tensordict import NestedKey, TensorDictBase
 from torchrl.objectives import LossModule, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
 
-from diffpolicy.actors import DenoisingActor
 from diffpolicy.networks import CategoricalSupport, HLGauss
 from objectives import DiffPPOLoss, DiffSACLoss, DiffWPOLoss, DIMELoss, LearnedTemperature
-from objectives.denoising_q import DenoisingQLoss
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class LossCase:
         estimators: value estimators that the loss supports.
         priorities: whether a call on rows writes priorities, as for rows from replay.
         samples: whether a call on rows draws random numbers.
-        rollout_samples: whether a call on a rollout does.
+        batch_statistics: outputs that describe the whole batch, also without reduction.
     """
 
     name: str
@@ -83,7 +78,16 @@ class LossCase:
     estimators: tuple[ValueEstimators, ...] = ()
     priorities: bool = False
     samples: bool = False
-    rollout_samples: bool = True
+    batch_statistics: frozenset[str] = frozenset({"alpha", "multiplier"})
+
+    @property
+    def rows_are_transitions(self) -> bool:
+        """Whether there are no rows but transitions from replay."""
+        return "advantage" not in self.row_fields and "value_target" not in self.row_fields
+
+    def call(self, loss: LossModule, batch: TensorDictBase) -> TensorDictBase:
+        """The loss of a batch, with random numbers that are functions of its rows alone."""
+        return loss(batch, draws=rowwise_draws(loss, batch))
 
     def build(self, **options: Any) -> LossModule:
         """The loss, see :class:`Options`."""
@@ -155,6 +159,7 @@ def _diff_ppo_rows(loss: LossModule, batch_size: tuple[int, ...]) -> TensorDictB
 
 
 _ACTOR, _CRITIC = ("actor_network_params.",), ("critic_network_params.",)
+_QVALUE = ("qvalue_network_params.",)
 _PROCESS = ("actor_network_params.process.",)
 
 
@@ -180,6 +185,7 @@ def _diff_ppo_case(
         row_fields=("advantage", "value_target", "priority_weight", *fields),
         rollout_fields=("reward", "done", "terminated"),
         estimators=(ValueEstimators.GAE,),
+        batch_statistics=frozenset({"alpha", "ESS", "max_ratio", "explained_variance"}),
     )
 
 
@@ -210,7 +216,7 @@ def _dime(
             **arguments,
         )
         loss.set_keys(**options.loss_keys)
-        if loss.delay_critic:
+        if loss.delay_qvalue:
             SoftUpdate(loss, tau=0.1)
         return loss.train(training)
 
@@ -233,7 +239,7 @@ def _weighted_transitions(loss: LossModule, batch_size: tuple[int, ...]) -> Tens
 
 
 def _dime_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
-    reach = {"loss_critic": _CRITIC, "loss_actor": _ACTOR}
+    reach = {"loss_qvalue": _QVALUE, "loss_actor": _ACTOR}
     reach |= {"loss_alpha": ("temperature.",)} if alpha else {}
     return LossCase(
         name=f"DIME-{name}",
@@ -246,23 +252,21 @@ def _dime_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
         rollout_fields=("reward", "terminated"),
         estimators=(ValueEstimators.TD0,),
         priorities=True,
-        rollout_samples=False,
+        samples=True,
     )
 
 
 def _denoising_q(
-    loss_class: type[DenoisingQLoss],
+    loss_class: type[DiffSACLoss | DiffWPOLoss],
     support: tuple[float, float, int] | None = None,
     normalization: Literal["layer"] | None = None,
     temperature: float | Callable[[], LearnedTemperature] = 0.3,
-    actor_class: type[DenoisingActor] = FixedPriorActor,
     **arguments: Any,
 ) -> Callable[[Options], LossModule]:
     def factory(options: Options) -> LossModule:
         defaults = loss_class.default_keys()
         names = ("state_action_value", "state_action_value_logits")
         actor, critic = make_denoising_q_networks(
-            actor_class=actor_class,
             keys=NESTED_KEYS if options.nested else None,
             observation_key=NESTED_OBSERVATION if options.nested else "observation",
             value_keys=[options.loss_keys.get(name, getattr(defaults, name)) for name in names],
@@ -279,7 +283,7 @@ def _denoising_q(
             **arguments,
         )
         loss.set_keys(**options.loss_keys)
-        if loss.delay_critic or loss.delay_actor:
+        if loss.delay_qvalue or loss.delay_actor:
             SoftUpdate(loss, tau=0.1)
         return loss
 
@@ -287,12 +291,12 @@ def _denoising_q(
 
 
 def _diff_sac_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
-    reach = {"loss_critic": _CRITIC, "loss_actor": _ACTOR}
+    reach = {"loss_qvalue": _QVALUE, "loss_actor": _ACTOR}
     reach |= {"loss_alpha": ("temperature.",)} if alpha else {}
     return LossCase(
         name=f"DiffSAC-{name}",
         loss_class=DiffSACLoss,
-        factory=_denoising_q(RowwiseDiffSACLoss, **arguments),
+        factory=_denoising_q(DiffSACLoss, **arguments),
         rows=_weighted_transitions,
         rollout=_transitions,
         reach=reach,
@@ -300,7 +304,7 @@ def _diff_sac_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossC
         rollout_fields=("reward", "terminated"),
         estimators=(ValueEstimators.TD0,),
         priorities=True,
-        rollout_samples=False,
+        samples=True,
     )
 
 
@@ -332,12 +336,12 @@ def _diff_wpo_transitions(loss: LossModule, batch_size: tuple[int, ...]) -> Tens
 def _diff_wpo_case(
     name: str, *, alpha: bool = False, replay: bool = False, **arguments: Any
 ) -> LossCase:
-    reach = {"loss_critic": _CRITIC, "loss_actor": _ACTOR, "loss_multiplier": ("multiplier.",)}
+    reach = {"loss_qvalue": _QVALUE, "loss_actor": _ACTOR, "loss_multiplier": ("multiplier.",)}
     reach |= {"loss_alpha": ("temperature.",)} if alpha else {}
     return LossCase(
         name=f"DiffWPO-{name}",
         loss_class=DiffWPOLoss,
-        factory=_denoising_q(RowwiseDiffWPOLoss, **arguments),
+        factory=_denoising_q(DiffWPOLoss, **arguments),
         rows=_diff_wpo_transitions if replay else _diff_wpo_rows,
         rollout=_diff_wpo_rollout,
         reach=reach,
@@ -345,7 +349,7 @@ def _diff_wpo_case(
         rollout_fields=("reward", "terminated"),
         estimators=(ValueEstimators.TDLambda,),
         priorities=replay,
-        rollout_samples=False,
+        samples=True,
     )
 
 
@@ -377,7 +381,7 @@ CASES: tuple[LossCase, ...] = (
         temperature=lambda: LearnedTemperature(0.2, target_entropy=-8.0),
     ),
     _dime_case("layer-norm", normalization="layer", support=(-4.0, 4.0, 21), num_next_actions=2),
-    _dime_case("scalar", delay_critic=True, critic_reduction="min", loss_critic_type="smooth_l1"),
+    _dime_case("scalar", delay_qvalue=True, critic_reduction="min", loss_function="smooth_l1"),
     _diff_sac_case(
         "learned-temperature",
         alpha=True,
@@ -386,24 +390,24 @@ CASES: tuple[LossCase, ...] = (
     _diff_sac_case(
         "every-step",
         sampled_steps=STEPS,
-        delay_critic=False,
+        delay_qvalue=False,
         critic_reduction="mean",
-        loss_critic_type="smooth_l1",
+        loss_function="smooth_l1",
         discount_mode="denoising_step",
         normalization="layer",
     ),
     _diff_sac_case(
         "as-trained",
         alpha=True,
-        actor_class=RepeatableChainActor,
         temperature=lambda: LearnedTemperature(0.2, target_entropy=-8.0),
         target_steps=STEPS,
         squashed_entropy=True,
         fresh_chains=True,
         center_entropy=True,
-        delay_critic=False,
+        delay_qvalue=False,
         critic_reduction="mean",
     ),
+    _diff_sac_case("reported-chains", check_chains="report", critic_reduction="mean"),
     _diff_sac_case("hl-gauss", support=(-4.0, 4.0, 11), sampled_steps=2, target_steps=2),
     _diff_wpo_case(
         "rollout",
@@ -416,9 +420,10 @@ CASES: tuple[LossCase, ...] = (
         "replay",
         replay=True,
         delay_actor=True,
-        delay_critic=True,
+        delay_qvalue=True,
         critic_reduction="min",
         sampled_steps=2,
     ),
-    _diff_wpo_case("kl-samples", kl_samples=4, kl_bound=0.5, loss_critic_type="smooth_l1"),
+    _diff_wpo_case("reported-chains", kl_bound=0.5, check_chains="report"),
+    _diff_wpo_case("kl-samples", kl_samples=4, kl_bound=0.5, loss_function="smooth_l1"),
 )

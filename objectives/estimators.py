@@ -2,19 +2,22 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives.value import ValueEstimatorBase
 
-from diffpolicy.actors import ActorKeys, ChainActor, DenoisingStepActor, chain_rows
+from diffpolicy.actors import ChainActor, DenoisingMDP
+from diffpolicy.actors.keys import required
 from objectives.checks import check_choice
-from objectives.functional import DiscountMode, denoising_gae
-from objectives.wasserstein import denoising_q_returns
+from objectives.draws import Draws
+from objectives.functional import DiscountMode, denoising_gae, denoising_q_returns
+from objectives.q_critic import QCritic
+
+_DRAWS = ("prior", "proposal")
 
 
 class DenoisingEstimator(ValueEstimatorBase):
@@ -58,37 +61,33 @@ class DenoisingEstimator(ValueEstimatorBase):
         self.register_buffer("gamma", torch.as_tensor(gamma, device=device))
         self.register_buffer("lmbda", torch.as_tensor(lmbda, device=device))
         self.discount_mode = discount_mode
-        self.denoising_steps = actor.denoising_steps
         # References, not children: their parameters belong to the loss.
-        self.__dict__["actor"] = actor
+        self.__dict__["mdp"] = DenoisingMDP(actor)
         self.__dict__["temperature"] = temperature
 
     @property
     def in_keys(self) -> list[NestedKey]:
         """Observation, chain, and the next observation, reward and end flags."""
-        tensor_keys, observation_keys = self.tensor_keys, self.actor.in_keys
+        tensor_keys, observation_keys = self.tensor_keys, self.mdp.observation_keys
         following = (
             *observation_keys,
             tensor_keys.reward,
             tensor_keys.done,
             tensor_keys.terminated,
         )
-        keys = self._actor_keys
         return [
             *observation_keys,
-            *keys.chain,
+            *self.mdp.keys.chain,
             *(unravel_key(("next", key)) for key in following),
         ]
-
-    @property
-    def _actor_keys(self) -> ActorKeys:
-        return self.actor.keys
 
     def value_estimate(
         self,
         tensordict: TensorDictBase,
         target_params: TensorDictBase | None = None,
         next_value: Tensor | None = None,
+        *,
+        draws: TensorDictBase | None = None,
         **kwargs: object,
     ) -> Tensor:
         """The value target ``[*B, T, N, 1]`` without writing into ``tensordict``."""
@@ -96,12 +95,20 @@ class DenoisingEstimator(ValueEstimatorBase):
             raise TypeError(
                 f"{type(self).__name__} computes the next value itself; next_value is not accepted."
             )
-        out = self(tensordict.copy(), params=target_params)
+        out = self(tensordict.copy(), params=target_params, draws=draws)
         return out.get(self.tensor_keys.value_target)
 
     def _check_time(self, tensordict: TensorDictBase) -> None:
         if not tensordict.batch_dims:
             raise ValueError("tensordict must have batch size [*B, T] with time last, got [].")
+        hint = "; collect with an actor built with return_chain=True, pass its keys"
+        batch = required(tensordict, self.mdp.keys.latents, hint).shape[:-2]
+        if batch != tensordict.batch_size:
+            raise ValueError(
+                f"the rollout has batch size {list(tensordict.batch_size)} and chains for "
+                f"{list(batch)}: estimate rollouts of several agents with the agents before time, "
+                "[*B, agents, T], as objectives.agents.per_agent and permute() make them."
+            )
         names = tensordict.names if tensordict._has_names() else []
         if "time" in names and names[-1] != "time":
             raise ValueError(
@@ -109,17 +116,23 @@ class DenoisingEstimator(ValueEstimatorBase):
                 "estimate advantages before flattening the rollout."
             )
 
-    def _rows(self, tensordict: TensorDictBase) -> TensorDictBase:
-        return chain_rows(
-            tensordict,
-            observation_keys=self.actor.in_keys,
-            keys=self._actor_keys,
-            denoising_steps=self.denoising_steps,
-            step_keys=(),
+    def draw(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """All random numbers of one call on a rollout ``[*B, T]``, for ``draws``.
+
+        ``prior`` and ``proposal`` ``[*B, T, A]`` make the first latent, and the first step, of the
+        chains after the ends of trajectories. All are optional in ``draws``.
+        """
+        latents = required(tensordict, self.mdp.keys.latents)
+        names = _DRAWS[: 1 + self.samples_step]
+        return TensorDict(
+            {name: torch.randn_like(latents[..., 0, :]) for name in names}, tensordict.batch_size
         )
 
+    #: Whether the value after a trajectory needs a step of the policy.
+    samples_step: ClassVar[bool] = False
+
     def _run(self, rows: TensorDictBase, params: TensorDictBase | None) -> TensorDictBase:
-        """What the value network says about rows."""
+        """Output of the value network for rows."""
         network = self.value_network
         context = (
             contextlib.nullcontext()
@@ -129,16 +142,10 @@ class DenoisingEstimator(ValueEstimatorBase):
         with context:
             return network(rows.select(*network.in_keys))
 
-    def _fresh_state(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def _fresh_state(self, tensordict: TensorDictBase, draws: Draws) -> TensorDictBase:
         """State of the denoising MDP at the start of the chain after every transition."""
-        keys, batch = self._actor_keys, tensordict.batch_size
-        rows = TensorDict(batch_size=batch, device=tensordict.device)
-        for key in self.actor.in_keys:
-            rows.set(key, tensordict["next"][key])
-        latents = tensordict.get(keys.latents)
-        rows.set(keys.latent, self.actor.sample_prior(batch).to(latents))
-        rows.set(keys.step, torch.zeros(*batch, 1, dtype=torch.long, device=latents.device))
-        return rows
+        latents = tensordict.get(self.mdp.keys.latents)
+        return self.mdp.first_state(tensordict["next"], latents, draws.get("prior"))
 
     def _next_in_rollout(self, tensordict: TensorDictBase, first: Tensor, fresh: Tensor) -> Tensor:
         """``first`` ``[*B, T, 1]`` of the next row inside a trajectory, else ``fresh``."""
@@ -169,6 +176,7 @@ class DenoisingGAE(DenoisingEstimator):
         *,
         params: TensorDictBase | None = None,
         target_params: TensorDictBase | None = None,
+        draws: TensorDictBase | None = None,
     ) -> TensorDictBase:
         """Write value, advantage and value target into ``tensordict`` ``[*B, T]``.
 
@@ -177,6 +185,7 @@ class DenoisingGAE(DenoisingEstimator):
             params: parameters of the value network; None uses the module's own.
             target_params: parameters for the value after a trajectory's last row; None means
                 ``params``. Inside a trajectory the next row's value is used, from ``params``.
+            draws: random numbers, see :meth:`draw`; None draws them.
 
         Raises:
             ValueError: if there is no time dimension, or it is not the last.
@@ -184,14 +193,15 @@ class DenoisingGAE(DenoisingEstimator):
         self._check_time(tensordict)
         keys = self.tensor_keys
         following = tensordict["next"]
+        given = Draws(draws, tensordict.batch_size, _DRAWS)
         with torch.set_grad_enabled(self.differentiable):
-            value = self._value(self._rows(tensordict), params)
+            value = self._value(self.mdp.rows(tensordict), params)
             last = params if target_params is None else target_params
             estimate = denoising_gae(
                 value,
-                self._bootstrap(tensordict, value, last),
+                self._bootstrap(tensordict, value, last, given),
                 following[keys.reward],
-                tensordict.get(self._actor_keys.log_ratio),
+                tensordict.get(self.mdp.keys.log_ratio),
                 following[keys.done],
                 following[keys.terminated],
                 temperature=self.temperature(),
@@ -208,10 +218,14 @@ class DenoisingGAE(DenoisingEstimator):
         return self._run(rows, params)[self.tensor_keys.value]
 
     def _bootstrap(
-        self, tensordict: TensorDictBase, value: Tensor, params: TensorDictBase | None
+        self,
+        tensordict: TensorDictBase,
+        value: Tensor,
+        params: TensorDictBase | None,
+        draws: Draws,
     ) -> Tensor:
         """``V(s_{t+1}, x'_0, 0)``: the next row's value inside a trajectory, else a fresh one."""
-        fresh = self._value(self._fresh_state(tensordict), params).detach()
+        fresh = self._value(self._fresh_state(tensordict, draws), params).detach()
         return self._next_in_rollout(tensordict, value[..., 0, :], fresh)
 
 
@@ -228,12 +242,14 @@ class DenoisingTDLambda(DenoisingEstimator):
         **arguments: those of :class:`DenoisingEstimator`.
     """
 
+    samples_step = True
+
     def __init__(
         self, *, critic_reduction: Literal["mean", "min"] = "mean", **arguments: Any
     ) -> None:
         super().__init__(**arguments)
-        check_choice("critic_reduction", critic_reduction, ("mean", "min"))
-        self.critic_reduction = critic_reduction
+        network = arguments["value_network"]
+        self.__dict__["critic"] = QCritic(network, reduction=critic_reduction, loss_function="l2")
 
     @property
     def out_keys(self) -> list[NestedKey]:
@@ -246,6 +262,7 @@ class DenoisingTDLambda(DenoisingEstimator):
         *,
         params: TensorDictBase | None = None,
         target_params: TensorDictBase | None = None,
+        draws: TensorDictBase | None = None,
     ) -> TensorDictBase:
         """Write the value target into ``tensordict`` ``[*B, T]``.
 
@@ -254,20 +271,22 @@ class DenoisingTDLambda(DenoisingEstimator):
             params: parameters of the value network; None uses the module's own.
             target_params: parameters for the value after a trajectory's last row; None means
                 ``params``.
+            draws: random numbers, see :meth:`draw`; None draws them.
 
         Raises:
             ValueError: if there is no time dimension, or it is not the last.
         """
         self._check_time(tensordict)
         keys, following = self.tensor_keys, tensordict["next"]
-        log_ratio = tensordict.get(self._actor_keys.log_ratio)
+        log_ratio = tensordict.get(self.mdp.keys.log_ratio)
+        given = Draws(draws, tensordict.batch_size, _DRAWS)
         with torch.set_grad_enabled(self.differentiable):
-            value = self._value(self._rows(tensordict), params)
+            value = self._value(self.mdp.rows(tensordict), params)
             last = params if target_params is None else target_params
-            with set_exploration_type(ExplorationType.RANDOM):
-                fresh = DenoisingStepActor(self.actor)(self._fresh_state(tensordict))
+            state = self._fresh_state(tensordict, given)
+            fresh = self.mdp.propose(state, given.get("proposal"))
             fresh_value, first = self._value(fresh, last), value[..., 0, :]
-            fresh_ratio = fresh.get(self._actor_keys.log_ratio)
+            fresh_ratio = fresh.get(self.mdp.keys.log_ratio)
             target = denoising_q_returns(
                 value,
                 self._next_in_rollout(tensordict, first, fresh_value.detach()),
@@ -284,6 +303,5 @@ class DenoisingTDLambda(DenoisingEstimator):
         return tensordict.set(keys.value_target, target)
 
     def _value(self, rows: TensorDictBase, params: TensorDictBase | None) -> Tensor:
-        value = self._run(rows, params)[self.tensor_keys.value]
-        value = value.reshape(*rows.batch_size, -1, 1)
-        return value.amin(-2) if self.critic_reduction == "min" else value.mean(-2)
+        out, critic = self._run(rows, params), self.critic
+        return critic.over_critics(critic.members(out, self.tensor_keys.value, rows.batch_size))

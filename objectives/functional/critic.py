@@ -1,44 +1,74 @@
-"""The algebra of soft Q targets, scalar and categorical: element-wise, the caller reduces.
+"""Losses of value functions, scalar and categorical: element-wise results, the caller reduces.
 
-Paper letters: z atoms, alpha temperature, K number of atoms, gamma discount.
+Paper letters: v value, y target, q probabilities, z atoms, K their number.
 Per-row tensors have shape ``[*B, 1]``; shapes that do not match raise instead of broadcasting.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
 
-from objectives.functional import check_same_shape
+from objectives.checks import check_same_shape
+
+ValueLoss = Literal["l1", "l2", "smooth_l1"]
 
 
-def soft_target(
-    next_value: Tensor,
-    reward: Tensor,
-    terminated: Tensor,
-    entropy_cost: Tensor,
-    *,
-    discount: Tensor,
-    temperature: Tensor,
+def value_distance(value: Tensor, target: Tensor, kind: ValueLoss) -> Tensor:
+    """Element-wise ``|v - y|``, ``(v - y)^2`` or smooth L1 of ``[*B, 1]`` tensors."""
+    check_same_shape(value=value, target=target)
+    if kind == "l2":
+        return (value - target).square()
+    if kind == "l1":
+        return (value - target).abs()
+    return smooth_l1_loss(value, target, reduction="none")
+
+
+def clipped_value(value: Tensor, old_value: Tensor, clip: float) -> Tensor:
+    """``V_old + clip(V - V_old, -clip, clip)``, all ``[*B, 1]``."""
+    check_same_shape(value=value, old_value=old_value)
+    return old_value + (value - old_value).clamp(-clip, clip)
+
+
+def clipped_distance(
+    value: Tensor, target: Tensor, kind: ValueLoss, old_value: Tensor | None, clip: float | None
 ) -> Tensor:
-    """``r + (1 - terminated) gamma (v' - alpha (run' + term'))`` (arXiv 2502.02316, section 4).
+    """The larger distance of a value and of its clipped version (PPO), ``[*B, 1]``.
 
     Args:
-        next_value: ``v'`` ``[*B, 1]``, or the atoms ``[K]`` of a categorical critic.
-        reward: ``[*B, 1]``.
-        terminated: boolean ``[*B, 1]``; a truncated transition is not terminated.
-        entropy_cost: ``run' + term'`` of the next action ``[*B, 1]``.
-        discount: ``gamma``, a scalar or ``[*B, 1]`` (n-step returns).
-        temperature: alpha, a scalar.
-
-    Returns:
-        ``[*B, 1]``, or ``[*B, K]`` for atoms. Not clipped.
+        value: ``[*B, 1]``.
+        target: ``[*B, 1]``.
+        kind: see :func:`value_distance`.
+        old_value: ``[*B, 1]``; None is no clipping.
+        clip: see :func:`clipped_value`; None is no clipping.
     """
-    check_same_shape(reward=reward, terminated=terminated, entropy_cost=entropy_cost)
-    if next_value.ndim > 1:
-        check_same_shape(reward=reward, next_value=next_value)
-    bootstrap = discount * (next_value - temperature * entropy_cost)
-    return reward + torch.where(terminated, 0.0, bootstrap)
+    distance = value_distance(value, target, kind)
+    if old_value is None or clip is None:
+        return distance
+    clipped = clipped_value(value, old_value, clip)
+    return torch.maximum(distance, value_distance(clipped, target, kind))
+
+
+def explained_variance(value: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """``1 - Var(y - v) / Var(y)``, a scalar; 1 is a perfect fit, 0 a constant.
+
+    Args:
+        value: predictions v ``[*B, 1]``.
+        target: y ``[*B, 1]``.
+        valid: boolean ``[*B, 1]``; None counts every row.
+    """
+    check_same_shape(value=value, target=target)
+    error = _variance(target - value, valid)
+    return 1 - error / _variance(target, valid).clamp_min(1e-12)
+
+
+def _variance(value: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return value.var(correction=0)
+    number = valid.sum().clamp_min(1)
+    mean = torch.where(valid, value, 0.0).sum() / number
+    return torch.where(valid, value - mean, 0.0).square().sum() / number
 
 
 def project_categorical(target_atoms: Tensor, probabilities: Tensor, atoms: Tensor) -> Tensor:
