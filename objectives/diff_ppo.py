@@ -167,13 +167,7 @@ class DiffPPOLoss(RowInputs, DiffusionLoss):
         optional = [] if self.clip_value is None else [keys.value]
         optional += [MISLED] if self.check_chains == "report" else []
         row = (chain.latent, chain.next_latent, chain.step, *chain.per_step)
-        return [
-            *self.mdp.observation_keys,
-            *row,
-            keys.advantage,
-            keys.value_target,
-            *optional,
-        ]
+        return [*self.mdp.observation_keys, *row, keys.advantage, keys.value_target, *optional]
 
     def _estimated_keys(self) -> list[NestedKey]:
         keys = self.tensor_keys

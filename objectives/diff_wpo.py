@@ -15,7 +15,7 @@ from diffpolicy.networks import HLGauss
 from diffpolicy.sde import Gaussian
 from objectives import functional as fn
 from objectives.chain_checks import MISLED, ChainCheck, chain_check
-from objectives.checks import check_not_negative
+from objectives.checks import check_not_negative, check_positive
 from objectives.estimators import DenoisingTDLambda
 from objectives.multiplier import LearnedMultiplier
 from objectives.q_critic import CriticReduction, QNetworks
@@ -158,6 +158,7 @@ class DiffWPOLoss(WPOInputs):
         )
         self.check_chains = chain_check(check_chains, self.actor_network)
         check_not_negative("critic_coeff", critic_coeff)
+        check_positive("kl_bound", kl_bound)
         self.multiplier = LearnedMultiplier(initial_multiplier, kl_bound)
         self.wasserstein = WassersteinStep(
             self.mdp, self.critic, precondition=precondition, kl_samples=kl_samples

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffpolicy.actors.chains import chain_rows, rows_at
 from diffpolicy.actors.keys import required
-from diffpolicy.actors.protocol import ChainActor, observation_keys
+from diffpolicy.actors.protocol import ChainActor
 from diffpolicy.actors.step_entropy import StepEntropy
 from diffpolicy.sde import log_ratio
 
@@ -68,11 +68,6 @@ class DenoisingMDP(StepEntropy):
             )
         self.actor = actor
         self.denoising_steps = actor.denoising_steps
-
-    @property
-    def observation_keys(self) -> list[NestedKey]:
-        """The entries that the actor observes."""
-        return observation_keys(self.actor)
 
     def rows(
         self,

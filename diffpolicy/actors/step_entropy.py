@@ -1,11 +1,11 @@
 """Entropy terms of single denoising steps."""
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from diffpolicy.actors.keys import ActorKeys, required
-from diffpolicy.actors.protocol import ChainActor
+from diffpolicy.actors.protocol import ChainActor, observation_keys
 
 
 class StepEntropy:
@@ -18,6 +18,11 @@ class StepEntropy:
     def keys(self) -> ActorKeys:
         """Names of the entries of chains and rows."""
         return self.actor.keys
+
+    @property
+    def observation_keys(self) -> list[NestedKey]:
+        """The entries that the actor observes."""
+        return observation_keys(self.actor)
 
     def is_last(self, rows: TensorDictBase) -> Tensor:
         """Whether rows are the last steps of their chains, boolean ``[*R, 1]``."""

@@ -392,8 +392,8 @@ def test_without_lambda_returns_are_one_step_targets(mode: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kl_bound": 0.0}, "bound must be positive.*got 0.0"),
-        ({"initial_multiplier": -1.0}, "multiplier must be positive.*got -1.0"),
+        ({"kl_bound": 0.0}, "kl_bound must be positive.*got 0.0"),
+        ({"initial_multiplier": -1.0}, "initial_multiplier=-1.0 must be between"),
         ({"kl_samples": 0}, "kl_samples must be at least 1.*got 0"),
         ({"critic_coeff": -1.0}, "critic_coeff must be"),
         ({"sampled_steps": STEPS + 1}, f"sampled_steps must be between.*got {STEPS + 1}"),

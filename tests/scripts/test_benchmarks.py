@@ -44,7 +44,7 @@ def test_flags_that_the_script_gives_itself_are_refused_before_training(
     refused: Refused, tmp_path: Path, flags: list[str], words: str
 ) -> None:
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    assert words in refused(["--method", "ppo", *folders, *flags])
+    assert words in refused(["--method", "gaussian_ppo", *folders, *flags])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -53,7 +53,7 @@ def test_results_that_cannot_be_kept_are_refused_before_training(
 ) -> None:
     (tmp_path / "results").write_text("a file")
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    assert "--results" in refused(["--method", "ppo", *folders])
+    assert "--results" in refused(["--method", "gaussian_ppo", *folders])
     assert not (tmp_path / "runs").exists()
 
 
@@ -66,10 +66,10 @@ def test_relative_folders_are_those_of_the_working_directory(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(main.__globals__, "ProcessPoolExecutor", Pool)  # type: ignore[attr-defined]
-    argv = "--method ppo --env InvertedPendulum-v5 --seeds 3 --runs mine --results kept"
+    argv = "--method gaussian_ppo --env InvertedPendulum-v5 --seeds 3 --runs mine --results kept"
     for _ in range(2):  # the second time, both folders exist
         assert main([*argv.split(), *SMALL.split(), "--resume", "last"]) == 0
-        kept = json.loads(Path("kept/InvertedPendulum-v5/ppo-seed3.json").read_text())
+        kept = json.loads(Path("kept/InvertedPendulum-v5/gaussian_ppo-seed3.json").read_text())
         assert kept["seed"] == 3
-        assert Path("mine/InvertedPendulum-v5/ppo-seed3/checkpoints/last.ckpt").exists()
+        assert Path("mine/InvertedPendulum-v5/gaussian_ppo-seed3/checkpoints/last.ckpt").exists()
     assert multiprocessing.active_children() == []

@@ -82,7 +82,7 @@ def read_results(output: Path) -> dict[str, Any]:
 def test_the_output_folder_holds_every_file(finished_run: Path) -> None:
     names = {path.name for path in finished_run.iterdir()}
     expected = {"config.json", "metrics.csv", "timing.csv", "results.json", "returns.png"}
-    assert names == expected | {"tensorboard", "checkpoints"}
+    assert names == expected | {"tensorboard", "checkpoints", ".lock"}
     assert {path.name for path in (finished_run / "checkpoints").iterdir()} == {
         "last.ckpt",
         "frames_0000000256.ckpt",
@@ -455,9 +455,10 @@ def test_the_console_shows_our_own_lines_only(tmp_path: Path, cpu_ranks: str) ->
     assert lines[1].startswith(f"evaluation at {steps} frames: return ")
     assert lines[2:] == [f"finished; results are in {output}"]
     shown = [part.strip() for part in done.stderr.replace("\n", "\r").split("\r") if part.strip()]
-    assert all("frames [" in part for part in shown), done.stderr
-    assert "return" in shown[-1]
-    assert "frames/s" in shown[-1]
+    assert shown[0] == shown[-1] == "reads observation (4); drives 1 action(s) in [-3, 3]"
+    assert all("frames [" in part for part in shown[1:-1]), done.stderr
+    assert "return" in shown[-2]
+    assert "frames/s" in shown[-2]
     assert {path.name for path in tmp_path.iterdir()} <= {"run", "MUJOCO_LOG.TXT"}
 
 

@@ -289,11 +289,11 @@ def test_the_scaling_benchmark_measures_every_run(
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
     results = tmp_path / "scaling.json"
-    argv = ["--methods", "ppo", "--env", "InvertedPendulum-v5", "--iterations", "2"]
+    argv = ["--methods", "gaussian_ppo", "--env", "InvertedPendulum-v5", "--iterations", "2"]
     load_main("benchmarks/scaling")([*argv, "--results", str(results)])
     speeds = json.loads(results.read_text())["speeds"]
     runs = [(speed["method"], speed["ranks"]) for speed in speeds]
-    assert runs == [("ppo", 1), ("ppo", 2)]
+    assert runs == [("gaussian_ppo", 1), ("gaussian_ppo", 2)]
     for speed in speeds:
         # 10 epochs of 8 minibatches for 16 x 128 steps of each rank.
         expected = speed["frames_per_second"] * 80 / 2048 / speed["ranks"]

@@ -193,6 +193,6 @@ def test_ray_is_not_installed(
     output = tmp_path / "run"
     flags = ["--collector", "ray", "--num-workers", "2", "--output", str(output)]
     line = error_line(load_main("diffppo_lightning"), [*ON_POLICY, *flags])
-    assert "--collector 'ray' needs the package ray" in line
+    assert "--collector ray needs the package ray" in line
     assert "diffpolicy[ray]" in line
     assert not output.exists()

@@ -123,9 +123,9 @@ def test_the_policy_follows_critics_that_have_moved_or_not(
 ) -> None:
     actor_loss, seen_by_policy = DIMELoss.actor_loss, []
 
-    def noted(loss: Any, rows: TensorDictBase) -> Any:
+    def noted(loss: Any, rows: TensorDictBase, **options: Any) -> Any:
         seen_by_policy.append(flat(loss.qvalue_network_params.parameters()))
-        return actor_loss(loss, rows)
+        return actor_loss(loss, rows, **options)
 
     monkeypatch.setattr(DIMELoss, "actor_loss", noted)
     columns, critics = {}, {}
@@ -419,12 +419,12 @@ class TwoSensors(NoReward):
 
 def test_entries_of_a_dictionary_are_observed_and_replayed(dime: DIME, register: Register) -> None:
     module = trained(dime(env=register(TwoSensors)))
-    assert sorted(module.actor.in_keys) == ["ear", "eye"]
+    assert sorted(module.actor.in_keys) == [("observation", "ear"), ("observation", "eye")]
     rows = module.stream.buffer[:]
-    assert bool((rows["next", "ear"] == 1).all())
-    assert rows["eye"].shape == (40, 2)
+    assert bool((rows["next", "observation", "ear"] == 1).all())
+    assert rows["observation", "eye"].shape == (40, 2)
     only = dime(env="TwoSensors-v0", observation_keys=("ear",), output=f"{dime().output}-ear")
-    assert trained(only).actor.in_keys == ["ear"]
+    assert trained(only).actor.in_keys == [("observation", "ear")]
 
 
 def test_a_task_without_rewards_starts_with_the_range_of_rewards_up_to_one(

@@ -333,7 +333,7 @@ def test_network_builders_refuse_what_they_cannot_act_on(small_config: SmallConf
 
 def test_metadata_names_the_first_difference() -> None:
     metadata = METHODS["diffppo"].module(DiffPPOConfig(prior_std=1.0), CPU).metadata()
-    checkpoint = Checkpoint(Path("a.ckpt"), {"diffpolicy": {"metadata": metadata}})
+    checkpoint = Checkpoint(Path("a.ckpt"), {"diffpolicy": {"metadata": metadata}}, written=0)
     checkpoint.check_fits(metadata)
     shapes = {**metadata["shapes"], "loss.extra": [3]}
     with pytest.raises(ValueError, match=r"loss\.extra is absent there and \[3\] here"):

@@ -143,8 +143,8 @@ def state(module: RLModule) -> Tensor:
 class NoEvaluator(Evaluator):
     """Evaluates nothing: environments do not take numbers of double precision."""
 
-    def evaluate(self, policy: Any, env_steps: int) -> Evaluation:
-        return Evaluation(env_steps, 0.0, 0.0, 1)
+    def evaluate(self, policy: Any, frames: int, collector: Any) -> Evaluation:
+        return Evaluation(frames, 0.0, 0.0, 1)
 
 
 class Probe(RLModule):

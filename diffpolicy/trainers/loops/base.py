@@ -206,12 +206,16 @@ class RLModule(L.LightningModule, ABC):
             warn(change)
 
     def _coefficients(self) -> dict[str, Tensor]:
-        """Discounts and coefficients of the loss: part of its state, but not trained."""
+        """Discounts and coefficients of the loss: part of its state, but not trained.
+
+        They are the loss's own numbers and those of its value estimator; what its other parts hold,
+        such as how a value range came about, is state that training changes.
+        """
         saved = self.state_dict()
         return {
             f"loss.{name}": buffer.clone()
             for name, buffer in self.loss.named_buffers()
-            if not name.partition(".")[0].endswith("_params")
+            if name.rpartition(".")[0] in ("", "_value_estimator")
             and buffer.numel() == 1
             and f"loss.{name}" in saved
         }

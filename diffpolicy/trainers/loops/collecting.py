@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from tensordict import TensorDictBase
@@ -14,13 +14,8 @@ from tensordict.nn import TensorDictModuleBase
 from torch.utils.data import DataLoader, IterableDataset
 from torchrl.collectors import BaseCollector
 from torchrl.envs import EnvBase
-from torchrl.objectives import LossModule
 
-from collectors import (
-    EpisodeStats,
-    UnsupportedStateError,
-    derive_seed,
-)
+from collectors import EpisodeStats, UnsupportedStateError, derive_seed
 from collectors.randomness import load_random_state, random_state, seed_random_state
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.config.on_policy import OnPolicyConfig
@@ -30,42 +25,13 @@ from diffpolicy.trainers.io.console import warn
 from diffpolicy.trainers.loops.base import RLModule
 from diffpolicy.trainers.loops.bounds import BoundWatch
 from diffpolicy.trainers.loops.environments import run_notes, spec_env
+from diffpolicy.trainers.loops.protocols import Parts, Stream
 from diffpolicy.trainers.loops.ranks import gather, reduce
 from diffpolicy.trainers.loops.workers import (
     check_collector,
     faults_end_training,
     training_collector,
 )
-
-
-class Parts(Protocol):
-    """What a method brings to its Lightning module."""
-
-    @property
-    def loss(self) -> LossModule:
-        """The loss with all parameters; its ``actor_network`` is the policy."""
-
-    @property
-    def diagnostics(self) -> Callable[[], dict[str, float]]:
-        """Further numbers to log, read after each iteration."""
-
-
-class Stream(Protocol):
-    """Batches of one rank, an iterable data set of known length."""
-
-    collector: BaseCollector
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[TensorDictBase]: ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next batches depend on, but for the parameters and a replay buffer."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state of :meth:`state_dict`."""
-
 
 PartsT = TypeVar("PartsT", bound=Parts)
 StreamT = TypeVar("StreamT", bound=Stream)

@@ -1,6 +1,5 @@
 """Runs a configuration: devices, Lightning trainer, output folder, interruption."""
 
-import importlib.util
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,12 +9,11 @@ from typing import Any, Literal, TypeVar
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers.config.options import in_flags
 from diffpolicy.trainers.config.run import RunConfig
-from diffpolicy.trainers.errors import TrainingError
+from diffpolicy.trainers.errors import TrainingError, training_error
 from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.io.cluster import (
@@ -39,7 +37,7 @@ from diffpolicy.trainers.loops.base import RLModule, RunCallback
 from diffpolicy.trainers.methods import METHODS, Method
 from diffpolicy.trainers.run.callbacks import MetricsFiles, ProgressBar, ResultsFile
 from diffpolicy.trainers.run.checkpoints import Checkpoints
-from diffpolicy.trainers.run.loggers import LoggerMetrics, make_loggers
+from diffpolicy.trainers.run.loggers import LoggerMetrics, check_loggers, make_loggers
 from diffpolicy.trainers.run.scope import run_scope
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -169,7 +167,7 @@ def train(run: Run, stop: StopSignal | None = None) -> bool:
             # After a second Ctrl-C: whatever the frameworks have made of KeyboardInterrupt.
             if stop.forced():
                 return False
-            message = _training_error(error)
+            message = training_error(error)
             if message is None:
                 raise
             last = run.output / files.CHECKPOINT_FOLDER / files.LAST_CHECKPOINT
@@ -288,23 +286,6 @@ def check_devices(config: RunConfig) -> None:
         )
 
 
-def check_loggers(config: RunConfig) -> None:
-    """Raise ValueError if ``--logger`` needs a package or a login that is missing."""
-    for name in config.logger:
-        if name != "csv" and importlib.util.find_spec(name) is None:
-            raise ValueError(f"--logger {name} needs the package {name}: pip install {name}.")
-    if "wandb" in config.logger and is_first_process():
-        import wandb
-
-        try:
-            # Asks on a terminal; does nothing when offline.
-            wandb.login(verify=False)
-        except wandb.errors.Error as error:
-            raise ValueError(
-                "--logger wandb needs a login; run `wandb login`, or set WANDB_MODE=offline."
-            ) from error
-
-
 def _strategy(config: RunConfig) -> str | Strategy:
     if config.ranks == 1:
         return "auto"
@@ -323,17 +304,3 @@ def _device(config: RunConfig) -> torch.device:
 
 def _nothing() -> None:
     pass
-
-
-def _training_error(error: BaseException) -> str | None:
-    """The message of a TrainingError, or about a forked rank that failed; None for other errors."""
-    if isinstance(error, TrainingError):
-        return str(error).strip()
-    if isinstance(error, ProcessExitedException):
-        end = error.signal_name or f"exit code {error.exit_code}"
-        return f"rank {error.error_index} has ended with {end} (SIGKILL is often a lack of memory)."
-    # A forked rank hands over its traceback as text, which ends with the message.
-    marker = f"{TrainingError.__qualname__}: "
-    if isinstance(error, ProcessRaisedException) and marker in str(error):
-        return str(error).rpartition(marker)[2].strip()
-    return None

@@ -1,5 +1,6 @@
 """Metrics on their way to Lightning's loggers (TensorBoard, Weights & Biases)."""
 
+import importlib.util
 import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +10,28 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from diffpolicy.trainers.config.run import RunConfig
+from diffpolicy.trainers.io.cluster import is_first_process
 from diffpolicy.trainers.io.console import warn
 from diffpolicy.trainers.loops.base import RLModule, RunCallback
 from diffpolicy.trainers.loops.evaluation import Evaluation
+
+
+def check_loggers(config: RunConfig) -> None:
+    """Raise ValueError if ``--logger`` needs a package or a login that is missing."""
+    for name in config.logger:
+        if name != "csv" and importlib.util.find_spec(name) is None:
+            raise ValueError(f"--logger {name} needs the package {name}: pip install {name}.")
+    if "wandb" in config.logger and is_first_process():
+        import wandb
+
+        try:
+            # Asks on a terminal; does nothing when offline.
+            wandb.login(verify=False)
+        except wandb.errors.Error as error:
+            raise ValueError(
+                "--logger wandb needs a login; run `wandb login`, or set WANDB_MODE=offline."
+            ) from error
 
 
 def make_loggers(names: Sequence[str], output: Path, frames: int) -> list[Logger]:
