@@ -628,7 +628,7 @@ def test_episodes_that_do_not_fit_start_anew(
 ) -> None:
     last = trained(dime()).output / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
-    del checkpoint["diffpolicy"]["ranks"][0]["stream"]["collector"]["noise"]
+    del checkpoint["diffpolicy"]["ranks"][0]["stream"]["collector"]["generators"]
     torch.save(checkpoint, last)
     module = trained(dime(resume="last", total_frames=70)).module
     only_warning(capsys, "what the checkpoint holds does not fit", "episodes start anew")
