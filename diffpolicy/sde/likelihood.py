@@ -28,17 +28,21 @@ class Gaussian(NamedTuple):
     std: Tensor
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
-        """``mean + std * noise`` ``[*B, A]``, with gradients through mean and std.
+        """``mean + std * noise``, with gradients through mean and std.
 
         Args:
-            noise: standard normal of the shape of the mean; None draws it.
+            noise: standard normal ``[*B, A]`` of the shape of the mean, or ``[*M, *B, A]`` for
+                several samples; None draws one.
+
+        Returns:
+            In the shape of the noise.
 
         Raises:
-            ValueError: if the shapes differ.
+            ValueError: if the noise has another shape.
         """
         if noise is None:
             noise = torch.randn_like(self.mean)
-        if noise.shape != self.mean.shape:
+        if noise.shape[-self.mean.ndim :] != self.mean.shape:
             raise ValueError(
                 f"noise must have the shape of the mean, {tuple(self.mean.shape)}, "
                 f"got {tuple(noise.shape)}."

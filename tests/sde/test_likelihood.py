@@ -50,8 +50,10 @@ def test_a_sample_is_the_given_noise_moved_and_scaled(shape: tuple[int, ...]) ->
     drawn = kernel.sample(noise)
     torch.testing.assert_close(drawn, kernel.mean + kernel.std * noise)
     assert torch.equal(kernel.log_prob(drawn), gaussian_log_prob(drawn, kernel))
+    several = torch.randn(7, *shape, 2)
+    torch.testing.assert_close(kernel.sample(several), kernel.mean + kernel.std * several)
     with pytest.raises(ValueError, match="noise must have the shape of the mean"):
-        kernel.sample(torch.randn(7, *shape, 2))
+        kernel.sample(torch.randn(*shape, 1))
 
 
 def test_without_noise_a_sample_follows_the_generator() -> None:
