@@ -12,11 +12,15 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 ROWS, ROLLOUT = (24,), (4, 5)
-# Compiling takes seconds: of every loss its first and its last case.
 PER_LOSS = {
     case.loss_class: [c for c in CASES if c.loss_class is case.loss_class] for case in CASES
 }
-COMPILED = [case for cases in PER_LOSS.values() for case in (cases[0], cases[-1])]
+# Compiling takes half a minute: of every loss its first case, and with the slow tests its last.
+COMPILED = [
+    case
+    for cases in PER_LOSS.values()
+    for case in (cases[0], pytest.param(cases[-1], marks=pytest.mark.slow))
+]
 
 
 def loss_keys(out: TensorDictBase) -> list[str]:
