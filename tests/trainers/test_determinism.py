@@ -15,6 +15,8 @@ def metrics(method: str, output: Path, seed: int) -> bytes:
     return (output / "metrics.csv").read_bytes()
 
 
+# That a resumed run equals a straight one of the same seed shows most of it with every change.
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_the_same_metrics(method: str, tmp_path: Path) -> None:
     first = metrics(method, tmp_path / "first", 3)
