@@ -19,6 +19,7 @@ from diffpolicy.actors.build.critics import (
     make_denoising_critic,
     make_denoising_value,
 )
+from diffpolicy.actors.build.off_policy import build_diffsac_networks
 from diffpolicy.actors.build.sizes import ActorCritic, read_sizes
 from diffpolicy.actors.configs import CriticConfig, NetworkConfig, ProcessConfig
 from diffpolicy.actors.gaussian import GaussianChainActor
@@ -108,15 +109,17 @@ def build_diffwpo_networks(
     As :func:`build_diffsac_networks`; the defaults are for on-policy training: a step size for
     every denoising step, fixed friction, and observation statistics.
     """
-    network, critic = network or NetworkConfig(), critic or _WPO_CRITIC
-    process = process or _DIFFWPO_PROCESS
-    check_no_value_function(network)
-    sizes = read_sizes(env, observation_keys, network, keys or ActorKeys())
-    actor = make_denoising_actor(
-        sizes, denoising_steps, process, network, return_chain=True, noise_key=noise_key
+    return build_diffsac_networks(
+        env,
+        denoising_steps=denoising_steps,
+        process=process or _DIFFWPO_PROCESS,
+        network=network or NetworkConfig(),
+        critic=critic or _WPO_CRITIC,
+        observation_keys=observation_keys,
+        keys=keys,
+        noise_key=noise_key,
+        device=device,
     )
-    q_module = make_denoising_critic(sizes, denoising_steps, critic, network, process.prior_std)
-    return ActorCritic(actor.to(device), q_module.to(device), sizes.normalizer)
 
 
 def build_gaussian_wpo_networks(
