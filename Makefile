@@ -19,7 +19,7 @@ OUTPUT ?= runs/$(ENV)-$(shell date +%Y%m%d-%H%M%S)
 TRAIN_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint unit doctest test-slow test-gpu bench clean
+.PHONY: help install train test lint unit doctest docs test-slow test-gpu bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,10 @@ unit: $(STAMP) ## the tests, without the slow ones
 
 doctest: $(STAMP) ## the examples in the docstrings
 	$(BIN)/python -m pytest --doctest-modules $(PACKAGES)
+
+docs: $(STAMP) ## the site of the documentation, in build/docs; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file docs/site/mkdocs.yml
+	@echo "open build/docs/index.html"
 
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -15,7 +15,7 @@ import torch
 torch.set_num_threads(1)
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
-pytest.register_assert_rewrite("small_methods")
+pytest.register_assert_rewrite("small_methods", "documented")
 
 # The same examples in every run, and no time limit per example on a busy machine.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)

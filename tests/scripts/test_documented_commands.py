@@ -15,7 +15,7 @@ from diffpolicy.trainers.run.parser import Parser
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "examples" / "benchmarks" / "README.md",
     *sorted((ROOT / "examples").rglob("*.py")),
 ]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from documented import documented_metrics
 from small_methods import OFF_POLICY, small_options, small_words, words
 from torchrl.envs import EnvBase
 
@@ -95,6 +96,7 @@ def test_a_run_writes_its_files_and_goes_on(
     assert [int(row["frames"]) for row in rows] == [*frames, 160]
     counts = [updates * (index + 1) for index in range(len(rows))]
     assert [int(row["gradient_steps"]) for row in rows] == counts
+    assert set(rows[0]) == documented_metrics(name), "docs/metrics.md lists other columns"
     losses = [column for column in rows[0] if column.startswith("loss_")]
     assert len(losses) >= 2
     assert all(math.isfinite(float(row[column])) for row in rows for column in losses)

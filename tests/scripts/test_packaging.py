@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -173,23 +172,3 @@ def test_modules_are_short() -> None:
 def test_training_script_is_short() -> None:
     script = ROOT / "examples" / "diffppo_lightning.py"
     assert len(script.read_text().splitlines()) <= MAX_EXAMPLE_LINES
-
-
-def test_readme_example_runs() -> None:
-    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    names: dict[str, object] = {"__name__": "readme"}
-    exec(compile(source, "README.md", "exec"), names)
-    assert {"loss_objective", "loss_noising", "loss_critic"} <= set(names["terms"].keys())
-
-
-def test_links_between_documents_exist() -> None:
-    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    targets = [
-        (document.name, link)
-        for document in documents
-        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text())
-        if not link.startswith("http")
-    ]
-    assert targets
-    folders = {document.name: document.parent for document in documents}
-    assert not [(name, link) for name, link in targets if not (folders[name] / link).exists()]
