@@ -68,5 +68,9 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def _letter(found: re.Match[str]) -> str:
     """A script or double-struck letter as its own character, as browsers want them."""
-    name = {"script": "SCRIPT", "double-struck": "DOUBLE-STRUCK"}[found[1]]
-    return f"<mi>{unicodedata.lookup(f'MATHEMATICAL {name} CAPITAL {found[2]}')}</mi>"
+    name = {"script": "SCRIPT", "double-struck": "DOUBLE-STRUCK"}[found[1]] + f" CAPITAL {found[2]}"
+    # Some of them, such as H in script, are older than the block of the others.
+    try:
+        return f"<mi>{unicodedata.lookup(name)}</mi>"
+    except KeyError:
+        return f"<mi>{unicodedata.lookup(f'MATHEMATICAL {name}')}</mi>"

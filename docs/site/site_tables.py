@@ -152,9 +152,12 @@ def method_results(method: str) -> str:
 
 
 def task_results(task: str) -> str:
-    """What the committed runs of all methods on a task returned, the best first."""
-    found = [runs for runs in committed_runs() if runs.task == task]
-    ordered = sorted(found, key=lambda runs: -fmean(_last(result) for result in runs.results))
+    """What the committed runs on a task returned: by environment steps, then the best first."""
+
+    def order(runs: Runs) -> tuple[int, float]:
+        return runs.results[0]["env_steps"], -fmean(_last(result) for result in runs.results)
+
+    ordered = sorted((runs for runs in committed_runs() if runs.task == task), key=order)
     return _result_table("method", [_result(runs, f"`{_method(runs)}`") for runs in ordered])
 
 
