@@ -201,7 +201,7 @@ MACROS = {
     "results": (method_results, METHODS),
     "task": (task_results, {runs.task for runs in committed_runs()}),
 }
-_MACRO = re.compile(r"<!-- (\w+): ([\w-]+) -->")
+_MACRO = re.compile(r"^<!-- (\w+): ([\w-]+) -->$", re.MULTILINE)
 
 
 def fill(markdown: str) -> str:
