@@ -20,7 +20,7 @@ import torch
 
 from diffpolicy.trainers.io.console import warn
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.csv"
 TIMING_FILE = "timing.csv"
 RESULTS_FILE = "results.json"
@@ -145,7 +145,11 @@ def _check_archive(path: Path) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` as indented JSON, atomically."""
-    text = json.dumps(content, indent=2) + "\n"
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text, atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
