@@ -35,7 +35,13 @@ class Checkpoint:
     @property
     def version(self) -> str:
         """The version of diffpolicy that has written it."""
-        return str(self.state.get("version", "before 0.1.0"))
+        return str(self.state.get("versions", {}).get("diffpolicy", "before 0.1.0"))
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of its run."""
+        folder = self.path.resolve().parent
+        return folder.parent if folder.name == files.CHECKPOINT_FOLDER else folder
 
     @property
     def frames(self) -> int:
@@ -180,7 +186,7 @@ class Checkpoint:
 
     def _other_version(self) -> str:
         """A sentence on the library that wrote it, if that was another version."""
-        if self.version == __version__:
+        if self.version in (__version__, "not installed"):
             return ""
         return f" It was written by diffpolicy {self.version}, and this is {__version__}."
 

@@ -13,11 +13,10 @@ from torch import Tensor
 from torchrl.collectors import BaseCollector
 from torchrl.objectives import LossModule
 
-from diffpolicy import __version__
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io.console import warn
-from diffpolicy.trainers.io.files import CHECKPOINT_KEY, Disk
+from diffpolicy.trainers.io.files import CHECKPOINT_KEY, Disk, versions
 from diffpolicy.trainers.io.signals import StopSignal
 from diffpolicy.trainers.loops.environments import Notes
 from diffpolicy.trainers.loops.evaluation import Evaluation, Evaluator
@@ -211,7 +210,7 @@ class RLModule(L.LightningModule, ABC):
         """Add the run's state, that of every rank included, and drop Lightning's loop counters."""
         checkpoint.pop("loops", None)
         checkpoint[CHECKPOINT_KEY] = {
-            "version": __version__,
+            "versions": versions(),
             "metadata": self.metadata(),
             "config": asdict(self.config),
             **self.progress.state_dict(),
