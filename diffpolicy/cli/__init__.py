@@ -30,6 +30,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("train", "train a method; its options are flags, or a YAML file"),
     "eval": Command("evaluate", "returns of a trained policy, in fresh episodes"),
+    "plot": Command("plot", "curves of several runs and seeds, and a table"),
     "list": Command("listing", "methods, tasks and presets"),
 }
 """All subcommands by name."""
