@@ -13,10 +13,12 @@ from torch import Tensor
 from torchrl.collectors import BaseCollector
 from torchrl.objectives import LossModule
 
+from diffpolicy.policy.checkpoints import POLICY_KEY
+from diffpolicy.policy.spec import PolicySpec
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io.console import warn
-from diffpolicy.trainers.io.files import CHECKPOINT_KEY, Disk
+from diffpolicy.trainers.io.files import CHECKPOINT_KEY, Disk, versions
 from diffpolicy.trainers.io.signals import StopSignal
 from diffpolicy.trainers.loops.environments import Notes
 from diffpolicy.trainers.loops.evaluation import Evaluation, Evaluator
@@ -55,6 +57,8 @@ class RLModule(L.LightningModule, ABC):
         disk: carries out writes that may fail.
         replay_folder: where the replay buffers of the next checkpoint are, beside it; None if
             there are none.
+        policy_spec: what checkpoints say about the policy, so that it acts without its trainer;
+            None for an actor that cannot be described.
         schedule: of the learning rate, for methods with ``--lr-schedule linear``.
     """
 
@@ -73,6 +77,7 @@ class RLModule(L.LightningModule, ABC):
         self.checkpointing = False
         self.disk = Disk()
         self.replay_folder: str | None = None
+        self.policy_spec: PolicySpec | None = None
         self.schedule = LinearSchedule()
         self._loaded: dict[str, Any] | None = None
         self._close_failed = False
@@ -187,6 +192,8 @@ class RLModule(L.LightningModule, ABC):
         checkpoint[CHECKPOINT_KEY] = {
             "metadata": self.metadata(),
             "config": asdict(self.config),
+            POLICY_KEY: None if self.policy_spec is None else self.policy_spec.plain(),
+            "versions": versions(),
             **self.progress.state_dict(),
             # Before the first step there is nothing but the seed.
             "ranks": gather(self.rank_state()) if self.progress.frames else [],
