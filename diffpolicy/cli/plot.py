@@ -14,7 +14,15 @@ seed alone are one curve, with a 95 % confidence band; otherwise the legend says
 
   diffpolicy plot runs/dime-seed0 runs/dime-seed1 runs/sac-seed0 --output curves.png"""
 # What makes no difference to the results of a run, or is said elsewhere.
-_NEVER_NAMED = {"seed", "output", "resume", "env", "checkpoint_every", "logger", "checkpoint_replay"}
+_NEVER_NAMED = {
+    "seed",
+    "output",
+    "resume",
+    "env",
+    "checkpoint_every",
+    "logger",
+    "checkpoint_replay",
+}
 
 
 def main(words: list[str]) -> int:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torchrl.collectors import BaseCollector
 from torchrl.objectives import LossModule
 
+from diffpolicy.policy.checkpoints import POLICY_KEY
+from diffpolicy.policy.spec import PolicySpec
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io.console import warn
@@ -71,6 +73,8 @@ class RLModule(L.LightningModule, ABC):
             there are none.
         warm_parts: which networks another run's parameters have been put into: ``"actor"``, and
             ``"critic"`` as well or not.
+        policy_spec: what checkpoints say about the policy, so that it acts without its trainer;
+            None for an actor that cannot be described.
         schedule: of the learning rate, for methods with ``--lr-schedule linear``.
     """
 
@@ -90,6 +94,7 @@ class RLModule(L.LightningModule, ABC):
         self.disk = Disk()
         self.replay_folder: str | None = None
         self.warm_parts: tuple[str, ...] = ()
+        self.policy_spec: PolicySpec | None = None
         self.schedule = LinearSchedule()
         self._stop_requested = False
         self._loaded: dict[str, Any] | None = None
@@ -213,6 +218,8 @@ class RLModule(L.LightningModule, ABC):
             "versions": versions(),
             "metadata": self.metadata(),
             "config": asdict(self.config),
+            POLICY_KEY: None if self.policy_spec is None else self.policy_spec.plain(),
+            "versions": versions(),
             **self.progress.state_dict(),
             # Before the first step there is nothing but the seed.
             "ranks": gather(self.rank_state()) if self.progress.frames else [],
