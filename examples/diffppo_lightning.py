@@ -4,7 +4,7 @@
     python examples/diffppo_lightning.py --env HalfCheetah-v5 --gpus 4
     python examples/diffppo_lightning.py --cpu-ranks 2
 
-The output folder holds config.json, metrics.csv, timing.csv, results.json, returns.png, TensorBoard
+The output folder holds config.yaml, metrics.csv, timing.csv, results.json, returns.png, TensorBoard
 events and checkpoints. Ctrl-C ends a run with a checkpoint; --resume continues from one.
 """
 

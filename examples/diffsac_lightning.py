@@ -6,7 +6,7 @@ r"""Train a diffusion policy with DiffSAC on one or several devices.
     python examples/diffsac_lightning.py --env Humanoid-v5 --denoising-steps 16 --sampled-steps 4 \
         --batch-size 256 --total-frames 1000000 --gpus 1
 
-The output folder holds config.json, metrics.csv, timing.csv, results.json, returns.png, TensorBoard
+The output folder holds config.yaml, metrics.csv, timing.csv, results.json, returns.png, TensorBoard
 events and checkpoints. Ctrl-C ends a run with a checkpoint; --resume continues from one.
 """
 

@@ -6,7 +6,7 @@ r"""Train a diffusion policy with DIME on one or several devices.
     python examples/dime_lightning.py --preset paper --env Humanoid-v5 --value-range -1600 1600 \
         --total-frames 1000000 --gpus 1
 
-The output folder holds config.json, metrics.csv, timing.csv, results.json, returns.png, TensorBoard
+The output folder holds config.yaml, metrics.csv, timing.csv, results.json, returns.png, TensorBoard
 events and checkpoints. Ctrl-C ends a run with a checkpoint; --resume continues from one.
 """
 

@@ -96,7 +96,7 @@ def observation_entries(
         if name not in found:
             problem = f"is not observed by {env}; choose from {', '.join(found)}."
             raise ArgumentError("observation_keys", name, problem)
-    return [_entry(env, name, *found[name]) for name in wanted]
+    return [observation_entry(env, *found[name]) for name in wanted]
 
 
 def is_image(space: gym.Space[Any]) -> bool:
@@ -131,7 +131,12 @@ def _item(value: Any, key: str, name: str) -> Any:
     raise ValueError(f"the environment's observation lacks {name}, which its space has.")
 
 
-def _entry(env: str, name: str, path: tuple[str, ...], space: gym.Space[Any]) -> Entry:
+def observation_entry(env: str, path: tuple[str, ...], space: gym.Space[Any]) -> Entry:
+    """The entry at ``path`` in the observations of the environment ``env``, with its own space.
+
+    Raises:
+        ArgumentError: the space cannot be flattened.
+    """
     if is_image(space):
         assert space.shape is not None
         return Entry(path, space, space.shape, np.uint8, np.asarray)
@@ -145,7 +150,7 @@ def _entry(env: str, name: str, path: tuple[str, ...], space: gym.Space[Any]) ->
         raise ArgumentError("name", env, problem)
     raise ArgumentError(
         "observation_keys",
-        name,
+        SEPARATOR.join(path),
         f"is a {kind} of {env}, which has no fixed size; choose other entries, and leave it out.",
     )
 
@@ -221,8 +226,8 @@ class Actions:
         return cls(space, _inwards(low, np.inf), _inwards(high, -np.inf))
 
     def to_environment(self, action: NDArray[np.float32]) -> NDArray[Any]:
-        """A new array in the type and the bounds of the space, for an action ``[A]``."""
-        given = action.astype(self.space.dtype).reshape(self.space.shape)
+        """A new array in the type and the bounds of the space, for actions ``[*B, A]``."""
+        given = action.astype(self.space.dtype).reshape(*action.shape[:-1], *self.space.shape)
         return np.clip(given, self.space.low, self.space.high)
 
 

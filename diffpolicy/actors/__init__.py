@@ -3,6 +3,7 @@
 from diffpolicy.actors.actor import DenoisingActor
 from diffpolicy.actors.build import (
     ActorCritic,
+    ActorRecipe,
     build_denoising_actor,
     build_diffsac_networks,
     build_diffwpo_networks,
@@ -11,6 +12,7 @@ from diffpolicy.actors.build import (
     build_gaussian_sac_networks,
     build_gaussian_wpo_networks,
     build_ppo_networks,
+    recipe_of,
 )
 from diffpolicy.actors.chains import chain_rows, rows_at
 from diffpolicy.actors.configs import (
@@ -40,6 +42,7 @@ __all__ = [
     "ActionSquash",
     "ActorCritic",
     "ActorKeys",
+    "ActorRecipe",
     "ChainActor",
     "CriticConfig",
     "DIMEPreset",
@@ -64,6 +67,7 @@ __all__ = [
     "build_ppo_networks",
     "chain_rows",
     "observation_keys",
+    "recipe_of",
     "rows_at",
     "with_encoder",
 ]

@@ -24,6 +24,9 @@ class EncodedActor(TensorDictModuleBase):
         TypeError: if the last module is no :class:`ChainActor` or :class:`PathActor`.
     """
 
+    #: The recipe of the actor says nothing about its encoders.
+    recipe: None = None
+
     def __init__(self, sequence: TensorDictSequential) -> None:
         super().__init__()
         modules: list[Any] = list(sequence.module)

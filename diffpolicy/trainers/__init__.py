@@ -1,6 +1,7 @@
 """Lightning trainers: the only part of the library that imports lightning.
 
-:data:`METHODS` names every training method. :func:`run_script` is the command line of all training
+:data:`METHODS` names every training method, and :class:`Learner` makes a class of each, in the way
+of Stable-Baselines3. :func:`run_script` is the command line of all training
 scripts, :func:`prepare` and :func:`train` are its two halves. A method of your own is a
 :class:`Method`: a configuration, and a function that builds :class:`OnPolicyParts` or
 :class:`OffPolicyParts`, which :class:`OnPolicyModule` and :class:`OffPolicyModule` train.
@@ -25,9 +26,12 @@ from diffpolicy.trainers.methods.gaussian_wpo import GaussianWPOConfig
 from diffpolicy.trainers.methods.sac import SACConfig
 from diffpolicy.trainers.run.cli import run_script
 from diffpolicy.trainers.run.launch import Run, prepare, train
+from diffpolicy.trainers.run.learner import LEARNERS, Learner
+from diffpolicy.trainers.run.trained import evaluate_run, load_run
 
 __all__ = [
     "EVALUATION_SEED",
+    "LEARNERS",
     "METHODS",
     "DIMEConfig",
     "DiffPPOConfig",
@@ -36,6 +40,7 @@ __all__ = [
     "Evaluation",
     "GaussianPPOConfig",
     "GaussianWPOConfig",
+    "Learner",
     "Method",
     "OffPolicyConfig",
     "OffPolicyModule",
@@ -50,6 +55,8 @@ __all__ = [
     "RunConfig",
     "SACConfig",
     "TrainingError",
+    "evaluate_run",
+    "load_run",
     "prepare",
     "run_script",
     "train",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import diffpolicy.trainers.loops.on_policy as on_policy
@@ -81,7 +82,7 @@ def read_results(output: Path) -> dict[str, Any]:
 
 def test_the_output_folder_holds_every_file(finished_run: Path) -> None:
     names = {path.name for path in finished_run.iterdir()}
-    expected = {"config.json", "metrics.csv", "timing.csv", "results.json", "returns.png"}
+    expected = {"config.yaml", "metrics.csv", "timing.csv", "results.json", "returns.png"}
     assert names == expected | {"tensorboard", "checkpoints", ".lock"}
     assert {path.name for path in (finished_run / "checkpoints").iterdir()} == {
         "last.ckpt",
@@ -114,10 +115,12 @@ def test_results_tell_what_was_run(finished_run: Path) -> None:
 
 
 def test_the_configuration_is_saved(finished_run: Path) -> None:
-    config = json.loads((finished_run / "config.json").read_text())
+    config = yaml.safe_load((finished_run / "config.yaml").read_text())
     assert config["method"] == "diffppo"
     assert config["seed"] == 5
-    assert config == {"method": "diffppo", **read_results(finished_run)["config"]}
+    saved = read_results(finished_run)["config"]
+    kept = {name: value for name, value in saved.items() if name not in ("output", "resume")}
+    assert config == {"method": "diffppo", **kept}
 
 
 def test_metrics_have_one_row_for_each_iteration(finished_run: Path, read_rows: ReadRows) -> None:

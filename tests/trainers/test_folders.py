@@ -124,15 +124,15 @@ def test_of_two_runs_that_were_prepared_at_once_one_gets_the_folder(
     pid = another_run(tmp_path / "run")
     with pytest.raises(TrainingError, match=r"^--output .*run is in use by a run \(process"):
         train(first)
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert train(second)
-    config = (tmp_path / "run" / "config.json").read_text()
+    config = (tmp_path / "run" / "config.yaml").read_text()
     # It comes when the other one has ended: not in use any more, but used.
     with pytest.raises(TrainingError, match=r"^--output .*run already holds a run; choose another"):
         train(third)
-    assert (tmp_path / "run" / "config.json").read_text() == config
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
     assert Checkpoint.read(tmp_path / "run/checkpoints/last.ckpt").state["config"]["seed"] == 1
 
 

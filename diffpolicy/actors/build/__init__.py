@@ -12,10 +12,12 @@ from diffpolicy.actors.build.on_policy import (
     build_gaussian_wpo_networks,
     build_ppo_networks,
 )
+from diffpolicy.actors.build.recipe import ActorRecipe, recipe_of
 from diffpolicy.actors.build.sizes import ActorCritic
 
 __all__ = [
     "ActorCritic",
+    "ActorRecipe",
     "build_denoising_actor",
     "build_diffsac_networks",
     "build_diffwpo_networks",
@@ -24,4 +26,5 @@ __all__ = [
     "build_gaussian_sac_networks",
     "build_gaussian_wpo_networks",
     "build_ppo_networks",
+    "recipe_of",
 ]

@@ -1,20 +1,23 @@
 """Actors, sized from an environment's specs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from tensordict import NestedKey
-from tensordict.nn import TensorDictModule
+from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
 from torch import nn
 from torchrl.envs import EnvBase
-from torchrl.modules import ProbabilisticActor, TanhNormal
+from torchrl.modules import NormalParamExtractor, ProbabilisticActor, TanhNormal
 
 from diffpolicy.actors.actor import DenoisingActor
+from diffpolicy.actors.build.recipe import ActorKind, ActorRecipe
 from diffpolicy.actors.build.sizes import Sizes, read_sizes
 from diffpolicy.actors.configs import NetworkConfig, ProcessConfig
+from diffpolicy.actors.gaussian import GaussianChainActor
 from diffpolicy.actors.keys import ActorKeys
 from diffpolicy.actors.squashing import ActionSquash
-from diffpolicy.networks import RunningNorm, ScoreNetwork, StepEmbedding
+from diffpolicy.networks import RunningNorm, ScoreNetwork, StepEmbedding, mlp
 from diffpolicy.sde import DenoisingProcess, DeterministicStep
 
 
@@ -63,29 +66,39 @@ def build_denoising_actor(
     """
     network = network or NetworkConfig()
     sizes = read_sizes(env, observation_keys, network, keys or ActorKeys(), normalizer)
-    actor = make_denoising_actor(
-        sizes,
-        denoising_steps,
-        process or ProcessConfig(),
-        network,
-        return_chain=return_chain,
-        deterministic_step=deterministic_step,
-        noise_key=noise_key,
+    recipe = ActorRecipe(
+        "denoising", network, denoising_steps, process or ProcessConfig(), deterministic_step
     )
-    return actor.to(device)
+    return make_actor(recipe, sizes, device, return_chain=return_chain, noise_key=noise_key)
 
 
-def make_denoising_actor(
+def make_actor(
+    recipe: ActorRecipe, sizes: Sizes, device: torch.device | str | None = None, **options: Any
+) -> Any:
+    """The actor of a recipe, with fresh parameters: the one place where actors are built.
+
+    Args:
+        recipe: how; it becomes the attribute ``recipe`` of the actor.
+        sizes: of observations and actions.
+        device: where to put the parameters.
+        **options: what only matters in training: ``return_chain`` and ``noise_key`` of chains,
+            ``initial_std`` of a :class:`GaussianChainActor`, ``return_log_prob`` of PPO's Gaussian.
+    """
+    actor = _MAKERS[recipe.kind](recipe, sizes, device, **options)
+    actor.recipe = recipe
+    return actor
+
+
+def _denoising(
+    recipe: ActorRecipe,
     sizes: Sizes,
-    denoising_steps: int,
-    process: ProcessConfig,
-    network: NetworkConfig,
+    device: torch.device | str | None,
     *,
     return_chain: bool = False,
-    deterministic_step: DeterministicStep = "mean",
     noise_key: NestedKey | None = None,
 ) -> DenoisingActor:
-    """The actor for sizes that are already known; see :func:`build_denoising_actor`."""
+    process, network, denoising_steps = recipe.process, recipe.network, recipe.denoising_steps
+    assert process is not None
     score_network = ScoreNetwork(
         sizes.action_dim,
         sizes.observation_dim,
@@ -109,12 +122,68 @@ def make_denoising_actor(
         in_keys=sizes.observation_keys,
         keys=sizes.keys,
         return_chain=return_chain,
-        deterministic_step=deterministic_step,
+        deterministic_step=recipe.deterministic_step,
         noise_key=noise_key,
-    )
+    ).to(device)
 
 
-def make_gaussian_actor(
+def _gaussian_chain(
+    recipe: ActorRecipe,
+    sizes: Sizes,
+    device: torch.device | str | None,
+    *,
+    initial_std: float = 1.0,
+    return_chain: bool = False,
+    noise_key: NestedKey | None = None,
+) -> GaussianChainActor:
+    return GaussianChainActor(
+        sizes.standardised(_small_mean(recipe, sizes)),
+        ActionSquash(*sizes.bounds),
+        in_keys=sizes.observation_keys,
+        keys=sizes.keys,
+        initial_std=initial_std,
+        return_chain=return_chain,
+        noise_key=noise_key,
+    ).to(device)
+
+
+def _gaussian_ppo(
+    recipe: ActorRecipe,
+    sizes: Sizes,
+    device: torch.device | str | None,
+    *,
+    return_log_prob: bool = False,
+) -> ProbabilisticActor:
+    scale = AddStateIndependentNormalScale(sizes.action_dim)
+    network = sizes.standardised(_small_mean(recipe, sizes), scale)
+    return _tanh_normal(sizes, network, device, return_log_prob=return_log_prob)
+
+
+def _gaussian_sac(
+    recipe: ActorRecipe, sizes: Sizes, device: torch.device | str | None
+) -> ProbabilisticActor:
+    hidden = recipe.network.actor_hidden
+    policy = mlp(sizes.observation_dim, hidden, 2 * sizes.action_dim, nn.ReLU)
+    network = nn.Sequential(policy, NormalParamExtractor())
+    return _tanh_normal(sizes, network, device, return_log_prob=False)
+
+
+_MAKERS: dict[ActorKind, Callable[..., Any]] = {
+    "denoising": _denoising,
+    "gaussian_chain": _gaussian_chain,
+    "gaussian_ppo": _gaussian_ppo,
+    "gaussian_sac": _gaussian_sac,
+}
+
+
+def _small_mean(recipe: ActorRecipe, sizes: Sizes) -> nn.Sequential:
+    """A tanh network whose last layer starts small, as in TorchRL's PPO recipe for MuJoCo."""
+    policy = mlp(sizes.observation_dim, recipe.network.actor_hidden, sizes.action_dim, nn.Tanh)
+    orthogonal_init(policy, 0.01)
+    return policy
+
+
+def _tanh_normal(
     sizes: Sizes,
     network: nn.Module,
     device: torch.device | str | None,

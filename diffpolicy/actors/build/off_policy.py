@@ -4,17 +4,16 @@ from collections.abc import Sequence
 
 import torch
 from tensordict import NestedKey
-from torch import nn
 from torchrl.envs import EnvBase
-from torchrl.modules import NormalParamExtractor
 
-from diffpolicy.actors.build.actors import make_denoising_actor, make_gaussian_actor
+from diffpolicy.actors.build.actors import make_actor
 from diffpolicy.actors.build.critics import (
     check_no_value_function,
     make_action_critic,
     make_denoising_critic,
     make_single_critics,
 )
+from diffpolicy.actors.build.recipe import ActorRecipe
 from diffpolicy.actors.build.sizes import ActorCritic, read_sizes
 from diffpolicy.actors.configs import (
     DIME_CPU,
@@ -24,7 +23,6 @@ from diffpolicy.actors.configs import (
     ProcessConfig,
 )
 from diffpolicy.actors.keys import ActorKeys
-from diffpolicy.networks import mlp
 
 _DIFFSAC_NETWORK = NetworkConfig(actor_hidden=(128, 128), normalize_observations=False)
 _DIFFSAC_CRITIC = CriticConfig(normalization="layer", atoms=None)
@@ -71,11 +69,10 @@ def build_dime_networks(
     network, critic = network or DIME_CPU.network, critic or DIME_CPU.critic
     check_no_value_function(network)
     sizes = read_sizes(env, observation_keys, network, keys or ActorKeys())
-    actor = make_denoising_actor(
-        sizes, denoising_steps, process or DIME_PROCESS, network, noise_key=noise_key
-    )
+    recipe = ActorRecipe("denoising", network, denoising_steps, process or DIME_PROCESS)
+    actor = make_actor(recipe, sizes, device, noise_key=noise_key)
     q_module = make_action_critic(sizes, critic)
-    return ActorCritic(actor.to(device), q_module.to(device), sizes.normalizer)
+    return ActorCritic(actor, q_module.to(device), sizes.normalizer)
 
 
 def build_diffsac_networks(
@@ -116,11 +113,10 @@ def build_diffsac_networks(
     process = process or ProcessConfig()
     check_no_value_function(network)
     sizes = read_sizes(env, observation_keys, network, keys or ActorKeys())
-    actor = make_denoising_actor(
-        sizes, denoising_steps, process, network, return_chain=True, noise_key=noise_key
-    )
+    recipe = ActorRecipe("denoising", network, denoising_steps, process)
+    actor = make_actor(recipe, sizes, device, return_chain=True, noise_key=noise_key)
     q_module = make_denoising_critic(sizes, denoising_steps, critic, network, process.prior_std)
-    return ActorCritic(actor.to(device), q_module.to(device), sizes.normalizer)
+    return ActorCritic(actor, q_module.to(device), sizes.normalizer)
 
 
 def build_gaussian_sac_networks(
@@ -154,13 +150,7 @@ def build_gaussian_sac_networks(
     check_no_value_function(network)
     _check_sac(network, critic)
     sizes = read_sizes(env, observation_keys, network, ActorKeys(action=action_key))
-    policy = mlp(sizes.observation_dim, network.actor_hidden, 2 * sizes.action_dim, nn.ReLU)
-    actor = make_gaussian_actor(
-        sizes,
-        nn.Sequential(policy, NormalParamExtractor()),
-        device,
-        return_log_prob=False,
-    )
+    actor = make_actor(ActorRecipe("gaussian_sac", network), sizes, device)
     critics = make_single_critics(sizes, critic)
     return ActorCritic(actor, critics.to(device), sizes.normalizer)
 

@@ -4,27 +4,21 @@ from collections.abc import Sequence
 
 import torch
 from tensordict import NestedKey
-from tensordict.nn import AddStateIndependentNormalScale
 from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.modules import ValueOperator
 
-from diffpolicy.actors.build.actors import (
-    make_denoising_actor,
-    make_gaussian_actor,
-    orthogonal_init,
-)
+from diffpolicy.actors.build.actors import make_actor, orthogonal_init
 from diffpolicy.actors.build.critics import (
     check_no_value_function,
     make_denoising_critic,
     make_denoising_value,
 )
 from diffpolicy.actors.build.off_policy import build_diffsac_networks
+from diffpolicy.actors.build.recipe import ActorRecipe
 from diffpolicy.actors.build.sizes import ActorCritic, read_sizes
 from diffpolicy.actors.configs import CriticConfig, NetworkConfig, ProcessConfig
-from diffpolicy.actors.gaussian import GaussianChainActor
 from diffpolicy.actors.keys import ActorKeys
-from diffpolicy.actors.squashing import ActionSquash
 from diffpolicy.networks import mlp
 
 _DIFFWPO_PROCESS = ProcessConfig(step_size_per_step=True, learn_friction=False)
@@ -48,11 +42,10 @@ def build_ppo_networks(
     """
     process, network = process or ProcessConfig(), network or NetworkConfig()
     sizes = read_sizes(env, observation_keys, network, keys or ActorKeys())
-    actor = make_denoising_actor(
-        sizes, denoising_steps, process, network, return_chain=True, noise_key=noise_key
-    )
+    recipe = ActorRecipe("denoising", network, denoising_steps, process)
+    actor = make_actor(recipe, sizes, device, return_chain=True, noise_key=noise_key)
     critic = make_denoising_value(sizes, denoising_steps, process, network)
-    return ActorCritic(actor.to(device), critic.to(device), sizes.normalizer)
+    return ActorCritic(actor, critic.to(device), sizes.normalizer)
 
 
 def build_gaussian_ppo_networks(
@@ -76,16 +69,9 @@ def build_gaussian_ppo_networks(
             "ClipPPOLoss trains a scalar critic."
         )
     sizes = read_sizes(env, observation_keys, network, ActorKeys(action=action_key))
-    policy = mlp(sizes.observation_dim, network.actor_hidden, sizes.action_dim, nn.Tanh)
+    actor = make_actor(ActorRecipe("gaussian_ppo", network), sizes, device, return_log_prob=True)
     value = mlp(sizes.observation_dim, network.critic_hidden, 1, nn.Tanh)
-    for net, gain in ((policy, 0.01), (value, 1.0)):
-        orthogonal_init(net, gain)
-    actor = make_gaussian_actor(
-        sizes,
-        sizes.standardised(policy, AddStateIndependentNormalScale(sizes.action_dim)),
-        device,
-        return_log_prob=True,
-    )
+    orthogonal_init(value, 1.0)
     critic = ValueOperator(
         sizes.concatenated(sizes.standardised(value)), in_keys=list(observation_keys)
     )
@@ -155,16 +141,13 @@ def build_gaussian_wpo_networks(
     network, critic = network or NetworkConfig(), critic or _WPO_CRITIC
     check_no_value_function(network)
     sizes = read_sizes(env, observation_keys, network, keys or ActorKeys())
-    policy = mlp(sizes.observation_dim, network.actor_hidden, sizes.action_dim, nn.Tanh)
-    orthogonal_init(policy, 0.01)
-    actor = GaussianChainActor(
-        sizes.standardised(policy),
-        ActionSquash(*sizes.bounds),
-        in_keys=sizes.observation_keys,
-        keys=sizes.keys,
+    actor = make_actor(
+        ActorRecipe("gaussian_chain", network),
+        sizes,
+        device,
         initial_std=initial_std,
         return_chain=True,
         noise_key=noise_key,
     )
     q_module = make_denoising_critic(sizes, 1, critic, network, latent_scale=1.0)
-    return ActorCritic(actor.to(device), q_module.to(device), sizes.normalizer)
+    return ActorCritic(actor, q_module.to(device), sizes.normalizer)

@@ -2,7 +2,7 @@
 
 import math
 from fractions import Fraction
-from typing import Literal
+from typing import ClassVar, Literal
 
 from diffpolicy.trainers.config.optimizer import OptimizerOptions
 from diffpolicy.trainers.config.options import (
@@ -20,11 +20,15 @@ from diffpolicy.trainers.config.run import RunConfig
 class OffPolicyConfig(RunConfig, OptimizerOptions):
     """Off-policy training from a replay buffer."""
 
+    #: What ``learning_starts`` is at most, unless it is given.
+    most_random_frames: ClassVar[int] = 5_000
+
     learning_starts: int = option(
-        5_000,
-        "environment steps of each rank before the first update, which act at random; a run that "
-        "is resumed without its replay buffer fills it again with as many steps of the trained "
-        "policy",
+        None,
+        "environment steps of each rank before the first update, which act at random (with "
+        "--init-from as the policy does); a run that is resumed without its replay buffer fills it "
+        "again with as many steps of the trained policy (default: a tenth of --total-frames, at "
+        f"most {most_random_frames})",
         valid=at_least(1),
     )
     iteration_frames: int = option(
@@ -61,6 +65,9 @@ class OffPolicyConfig(RunConfig, OptimizerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.learning_starts is None:
+            # Resolved once: what is saved, shown and resumed is a number.
+            object.__setattr__(self, "learning_starts", self._default_learning_starts())
         for name in ("learning_starts", "iteration_frames"):
             self._check_multiple(name)
         random_frames = self.refill_frames
@@ -92,6 +99,11 @@ class OffPolicyConfig(RunConfig, OptimizerOptions):
     def replay_checkpoints(self) -> str:
         """As ``--checkpoint-replay`` says."""
         return self.checkpoint_replay
+
+    def _default_learning_starts(self) -> int:
+        """A tenth of the budget of a rank, in whole steps of all environments."""
+        budget = min(self.most_random_frames, self.total_frames // (10 * self.ranks))
+        return max(1, budget // self.num_envs) * self.num_envs
 
     def _check_multiple(self, name: str) -> None:
         value, envs = getattr(self, name), self.num_envs

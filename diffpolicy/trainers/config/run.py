@@ -72,6 +72,11 @@ class RunConfig(Options):
         "checkpoint to continue from, or last for the newest one in --output, if there is one; "
         "flags that are not given keep its values",
     )
+    init_from: str | None = option(
+        None,
+        "run, or checkpoint of one, whose networks this run starts with: the policy, and with the "
+        "same method its critics; optimisers and counters start anew",
+    )
     eval_every: int = option(
         10_000, "environment steps (all ranks) between evaluations", valid=at_least(1)
     )

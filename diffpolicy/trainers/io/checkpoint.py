@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from diffpolicy import __version__
 from diffpolicy.errors import ArgumentError
+from diffpolicy.trainers.config.options import in_flags
 from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.console import say, warn
 
@@ -31,16 +33,31 @@ class Checkpoint:
         return state
 
     @property
+    def version(self) -> str:
+        """The version of diffpolicy that has written it."""
+        return str(self.state.get("versions", {}).get("diffpolicy", "before 0.1.0"))
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of its run."""
+        folder = self.path.resolve().parent
+        return folder.parent if folder.name == files.CHECKPOINT_FOLDER else folder
+
+    @property
     def frames(self) -> int:
         """Environment steps, of all ranks, before it was written."""
         return int(self.state["frames"])
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
+    def read(cls, path: str | Path, argument: str = "resume") -> Self:
         """Read a file.
 
+        Args:
+            path: the file.
+            argument: what the error names.
+
         Raises:
-            ValueError: if there is no such file or it is not one of our checkpoints.
+            ArgumentError: if there is no such file or it is not one of our checkpoints.
         """
         path = Path(path)
         try:
@@ -48,12 +65,30 @@ class Checkpoint:
             content = files.read_plain(path)
         except ValueError as error:
             if not path.exists():
-                raise ValueError(f"--resume {path}: there is no such file.") from None
-            raise ValueError(f"--resume {path} is not a readable checkpoint: {error}.") from error
+                raise ArgumentError(argument, str(path), "does not exist.") from None
+            problem = f"is not a readable checkpoint: {error}."
+            raise ArgumentError(argument, str(path), problem) from error
         state = content.get(files.CHECKPOINT_KEY) if isinstance(content, dict) else None
         if not isinstance(state, dict) or not {"metadata", "config", "frames"} <= state.keys():
-            raise ValueError(f"--resume {path} is not a checkpoint of a diffpolicy run.")
+            raise ArgumentError(argument, str(path), "is not a checkpoint of a diffpolicy run.")
         return cls(path, content, written)
+
+    @classmethod
+    def of_run(cls, source: str | Path, argument: str) -> Self:
+        """The newest checkpoint of the run in a folder, or a checkpoint by the name of its file.
+
+        Raises:
+            ArgumentError: naming ``argument``, if there is none, or it cannot be read.
+        """
+        path = Path(source)
+        if not path.is_dir():
+            return cls.read(path, argument)
+        for folder in (path / files.CHECKPOINT_FOLDER, path):
+            found = [folder / files.LAST_CHECKPOINT, *sorted(folder.glob("frames_*.ckpt"))[::-1]]
+            for file in found:
+                if file.exists():
+                    return cls.read(file, argument)
+        raise ArgumentError(argument, str(source), "is a folder without a run; give that of a run.")
 
     @classmethod
     def newest(cls, output: str | None) -> Self | None:
@@ -79,7 +114,7 @@ class Checkpoint:
             try:
                 return cls.read(path)
             except ValueError as error:
-                warn(f"{str(error).rstrip('.')}; trying an older one.")
+                warn(f"{in_flags(error).rstrip('.')}; trying an older one.")
         if found:
             raise ValueError(
                 f"--resume {files.NEWEST}: no checkpoint in {folder} can be read; start anew with "
@@ -136,7 +171,7 @@ class Checkpoint:
             if theirs != ours:
                 raise ValueError(
                     f"--resume {self.path} was trained with {flag} {theirs}, which cannot change "
-                    f"to {ours}."
+                    f"to {ours}.{self._other_version()}"
                 )
         self._check_shapes(found["shapes"], expected["shapes"])
 
@@ -146,7 +181,14 @@ class Checkpoint:
                 raise ValueError(
                     f"--resume {self.path} has other networks: {name} is "
                     f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here."
+                    f"{self._other_version()}"
                 )
+
+    def _other_version(self) -> str:
+        """A sentence on the library that wrote it, if that was another version."""
+        if self.version in (__version__, "not installed"):
+            return ""
+        return f" It was written by diffpolicy {self.version}, and this is {__version__}."
 
 
 def _written(path: Path) -> int:

@@ -13,10 +13,12 @@ from torch import Tensor
 from torchrl.collectors import BaseCollector
 from torchrl.objectives import LossModule
 
+from diffpolicy.policy.checkpoints import POLICY_KEY
+from diffpolicy.policy.spec import PolicySpec
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io.console import warn
-from diffpolicy.trainers.io.files import CHECKPOINT_KEY, Disk
+from diffpolicy.trainers.io.files import CHECKPOINT_KEY, Disk, versions
 from diffpolicy.trainers.io.signals import StopSignal
 from diffpolicy.trainers.loops.environments import Notes
 from diffpolicy.trainers.loops.evaluation import Evaluation, Evaluator
@@ -26,7 +28,18 @@ from diffpolicy.trainers.loops.schedule import LinearSchedule
 
 
 class RunCallback(L.Callback):
-    """A callback that hears of iterations and evaluations, on every rank."""
+    """A callback that hears of iterations and evaluations, on every rank.
+
+    It may end the run with :meth:`RLModule.request_stop`, on one rank or on all of them.
+    """
+
+    def on_collected(self, trainer: L.Trainer, module: "RLModule", frames: int) -> None:
+        """Called while a replay buffer is filled, with all environment steps so far."""
+
+    def on_iteration(
+        self, trainer: L.Trainer, module: "RLModule", metrics: dict[str, float]
+    ) -> None:
+        """Called after an iteration with its metrics, before the run decides whether it goes on."""
 
     def on_evaluation(self, trainer: L.Trainer, module: "RLModule", evaluation: Evaluation) -> None:
         """Called after an evaluation."""
@@ -34,7 +47,10 @@ class RunCallback(L.Callback):
     def on_iteration_end(
         self, trainer: L.Trainer, module: "RLModule", metrics: dict[str, float]
     ) -> None:
-        """Called after an iteration with its metrics, averaged over the ranks."""
+        """Called after an iteration with its metrics, averaged over the ranks.
+
+        Whether the run goes on is decided by then: see ``module.stopping``.
+        """
 
 
 class RLModule(L.LightningModule, ABC):
@@ -55,6 +71,10 @@ class RLModule(L.LightningModule, ABC):
         disk: carries out writes that may fail.
         replay_folder: where the replay buffers of the next checkpoint are, beside it; None if
             there are none.
+        warm_parts: which networks another run's parameters have been put into: ``"actor"``, and
+            ``"critic"`` as well or not.
+        policy_spec: what checkpoints say about the policy, so that it acts without its trainer;
+            None for an actor that cannot be described.
         schedule: of the learning rate, for methods with ``--lr-schedule linear``.
     """
 
@@ -73,7 +93,10 @@ class RLModule(L.LightningModule, ABC):
         self.checkpointing = False
         self.disk = Disk()
         self.replay_folder: str | None = None
+        self.warm_parts: tuple[str, ...] = ()
+        self.policy_spec: PolicySpec | None = None
         self.schedule = LinearSchedule()
+        self._stop_requested = False
         self._loaded: dict[str, Any] | None = None
         self._close_failed = False
 
@@ -140,10 +163,17 @@ class RLModule(L.LightningModule, ABC):
             mean, std = evaluation.return_mean, evaluation.return_std
         return {"eval_return_mean": mean, "eval_return_std": std}
 
+    def request_stop(self) -> None:
+        """Have the run stop after this iteration, with a checkpoint; callbacks call it."""
+        self._stop_requested = True
+
     def end_iteration(self, metrics: dict[str, float]) -> None:
         """Decide on all ranks alike whether to stop or save, and tell the callbacks."""
+        for callback in self.run_callbacks():
+            callback.on_iteration(self.trainer, self, metrics)
         finished = self.progress.finished
-        wanted = (self.signals.requested(), self.signals.checkpoint_requested())
+        stop_wanted = self._stop_requested or self.signals.requested()
+        wanted = (stop_wanted, self.signals.checkpoint_requested())
         stop, self.checkpointing = any_rank(*wanted, device=self.device)
         self.stopping = stop and not finished
         if self.checkpointing:
@@ -185,8 +215,11 @@ class RLModule(L.LightningModule, ABC):
         """Add the run's state, that of every rank included, and drop Lightning's loop counters."""
         checkpoint.pop("loops", None)
         checkpoint[CHECKPOINT_KEY] = {
+            "versions": versions(),
             "metadata": self.metadata(),
             "config": asdict(self.config),
+            POLICY_KEY: None if self.policy_spec is None else self.policy_spec.plain(),
+            "versions": versions(),
             **self.progress.state_dict(),
             # Before the first step there is nothing but the seed.
             "ranks": gather(self.rank_state()) if self.progress.frames else [],

@@ -17,6 +17,7 @@ from torchrl.envs import EnvBase
 
 from collectors import EpisodeStats, UnsupportedStateError, derive_seed
 from collectors.randomness import load_random_state, random_state, seed_random_state
+from diffpolicy.policy.spec import PolicySpec
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.config.on_policy import OnPolicyConfig
 from diffpolicy.trainers.errors import TrainingError
@@ -77,6 +78,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
                     env.close()
                 raise
         super().__init__(config, parts.loss)
+        self.policy_spec = PolicySpec.of(self.actor, env)
         self.attempt_to_close(env.close)
         self.parts = parts
         self.notes = notes

@@ -52,23 +52,25 @@ class Evaluator:
 
     Args:
         config: the run's configuration.
+        seed: of initial states and noise; by default the same for all runs.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, seed: int = EVALUATION_SEED) -> None:
         self.config = config
+        self.seed = seed
         self._env: EnvBase | None = None
         self._borrows = config.eval_env == "training"
         self._warned = False
 
     def evaluate(
-        self, policy: TensorDictModuleBase, frames: int, collector: BaseCollector
+        self, policy: TensorDictModuleBase, frames: int, collector: BaseCollector | None = None
     ) -> Evaluation | str:
         """An evaluation, or the words on what is wrong with it.
 
         Args:
             policy: what acts.
             frames: environment steps trained on so far.
-            collector: whose environments are used if there are no others.
+            collector: whose environments are used if there are no others; None has none.
         """
         config = self.config
         advice = f"check the observations and rewards of --env {config.env}."
@@ -96,12 +98,13 @@ class Evaluator:
             env.close()
 
     def _returns(
-        self, policy: TensorDictModuleBase, frames: int, collector: BaseCollector
+        self, policy: TensorDictModuleBase, frames: int, collector: BaseCollector | None
     ) -> list[float]:
-        if not self._borrows and self._env is None:
-            self._env = self._build()
+        if self._env is None and (collector is None or not self._borrows):
+            self._env = self._build(may_borrow=collector is not None)
         if self._env is not None:
             return self._episodes(policy, self._env)
+        assert collector is not None
         with borrowed_env(
             collector,
             seed=derive_seed(self.config.seed, frames, 3),
@@ -109,14 +112,14 @@ class Evaluator:
         ) as env:
             return self._episodes(policy, env)
 
-    def _build(self) -> EnvBase | None:
+    def _build(self, *, may_borrow: bool) -> EnvBase | None:
         """Environments for evaluations; None where the simulator does not run twice."""
         try:
             # Constructors may draw from global generators, which belong to the training.
-            with RandomStream(EVALUATION_SEED):
+            with RandomStream(self.seed):
                 return evaluation_env(self.config)
         except Exception as error:
-            if self.config.collector != "local":
+            if self.config.collector != "local" or not may_borrow:
                 raise
             self._borrows = True
             warn(
@@ -132,7 +135,7 @@ class Evaluator:
             policy,
             env,
             config.eval_episodes,
-            seed=EVALUATION_SEED,
+            seed=self.seed,
             exploration_type=_EXPLORATION[config.eval_policy],
         )
         return returns

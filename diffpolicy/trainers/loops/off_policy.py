@@ -1,6 +1,6 @@
 """The Lightning module of off-policy methods."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,9 @@ from diffpolicy.trainers.loops.optimizer import Optimizer
 from diffpolicy.trainers.loops.ranks import reduce
 from diffpolicy.trainers.loops.warm_up import WarmUpPolicy
 from diffpolicy.trainers.loops.workers import faults_end_training
+
+# Steps of every environment between two signs of life while a replay buffer is filled.
+_WARM_UP_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     ) -> OffPolicyStream:
         """One step of every environment at a time, a replay buffer, and its batches."""
         config, warm_up = self.config, self.parts.warm_up
-        random_frames = 0 if self.progress.frames else config.learning_starts
+        # A policy that has learned already, here or in another run, acts from the start.
+        untrained = self.progress.frames == 0 and "actor" not in self.warm_parts
+        random_frames = config.learning_starts if untrained else 0
         if warm_up is not None and random_frames:
             policy, random_frames = WarmUpPolicy(warm_up, policy), 0
             self._end_warm_up = policy.finish
@@ -143,14 +148,24 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         """Make ``--learning-starts`` steps; at the start of a run the method hears of them."""
         first = self.progress.frames == 0
         with faults_end_training(self.config.env):
-            rows = self.stream.warm_up(self.config.learning_starts)
+            rewards = torch.cat(list(self._warm_up()))
         self._end_warm_up()
-        self.progress.frames += len(rows) * self.trainer.world_size
-        if first:
+        # Critics of another run have the range of their values already.
+        if first and "critic" not in self.warm_parts:
             try:
-                self.parts.begin(gather_over_ranks(rows["next", "reward"]).flatten(0, 1))
+                self.parts.begin(gather_over_ranks(rewards).flatten(0, 1))
             except ValueError as error:
                 raise TrainingError(str(error)) from error
+
+    def _warm_up(self) -> Iterator[Tensor]:
+        """Make the steps in parts, of which the callbacks hear, and yield their rewards."""
+        part = _WARM_UP_STEPS * self.config.num_envs
+        for start in range(0, self.config.learning_starts, part):
+            rows = self.stream.warm_up(min(part, self.config.learning_starts - start))
+            self.progress.frames += len(rows) * self.trainer.world_size
+            for callback in self.run_callbacks():
+                callback.on_collected(self.trainer, self, self.progress.frames)
+            yield rows["next", "reward"]
 
     def save_replay(self, folder: Path) -> None:
         """Write this rank's replay buffer into ``folder``."""

@@ -5,6 +5,7 @@ import errno
 import io
 import math
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -186,12 +187,33 @@ def learning_curve(evaluations: list[Evaluation], title: str) -> Figure:
     return figure
 
 
+class _Clock(threading.Thread):
+    """Draws a bar anew every second, while nothing else can."""
+
+    def __init__(self, bar: Any) -> None:
+        super().__init__(daemon=True)
+        self._bar = bar
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Draw until :meth:`stop` is called."""
+        while not self._ended.wait(1.0 if console.STDERR.isatty() else 10.0):
+            self._bar.refresh()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        self.join()
+
+
 class ProgressBar(RunCallback):
     """A bar with environment steps, return and speed, and a line for each evaluation."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._returns: dict[str, str] = {}
+        self._compiled = False
+        self._clock: _Clock | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar on rank zero."""
@@ -207,6 +229,34 @@ class ProgressBar(RunCallback):
                 dynamic_ncols=True,
                 file=console.STDERR,
             )
+
+    def on_collected(self, trainer: L.Trainer, module: RLModule, frames: int) -> None:
+        """Advance the bar while a replay buffer is filled."""
+        if self._bar is not None:
+            self._bar.set_postfix_str("filling the replay buffer", refresh=False)
+            self._advance(frames)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Tell of the compilation, and let the clock of the bar run meanwhile."""
+        assert isinstance(pl_module, RLModule)
+        if self._bar is not None and pl_module.config.compile and not self._compiled:
+            self._bar.set_postfix_str("compiling the first updates", refresh=True)
+            self._clock = _Clock(self._bar)
+            self._clock.start()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """The first update has been compiled."""
+        self._compiled = True
+        self._stop_clock()
 
     def on_evaluation(self, trainer: L.Trainer, module: RLModule, evaluation: Evaluation) -> None:
         """Print the evaluation above the bar."""
@@ -228,13 +278,22 @@ class ProgressBar(RunCallback):
             self._returns["return"] = f"{metrics['episode_return']:.1f}"
         speed = f"{metrics['frames_per_second']:.0f} frames/s"
         shown = ", ".join(f"{name} {value}" for name, value in self._returns.items())
-        # Whole iterations may overshoot the number that was asked for.
-        self._bar.total = max(self._bar.total, module.progress.frames)
         self._bar.set_postfix_str(f"{shown}, {speed}" if shown else speed, refresh=False)
-        self._bar.update(module.progress.frames - self._bar.n)
+        self._advance(module.progress.frames)
+
+    def _advance(self, frames: int) -> None:
+        # Whole iterations may overshoot the number that was asked for.
+        self._bar.total = max(self._bar.total, frames)
+        self._bar.update(frames - self._bar.n)
+
+    def _stop_clock(self) -> None:
+        clock, self._clock = self._clock, None
+        if clock is not None:
+            clock.stop()
 
     def close(self) -> None:
         """Close the bar if it is open."""
+        self._stop_clock()
         if self._bar is not None:
             self._bar.close()
             self._bar = None

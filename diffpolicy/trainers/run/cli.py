@@ -8,6 +8,7 @@ from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import RunFinishedError, TrainingError
 from diffpolicy.trainers.io import console, files
 from diffpolicy.trainers.io.checkpoint import Checkpoint
+from diffpolicy.trainers.io.config_file import config_text
 from diffpolicy.trainers.io.signals import StopSignal
 from diffpolicy.trainers.methods import Method
 from diffpolicy.trainers.run.launch import ConfigT, prepare, train
@@ -64,6 +65,7 @@ def run_script(
     method: Method,
     argv: Sequence[str] | None = None,
     description: str | None = None,
+    prog: str | None = None,
 ) -> int:
     """Parse a command line and train.
 
@@ -72,6 +74,7 @@ def run_script(
             configuration are the flags.
         argv: command line without the program's name; None takes ``sys.argv``.
         description: for ``--help``; by default the summary of the method.
+        prog: what the program is called; by default as the script is.
 
     Returns:
         The exit code: 0, also after SIGTERM, SIGUSR1 and SIGHUP; 1 if training failed; 130 after
@@ -81,17 +84,19 @@ def run_script(
         SystemExit: with code 2 and one line on the console, for wrong flags.
     """
     try:
-        return _run(method, argv, description)
+        return _run(method, argv, Parser(method.config, description or method.summary, prog))
     finally:
         console.STDOUT.settle()
         console.STDERR.settle()
 
 
-def _run(method: Method, argv: Sequence[str] | None, description: str | None) -> int:
-    parser = Parser(method.config, description or method.summary)
+def _run(method: Method, argv: Sequence[str] | None, parser: Parser) -> int:
     given = parser.parse_options(argv)
     try:
         config, checkpoint = parse_config(method.config, given)
+        if parser.print_only:
+            console.STDOUT.write(config_text(config))
+            return 0
         run = prepare(config, method.module, checkpoint)
     except ValueError as error:
         parser.error(in_flags(error))

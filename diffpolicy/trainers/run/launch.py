@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from diffpolicy.trainers.io.cluster import (
     launched_outside,
     local_rank,
 )
+from diffpolicy.trainers.io.config_file import config_text
 from diffpolicy.trainers.io.folders import (
     FolderLock,
     check_unused,
@@ -34,6 +35,7 @@ from diffpolicy.trainers.io.folders import (
 from diffpolicy.trainers.io.resume import continuation
 from diffpolicy.trainers.io.signals import StopSignal
 from diffpolicy.trainers.loops.base import RLModule, RunCallback
+from diffpolicy.trainers.loops.warm_start import warm_start
 from diffpolicy.trainers.methods import METHODS, Method
 from diffpolicy.trainers.run.callbacks import MetricsFiles, ProgressBar, ResultsFile
 from diffpolicy.trainers.run.checkpoints import Checkpoints
@@ -126,6 +128,8 @@ def _build(
     if checkpoint is not None:
         checkpoint.check_fits(module.metadata())
         _check_frames_left(config, checkpoint.state)
+    elif config.init_from is not None:
+        warm_start(module, Checkpoint.of_run(config.init_from, "init_from"))
     return module
 
 
@@ -138,13 +142,21 @@ def _registered(name: str) -> Method:
     return METHODS[name]
 
 
-def train(run: Run, stop: StopSignal | None = None) -> bool:
+def train(
+    run: Run,
+    stop: StopSignal | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    *,
+    progress_bar: bool = True,
+) -> bool:
     """Train until ``--total-frames``, or until Ctrl-C or a signal, after the current iteration.
 
     Args:
         run: what :func:`prepare` has made.
         stop: collects Ctrl-C, SIGTERM and other signals, and tells afterwards which of them it was;
             None is one of this call's own.
+        callbacks: further callbacks, such as a :class:`RunCallback`, which may end the run.
+        progress_bar: whether to show how far the run is.
 
     Returns:
         Whether the run was finished; False if it was stopped. A checkpoint exists in both cases.
@@ -160,7 +172,8 @@ def train(run: Run, stop: StopSignal | None = None) -> bool:
     module.signals = stop
     with run_scope(_device(config)), stop.installed():
         announce(run.output)
-        trainer = make_trainer(run, [bar, stopped])
+        shown = [bar] if progress_bar else []
+        trainer = make_trainer(run, [*shown, stopped, *callbacks])
         try:
             trainer.fit(module, ckpt_path=config.resume, weights_only=True)
         except (Exception, SystemExit) as error:
@@ -191,7 +204,6 @@ def _start_folder(run: Run, lock: FolderLock) -> None:
         TrainingError: before any work is lost, if it cannot be written to, or if another run has
             taken it since this one was prepared.
     """
-    content = {"method": run.config.method, **asdict(run.config)}
     checkpoints = run.output / files.CHECKPOINT_FOLDER
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -199,7 +211,7 @@ def _start_folder(run: Run, lock: FolderLock) -> None:
         check_unused(run.output, run.config)
         for folder in (run.output, checkpoints):
             remove_temporaries(folder)
-        files.write_json(run.output / files.CONFIG_FILE, content)
+        files.write_text(run.output / files.CONFIG_FILE, config_text(run.config))
     except (ArgumentError, OSError) as error:
         lock.release()
         if isinstance(error, ArgumentError):

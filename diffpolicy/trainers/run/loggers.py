@@ -4,6 +4,7 @@ import importlib.util
 import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,25 @@ def make_loggers(names: Sequence[str], output: Path, frames: int) -> list[Logger
 
 
 class LoggerMetrics(RunCallback):
-    """Sends metrics to the trainer's loggers."""
+    """Sends options and metrics to the trainer's loggers."""
+
+    def __init__(self) -> None:
+        self._told = False
 
     def on_evaluation(self, trainer: L.Trainer, module: RLModule, evaluation: Evaluation) -> None:
-        """Log the evaluation against environment steps."""
-        self._log(
-            trainer,
-            {
-                "eval_return_mean": evaluation.return_mean,
-                "eval_return_std": evaluation.return_std,
-            },
-            evaluation.env_steps,
-        )
+        """Log the evaluation against environment steps, the first one with all options."""
+        returns = {
+            "eval_return_mean": evaluation.return_mean,
+            "eval_return_std": evaluation.return_std,
+        }
+        if self._told:
+            self._log(trainer, returns, evaluation.env_steps)
+            return
+        self._told = True
+        options = {"method": module.config.method, **asdict(module.config)}
+        for logger in trainer.loggers:
+            if isinstance(logger, ForgivingLogger):
+                logger.log_options(options, returns, evaluation.env_steps)
 
     def on_iteration_end(
         self, trainer: L.Trainer, module: RLModule, metrics: dict[str, float]
@@ -104,6 +112,19 @@ class ForgivingLogger(Logger):
     ) -> None:
         """Log settings."""
         self._attempt(lambda: self.logger.log_hyperparams(params, *args, **kwargs))
+
+    def log_options(
+        self, options: Mapping[str, Any], metrics: Mapping[str, float], step: int
+    ) -> None:
+        """Log all options of a run and its first metrics, which TensorBoard lists together."""
+        simple = (str, int, float)
+        words = {k: v if isinstance(v, simple) else str(v) for k, v in options.items()}
+        logger = self.logger
+        if isinstance(logger, TensorBoardLogger):
+            self._attempt(lambda: logger.log_hyperparams(words, dict(metrics), step))
+        else:
+            self.log_hyperparams(dict(options))
+            self.log_metrics(metrics, step)
 
     def save(self) -> None:
         """Write what has been logged so far."""

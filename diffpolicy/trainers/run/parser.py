@@ -5,7 +5,6 @@ and read from YAML files, too: ``--config run.yaml``, before or after which flag
 """
 
 import argparse
-import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any, NoReturn
 
 import jsonargparse
 
+from diffpolicy.errors import did_you_mean
 from diffpolicy.trainers.config.options import (
     Shape,
     fields_of,
@@ -22,6 +22,7 @@ from diffpolicy.trainers.config.options import (
     shapes_of,
 )
 from diffpolicy.trainers.io import console
+from diffpolicy.trainers.io.config_file import METHOD_KEY
 
 # What --help calls a value.
 _WORDS = {int: "N", float: "X", str: "TEXT"}
@@ -33,10 +34,14 @@ class Parser(jsonargparse.ArgumentParser):
     Args:
         config_class: the configuration; each of its options is a flag.
         description: text at the top of ``--help``.
+        prog: name of the program (default: that of the script).
     """
 
-    def __init__(self, config_class: type[Any], description: str | None = None) -> None:
+    def __init__(
+        self, config_class: type[Any], description: str | None = None, prog: str | None = None
+    ) -> None:
         super().__init__(
+            prog=prog,
             description=description,
             usage="%(prog)s [options]",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -48,6 +53,16 @@ class Parser(jsonargparse.ArgumentParser):
         #: The flags that have been repeated so far.
         self.repeated: set[str] = set()
         self.add_argument("--config", action="config", help="YAML file with flags and their values")
+        self.add_argument(
+            "--print-config",
+            action="store_true",
+            help="print all options as a YAML file, and end",
+        )
+        #: Whether the options are to be printed.
+        self.print_only = False
+        # A file says which method its options are for.
+        method = _of_method(getattr(config_class, "method", ""))
+        self.add_argument(f"--{METHOD_KEY}", type=method, help=argparse.SUPPRESS)
         for title, fields in groups_of(config_class):
             group = self.add_argument_group(title)
             for field in fields:
@@ -69,6 +84,7 @@ class Parser(jsonargparse.ArgumentParser):
         words = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
         try:
             given = vars(self.parse_args(words, defaults=False))
+            self.print_only = bool(given.get("print_config"))
             return {
                 field.name: _value(field.name, given[field.name], self.shapes[field.name])
                 for field in self.fields
@@ -103,11 +119,8 @@ class Parser(jsonargparse.ArgumentParser):
         """What is wrong with a word, and which flag may have been meant."""
         if not word.startswith("--"):
             return f"{word} belongs to no flag; --help lists all flags."
-        flags = [flag_name(field.name) for field in self.fields]
-        close = [name for name in flags if name.startswith(word)]
-        close += difflib.get_close_matches(word, flags, 1)
-        advice = f"did you mean {close[0]}?" if close else "--help lists all flags."
-        return f"there is no flag {word}; {advice}"
+        flags = ["--config", "--print-config", *(flag_name(field.name) for field in self.fields)]
+        return f"there is no flag {word}; {did_you_mean(word, flags, '--help lists all flags.')}"
 
 
 class _Repeated(argparse.Action):
@@ -125,6 +138,19 @@ class _Repeated(argparse.Action):
         earlier = getattr(namespace, self.dest) if self.dest in self.repeated else []
         self.repeated.add(self.dest)
         setattr(namespace, self.dest, [*earlier, values])
+
+
+def _of_method(name: str) -> Callable[[str], str]:
+    """What reads the method that a file is for."""
+
+    def read(word: str) -> str:
+        if word != name:
+            raise argparse.ArgumentTypeError(
+                f"{flag_name(METHOD_KEY)} must be {name}, which is what runs here, got {word!r}."
+            )
+        return word
+
+    return read
 
 
 def _dashed(word: str) -> str:

@@ -1,0 +1,73 @@
+"""How an actor is built, as plain data that checkpoints and shared policies carry."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypeVar, get_args
+
+from diffpolicy.actors.configs import NetworkConfig, ProcessConfig
+from diffpolicy.sde import DeterministicStep
+
+ActorKind = Literal["denoising", "gaussian_chain", "gaussian_ppo", "gaussian_sac"]
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True)
+class ActorRecipe:
+    """All that an actor needs besides the sizes of its environment and its parameters.
+
+    :func:`~diffpolicy.actors.build.actors.make_actor` follows it. The actors of all builders carry
+    theirs, see :func:`recipe_of`.
+
+    Attributes:
+        kind: which actor: a denoising chain (:class:`~diffpolicy.actors.DenoisingActor`), a
+            :class:`~diffpolicy.actors.GaussianChainActor`, or TorchRL's TanhNormal actor with the
+            networks of PPO or those of SAC.
+        network: options of its network.
+        denoising_steps: number of steps ``N`` it is trained with; 1 without a chain.
+        process: options of its denoising process; None without a chain.
+        deterministic_step: what a chain without noise follows, see
+            :class:`~diffpolicy.actors.DenoisingActor`.
+    """
+
+    kind: ActorKind
+    network: NetworkConfig
+    denoising_steps: int = 1
+    process: ProcessConfig | None = None
+    deterministic_step: DeterministicStep = "mean"
+
+    def plain(self) -> dict[str, Any]:
+        """Numbers, text and their containers, for a file."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Self:
+        """The recipe that :meth:`plain` has written, through JSON or not.
+
+        Raises:
+            ValueError: if it is of another version, naming what is unknown.
+        """
+        values = dict(data)
+        if values.get("kind") not in get_args(ActorKind):
+            raise ValueError(
+                f"the kind of its actor is {values.get('kind')!r}; this version knows "
+                f"{', '.join(get_args(ActorKind))}"
+            )
+        values["network"] = _config(NetworkConfig, values.get("network", {}))
+        if values.get("process") is not None:
+            values["process"] = _config(ProcessConfig, values["process"])
+        return _config(cls, values)
+
+
+def recipe_of(actor: object) -> ActorRecipe | None:
+    """The recipe of an actor from one of the builders; None of any other actor."""
+    return getattr(actor, "recipe", None)
+
+
+def _config(kind: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
+    """A dataclass of plain values; JSON has made lists of its tuples."""
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(data.keys() - known)
+    if unknown:
+        raise ValueError(f"this version does not know {', '.join(unknown)} of {kind.__name__}")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})

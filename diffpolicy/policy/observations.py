@@ -1,0 +1,109 @@
+"""NumPy observations as the networks read them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from collectors.environments.spaces import OBSERVATION_KEY, SEPARATOR, Entry
+from diffpolicy.errors import ArgumentError
+
+
+def read_observation(entries: Sequence[Entry], observation: Any) -> NDArray[np.float32]:
+    """One observation, or a batch of any shape, as the concatenated vector that networks read.
+
+    Args:
+        entries: what is read.
+        observation: an array for an environment that observes one; else a dictionary, nested as
+            the environment's or with the dotted names of its entries (``"body.speed"``). What is
+            not read may be left out.
+
+    Returns:
+        ``[*B, S]``; ``[S]`` for one observation.
+
+    Raises:
+        ArgumentError: naming what was expected and what was given.
+    """
+    rows = [_rows(entry, _value(entry, observation)) for entry in entries]
+    if len(rows) == 1:
+        return rows[0]
+    batches = {row.shape[:-1] for row in rows}
+    if len(batches) > 1:
+        given = ", ".join(f"{e.name} {r.shape[:-1]}" for e, r in zip(entries, rows, strict=True))
+        raise ArgumentError(
+            "observation", f"a batch with {given}", "must have the same batch shape in all entries."
+        )
+    return np.concatenate(rows, -1)
+
+
+def _value(entry: Entry, observation: Any) -> Any:
+    """What an observation holds for an entry."""
+    if isinstance(observation, Mapping) and entry.name in observation:
+        return observation[entry.name]
+    value = observation
+    for key in entry.path:
+        value = _item(value, key)
+        if value is None:
+            raise _misses(entry, observation)
+    if isinstance(value, Mapping):
+        raise _misses(entry, observation)
+    return value
+
+
+def _item(value: Any, key: str) -> Any:
+    """The item of a dictionary, or of a tuple by the number in ``key``; None if there is none."""
+    if isinstance(value, Mapping):
+        # The keys of a Dict space are text, but nothing keeps them from being something else.
+        return next((item for own, item in value.items() if str(own) == key), None)
+    if isinstance(value, Sequence) and key.isdigit() and int(key) < len(value):
+        return value[int(key)]
+    return None
+
+
+def _misses(entry: Entry, observation: Any) -> ArgumentError:
+    if isinstance(observation, Mapping):
+        given = f"a dictionary with {', '.join(map(str, observation)) or 'nothing'}"
+    else:
+        given = f"{type(observation).__name__} of the shape {np.shape(observation)}"
+    where = "as an array" if entry.name == OBSERVATION_KEY else f"in a dictionary ({entry.name})"
+    nested = f", or nested: {' -> '.join(entry.path)}" if SEPARATOR in entry.name else ""
+    return ArgumentError("observation", given, f"lacks {entry.name}; give it {where}{nested}.")
+
+
+def _rows(entry: Entry, value: Any) -> NDArray[np.float32]:
+    """The values of an entry ``[*B, *shape of its space]`` as vectors ``[*B, F]``."""
+    given = np.asarray(value)
+    shape = entry.space.shape
+    assert shape is not None
+    single = given.ndim - len(shape)
+    if single < 0 or given.shape[single:] != shape or given.dtype.kind not in "fiub":
+        sizes = ", ".join(map(str, shape))
+        raise ArgumentError(
+            "observation",
+            f"{entry.name} of the shape {given.shape} and type {given.dtype}",
+            f"must be numbers of the shape ({sizes}), or (*batch{', ' if sizes else ''}{sizes}).",
+        )
+    batch = given.shape[:single]
+    if isinstance(entry.space, spaces.Box):
+        # What float32 cannot hold becomes infinite, and is refused below.
+        with np.errstate(over="ignore"):
+            rows = given.astype(np.float32).reshape(*batch, *entry.shape)
+    else:
+        rows = _one_hot(entry, given.reshape(-1, *shape)).reshape(*batch, *entry.shape)
+    if not np.isfinite(rows).all():
+        raise ArgumentError("observation", entry.name, "must be finite, and has NaN or infinity.")
+    return rows
+
+
+def _one_hot(entry: Entry, values: NDArray[Any]) -> NDArray[np.float32]:
+    rows = np.empty((len(values), *entry.shape), np.float32)
+    for row, value in zip(rows, values, strict=True):
+        try:
+            row[...] = entry.flatten(value)
+        except ValueError as error:
+            raise ArgumentError(
+                "observation", f"{entry.name} {value}", f"is not in {entry.space}."
+            ) from error
+    return rows

@@ -1,0 +1,89 @@
+"""What a policy reads, what it drives, and how its actor is built, as plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torchrl.data import Bounded
+from torchrl.envs import EnvBase
+
+from collectors.environments.gymnasium_env import gymnasium_env
+from collectors.environments.spaces import Actions, Entry, observation_entry
+from diffpolicy.actors import ActorKeys, ActorRecipe, recipe_of
+from diffpolicy.actors.build.actors import make_actor
+from diffpolicy.actors.build.sizes import Sizes
+from diffpolicy.networks import RunningNorm
+from diffpolicy.policy.spaces import plain_space, space_from_plain
+
+_NAME = "the policy"
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """All of a policy but its parameters.
+
+    Attributes:
+        actor: how its actor is built.
+        entries: what it reads of an observation, in the order of their concatenation.
+        actions: how its actions get to the environment.
+    """
+
+    actor: ActorRecipe
+    entries: tuple[Entry, ...]
+    actions: Actions
+
+    @classmethod
+    def of(cls, actor: object, env: EnvBase) -> Self | None:
+        """The spec of an actor of one of our builders in an environment of :func:`make_env`.
+
+        Returns:
+            None for another actor or environment, which no plain data describes.
+        """
+        recipe, own = recipe_of(actor), gymnasium_env(env)
+        if recipe is None or own is None:
+            return None
+        read = set(actor.in_keys)  # type: ignore[attr-defined]
+        entries = tuple(entry for entry in own.entries if entry.key in read)
+        return cls(recipe, entries, own.actions)
+
+    def plain(self) -> dict[str, Any]:
+        """Numbers, text and their containers, for a file."""
+        observation = [
+            {"path": list(entry.path), "space": plain_space(entry.space)} for entry in self.entries
+        ]
+        action = plain_space(self.actions.space, bounds=True)
+        return {"actor": self.actor.plain(), "observation": observation, "action": action}
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Self:
+        """The spec that :meth:`plain` has written, through JSON or not.
+
+        Raises:
+            ValueError: if this version cannot read it, with the reason.
+        """
+        entries = (
+            observation_entry(_NAME, tuple(entry["path"]), space_from_plain(entry["space"]))
+            for entry in data["observation"]
+        )
+        actions = Actions.of(_NAME, space_from_plain(data["action"]))
+        return cls(ActorRecipe.from_plain(data["actor"]), tuple(entries), actions)
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action dimensions ``A``."""
+        return len(self.actions.low)
+
+    def build_actor(self, device: torch.device | str = "cpu") -> Any:
+        """The actor, with fresh parameters."""
+        width = sum(entry.shape[-1] for entry in self.entries)
+        normalize = self.actor.network.normalize_observations
+        low, high = torch.from_numpy(self.actions.low), torch.from_numpy(self.actions.high)
+        sizes = Sizes(
+            observation_keys=[entry.key for entry in self.entries],
+            observation_dim=width,
+            action_spec=Bounded(low, high, dtype=torch.float32),
+            keys=ActorKeys(),
+            normalizer=RunningNorm(width) if normalize else None,
+        )
+        return make_actor(self.actor, sizes, device)
