@@ -77,7 +77,7 @@ def test_every_method_has_its_page() -> None:
 def test_the_page_of_a_method_is_complete(method: str) -> None:
     text = (DOCS / f"{method}.md").read_text()
     tables = [f"<!-- {word}: {method} -->" for word in ("options", "metrics", "results")]
-    wanted = ["## Equations", "$$", "python examples/", *tables]
+    wanted = ["## Equations", "$$", f"diffpolicy train {method} ", *tables]
     left = [part for part in wanted if part not in text]
     assert not left, f"docs/{method}.md lacks {left[0]}; docs/sac.md is an example."
     compared = (DOCS / "methods.md").read_text()
