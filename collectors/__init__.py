@@ -23,7 +23,7 @@ from collectors.errors import (
     WorkerError,
 )
 from collectors.randomness import RandomStream
-from collectors.seeding import derive_seed
+from collectors.seeding import EVALUATION_SEED, derive_seed
 from collectors.state.collector_state import borrowed_env, collector_state, load_collector_state
 from collectors.state.replay_state import load_replay_state, replay_state
 from collectors.streams.minibatches import RolloutBuffer
@@ -34,6 +34,7 @@ from collectors.streams.replay import make_replay_buffer
 register_tasks()
 
 __all__ = [
+    "EVALUATION_SEED",
     "CollectionError",
     "Entry",
     "EpisodeStats",

@@ -31,6 +31,9 @@ COMMANDS = {
     "train": Command("train", "train a method; its options are flags, or a YAML file"),
     "eval": Command("evaluate", "returns of a trained policy, in fresh episodes"),
     "plot": Command("plot", "curves of several runs and seeds, and a table"),
+    "play": Command("play", "watch a trained policy in a window"),
+    "record": Command("record", "a video (mp4 or gif) of a trained policy"),
+    "sweep": Command("sweep", "search for options with Optuna"),
     "list": Command("listing", "methods, tasks and presets"),
 }
 """All subcommands by name."""

@@ -10,7 +10,7 @@ from diffpolicy.cli.arguments import Arguments
 
 _DESCRIPTION = """\
 Draw the evaluation returns of runs, and print a table of the last ones. Runs that differ in their
-seed alone are one curve, with a 95 % confidence band; otherwise the legend says in what they differ.
+seed alone are one curve, with a 95 % confidence band; the legend says in what others differ.
 
   diffpolicy plot runs/dime-seed0 runs/dime-seed1 runs/sac-seed0 --output curves.png"""
 # What makes no difference to the results of a run, or is said elsewhere.

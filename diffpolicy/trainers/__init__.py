@@ -7,12 +7,13 @@ scripts, :func:`prepare` and :func:`train` are its two halves. A method of your 
 :class:`OffPolicyParts`, which :class:`OnPolicyModule` and :class:`OffPolicyModule` train.
 """
 
+from collectors import EVALUATION_SEED
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.config.on_policy import OnPolicyConfig
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.loops.base import RLModule, RunCallback
-from diffpolicy.trainers.loops.evaluation import EVALUATION_SEED, Evaluation
+from diffpolicy.trainers.loops.evaluation import Evaluation
 from diffpolicy.trainers.loops.off_policy import OffPolicyModule, OffPolicyParts
 from diffpolicy.trainers.loops.on_policy import OnPolicyModule, OnPolicyParts
 from diffpolicy.trainers.loops.optimizer import Optimizer

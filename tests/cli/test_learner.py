@@ -38,7 +38,7 @@ def test_every_method_is_a_class_of_the_package() -> None:
     for name, learner in LEARNERS.items():
         assert getattr(diffpolicy, name) is learner
         assert learner.method.summary in (learner.__doc__ or "")
-    with pytest.raises(AttributeError, match="has no attribute 'DIMEE'; did you mean DIME?"):
+    with pytest.raises(AttributeError, match=r"has no attribute 'DIMEE'; did you mean DIME\?"):
         diffpolicy.DIMEE  # noqa: B018
     assert not hasattr(diffpolicy, "dime")
 

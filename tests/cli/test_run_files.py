@@ -1,6 +1,7 @@
 """Configurations of runs: written, printed, and given back."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,8 @@ def test_what_is_wrong_with_a_file_is_one_line(
     path = tmp_path / "run.yaml"
     path.write_text(content)
     words = ["train", "--config", str(path), "--output", str(tmp_path / "run")]
-    try:
-        assert main(words) == 2
-    except SystemExit as end:
-        assert end.code == 2
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(main(words))
     err = capsys.readouterr().err
     assert err.count("\n") == 1, err
     assert message in err

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 from small_methods import DIFFUSION, small_options, words
 from torch import nn

@@ -215,7 +215,6 @@ class RLModule(L.LightningModule, ABC):
         """Add the run's state, that of every rank included, and drop Lightning's loop counters."""
         checkpoint.pop("loops", None)
         checkpoint[CHECKPOINT_KEY] = {
-            "versions": versions(),
             "metadata": self.metadata(),
             "config": asdict(self.config),
             POLICY_KEY: None if self.policy_spec is None else self.policy_spec.plain(),

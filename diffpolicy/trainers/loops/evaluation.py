@@ -9,6 +9,7 @@ from torchrl.collectors import BaseCollector
 from torchrl.envs import EnvBase, ExplorationType
 
 from collectors import (
+    EVALUATION_SEED,
     NonFiniteError,
     RandomStream,
     UnfinishedEpisodeError,
@@ -22,8 +23,6 @@ from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.io.console import warn
 from diffpolicy.trainers.loops.environments import evaluation_env
 
-# Evaluations start from the same states in every run, whatever its seed.
-EVALUATION_SEED = 1_000_003
 _EXPLORATION = {
     "deterministic": ExplorationType.DETERMINISTIC,
     "stochastic": ExplorationType.RANDOM,

@@ -10,13 +10,14 @@ from typing import Any, ClassVar, Self
 
 import lightning as L
 
+from collectors import EVALUATION_SEED
 from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers.config.options import fields_of
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.loops.base import RLModule, RunCallback
-from diffpolicy.trainers.loops.evaluation import EVALUATION_SEED, Evaluation
+from diffpolicy.trainers.loops.evaluation import Evaluation
 from diffpolicy.trainers.methods import METHODS, Method
 from diffpolicy.trainers.run.launch import prepare, train
 from diffpolicy.trainers.run.trained import evaluate_run, load_run

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from collectors import EVALUATION_SEED
 from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers.config.options import fields_of
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.loops.base import RLModule
-from diffpolicy.trainers.loops.evaluation import EVALUATION_SEED, Evaluation, Evaluator
+from diffpolicy.trainers.loops.evaluation import Evaluation, Evaluator
 from diffpolicy.trainers.methods import METHODS, Method
 from diffpolicy.trainers.run.scope import run_scope
 

@@ -1,0 +1,159 @@
+"""Episodes of a trained policy in an environment that is drawn."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from diffpolicy.cli.arguments import Arguments
+from diffpolicy.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from diffpolicy.policy import Policy
+
+# MuJoCo's own words do not say what would help.
+_MUJOCO_HINT = (
+    "MuJoCo draws with MUJOCO_GL=egl (a GPU, or Mesa's libEGL), MUJOCO_GL=osmesa (libOSMesa), or "
+    "glfw on a display; on Debian: apt install libegl1 libgl1-mesa-dri"
+)
+_PYGAME_HINT = "pip install 'diffpolicy[video]'"
+
+
+class Episode(NamedTuple):
+    """An episode that has ended.
+
+    Attributes:
+        number: 1 for the first.
+        reward: its undiscounted return.
+        steps: its length.
+    """
+
+    number: int
+    reward: float
+    steps: int
+
+
+def add_flags(parser: Arguments) -> None:
+    """The flags that say which policy acts where, and how."""
+    parser.add_argument(
+        "policy", metavar="POLICY", help="folder of a run, a checkpoint, or a saved policy"
+    )
+    parser.add_argument("--env", metavar="ENV", help="another environment with the same spaces")
+    parser.add_argument("--max-episode-steps", type=int, metavar="N", help="cut episodes off")
+    parser.add_argument("--denoising-steps", type=int, metavar="N", help="other than in training")
+    parser.add_argument("--stochastic", action="store_true", help="sample the actions")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of initial states (default: as in evaluations)"
+    )
+
+
+def load(args: argparse.Namespace) -> "Policy":
+    """The policy that the flags name.
+
+    Raises:
+        ArgumentError: there is none, or it does not have as many denoising steps.
+    """
+    from diffpolicy import load_policy
+
+    return load_policy(args.policy, denoising_steps=args.denoising_steps)
+
+
+def drawn_env(policy: "Policy", args: argparse.Namespace, render_mode: str) -> "gym.Env[Any, Any]":
+    """The environment of the policy's training, or another one, which draws itself.
+
+    Raises:
+        ArgumentError: it cannot be built, or not be drawn, with what would help.
+    """
+    from collectors import make_env
+    from collectors.environments.gymnasium_env import gymnasium_env
+
+    config = policy.training.get("config", {})
+    name = args.env or policy.training.get("env")
+    if name is None:
+        problem = "does not say which environment it is for; give one with --env."
+        raise ArgumentError("policy", args.policy, problem)
+    options = {
+        "max_episode_steps": args.max_episode_steps or config.get("max_episode_steps"),
+        **(config.get("env_kwargs") or {}),
+    }
+    if config.get("env_wrapper"):
+        options["wrappers"] = config["env_wrapper"]
+    with drawing(name):
+        own = gymnasium_env(make_env(name, render_mode=render_mode, **options))
+        if own is None or own.envs[0].render_mode != render_mode:
+            raise RuntimeError("it has no picture of itself")
+    env = own.envs[0]
+    ours, theirs = policy.actions.space, env.action_space
+    if ours.shape != theirs.shape:
+        problem = f"takes the actions {theirs}, and the policy gives {ours}."
+        raise ArgumentError("env", name, problem)
+    return env
+
+
+class drawing:
+    """Turn whatever fails while an environment is built or drawn into an ArgumentError.
+
+    Args:
+        env: its name.
+    """
+
+    def __init__(self, env: str) -> None:
+        self._env = env
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if not isinstance(error, Exception) or isinstance(error, ArgumentError):
+            return
+        words = f"{type(error).__name__}: {error}"
+        hint = ""
+        if "pygame" in words:
+            hint = f"; {_PYGAME_HINT}"
+        elif any(sign in words for sign in ("gl", "GL", "mujoco", "display")):
+            hint = f"; {_MUJOCO_HINT}"
+        line = " ".join(words.split()).rstrip(".")
+        raise ArgumentError("env", self._env, f"cannot be drawn ({line}){hint}.") from error
+
+
+def episodes(
+    policy: "Policy",
+    env: "gym.Env[Any, Any]",
+    args: argparse.Namespace,
+    each_step: Callable[[], None] = lambda: None,
+) -> Iterator[Episode]:
+    """Endless episodes; with the usual seed they begin as those of the evaluations.
+
+    Args:
+        policy: acts.
+        env: where.
+        args: the flags of :func:`add_flags`.
+        each_step: called before every step, and at the end of an episode.
+    """
+    from collectors import EVALUATION_SEED, RandomStream, derive_seed
+
+    seed = derive_seed(EVALUATION_SEED if args.seed is None else args.seed, 0)
+    policy.seed(seed)
+    number = 0
+    while True:
+        # Some environments draw from the global generators.
+        with RandomStream(seed + number):
+            # Evaluations seed an environment, and then begin an episode.
+            env.reset(seed=seed + number)
+            observation, _ = env.reset()
+            total, steps, ended = 0.0, 0, False
+            while not ended:
+                each_step()
+                action = policy.act(observation, deterministic=not args.stochastic)
+                observation, reward, terminated, truncated, _ = env.step(action)
+                total, steps = total + float(reward), steps + 1
+                ended = bool(terminated or truncated)
+            each_step()
+        number += 1
+        yield Episode(number, total, steps)
+
+
+def line(episode: Episode) -> str:
+    """What is printed about an episode."""
+    return f"episode {episode.number}: return {episode.reward:.1f}, {episode.steps} steps\n"
