@@ -8,27 +8,23 @@ from typing import Any
 
 import latex2mathml.converter
 import site_links  # type: ignore[import-not-found]
+import site_nav  # type: ignore[import-not-found]
 import site_tables  # type: ignore[import-not-found]
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from diffpolicy.trainers import METHODS
-
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 _LETTERS = re.compile(r'<mi mathvariant="(script|double-struck)">([A-Z])</mi>')
-_METHODS = "Methods"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the page of every registered method into the navigation."""
+    """Put every page into the navigation, those of methods first of all."""
     missing = site_tables.missing_pages()
     if missing:
         raise PluginError(f"METHODS has {', '.join(missing)}: write docs/{missing[0]}.md.")
-    for entry in config.nav or []:
-        if isinstance(entry, dict) and _METHODS in entry:
-            entry[_METHODS] += [f"{name}.md" for name in METHODS]
+    config.nav = site_nav.complete(list(config.nav or []))
     return config
 
 

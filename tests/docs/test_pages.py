@@ -1,5 +1,6 @@
 """Links lead somewhere, every page is in the navigation, and every method has its page."""
 
+import copy
 import importlib
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from documented import DOCS, PAGES, ROOT, name_of
 from site_links import headings, outside, place, targets
+from site_nav import complete, pages_of
 from site_tables import MACROS, fill, metrics, missing_pages, option_tables
 
 from diffpolicy.trainers import METHODS
@@ -47,25 +49,13 @@ def test_a_broken_link_is_noticed(tmp_path: Path) -> None:
     assert list(broken(page)) == ["none.md is not a file", "#two has no such heading"]
 
 
-def navigation(entry: object) -> Iterator[str]:
-    """The pages that the settings of the site name."""
-    if isinstance(entry, str):
-        yield entry
-    elif isinstance(entry, dict):
-        for part in entry.values():
-            yield from navigation(part)
-    elif isinstance(entry, list):
-        for part in entry:
-            yield from navigation(part)
-
-
-def test_every_page_is_in_the_navigation() -> None:
-    pages = {place(page) for page in DOCS.rglob("*.md")}
-    named = set(navigation(SETTINGS["nav"])) | {f"{name}.md" for name in METHODS}
-    left = sorted(pages - named)
-    assert not left, f"docs/{left[0]} is in no list under nav in docs/site/mkdocs.yml; add it."
-    found = pages | set(outside(sorted(DOCS.rglob("*.md"))))
-    assert not named - found, "nav in docs/site/mkdocs.yml names pages that do not exist"
+def test_every_page_is_in_the_navigation_once() -> None:
+    pages = [place(page) for page in sorted(DOCS.rglob("*.md"))]
+    named = list(pages_of(complete(copy.deepcopy(SETTINGS["nav"]))))
+    assert len(named) == len(set(named))
+    assert not set(pages) - set(named)
+    unknown = set(named) - set(pages) - set(outside([DOCS / page for page in pages]))
+    assert not unknown, "nav in docs/site/mkdocs.yml names pages that do not exist"
 
 
 def test_every_method_has_its_page() -> None:
