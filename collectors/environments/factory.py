@@ -1,13 +1,14 @@
 """From the name of an environment to copies of it as a TorchRL environment."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from torchrl.envs import (
     ActionScaling,
     Compose,
+    EnvBase,
     RewardScaling,
     RewardSum,
     StepCounter,
@@ -16,7 +17,8 @@ from torchrl.envs import (
 )
 
 from collectors.environments.gymnasium_env import GymnasiumEnv
-from collectors.environments.sources import gymnasium_source
+from collectors.environments.sources import EnvLike, Source, environment_source
+from collectors.environments.torchrl_env import torchrl_copies
 from collectors.randomness import RandomStream
 from collectors.seeding import derive_seed
 from diffpolicy.errors import ArgumentError
@@ -26,7 +28,7 @@ STEP_COUNT_KEY = "step_count"
 
 
 def make_env(
-    name: str,
+    name: EnvLike,
     *,
     num_envs: int = 1,
     seed: int | None = None,
@@ -34,11 +36,13 @@ def make_env(
     rescale_actions: bool = False,
     max_episode_steps: int | None = None,
     observation_keys: Sequence[str] | None = None,
-    **gym_kwargs: Any,
+    wrappers: Sequence[str | Callable[[Any], Any]] = (),
+    keep_batch: bool = False,
+    **env_kwargs: Any,
 ) -> TransformedEnv:
-    """Build ``num_envs`` copies of a Gymnasium environment, stepped together in this process.
+    """Build ``num_envs`` copies of an environment, stepped together in this process.
 
-    The copies are stepped one after the other (:class:`collectors.GymnasiumEnv`), and TorchRL
+    Copies of a Gymnasium environment are stepped one after the other (:class:`collectors.GymnasiumEnv`), and TorchRL
     resets the finished ones. Every row of a rollout is then a real transition, and
     ``("next", "observation")`` of a finished episode is the simulator's last observation.
     ``terminated`` (the task ended) and ``truncated`` (the time limit ended it) stay apart;
@@ -63,10 +67,20 @@ def make_env(
     "done")`` hold the return and the length of the finished episode.
 
     Args:
-        name: a registered Gymnasium id, ``"module:Id-v0"`` to import the module first, or
-            ``"dmc:domain-task"`` for a task of the DeepMind Control Suite, for example
-            ``"dmc:cheetah-run"`` (needs ``pip install 'diffpolicy[dmc]'``). All that a task of the
-            suite observes becomes one vector.
+        name: what to build; docs/environments.md shows each way.
+
+            * a registered Gymnasium id, or ``"module:Id-v0"`` to import the module first;
+            * ``"dmc:domain-task"`` for a task of the DeepMind Control Suite, for example
+              ``"dmc:cheetah-run"`` (needs ``pip install 'diffpolicy[dmc]'``). All that a task of
+              the suite observes becomes one vector;
+            * ``"module:factory"``, or a factory: a function or class that returns a Gymnasium
+              environment, or a TorchRL one. The module may be a file of the current folder;
+            * one Gymnasium or TorchRL environment, where ``num_envs`` is the number of copies that
+              it has. It stays yours: closing the result does not close it.
+
+            A TorchRL environment keeps its own names of observations and its device. One without
+            a batch is copied ``num_envs`` times; one with a batch has that size already, or comes
+            from a factory with an argument ``num_envs``.
         num_envs: number of copies. The batch size is ``[num_envs]``, also for one copy.
         seed: seeds the simulators through :func:`derive_seed`; copy ``i`` gets
             ``derive_seed(seed) + i``. ``None`` leaves them unseeded. An environment that draws from
@@ -79,16 +93,19 @@ def make_env(
         max_episode_steps: replaces the environment's own time limit.
         observation_keys: the entries of a dictionary observation that are read, with dots between
             the keys of dictionaries in dictionaries (``"body.speed"``). By default all of them.
-        **gym_kwargs: passed to the environment's constructor; ``wrappers``, a list of Gymnasium's
-            wrappers, are put around it.
+        wrappers: Gymnasium's wrappers, TorchRL's transforms, or their names ``"module:Wrapper"``,
+            put around every environment, the first one innermost.
+        keep_batch: whether a TorchRL environment that has a batch of a size of its own keeps it,
+            whatever ``num_envs`` says.
+        **env_kwargs: passed to the constructor of the environment, or to the factory.
 
     Returns:
         An environment with batch size ``[num_envs]``.
 
     Raises:
-        ArgumentError: unknown id or task, missing packages, discrete or unbounded actions, an
-            entry of the observation of no fixed size, or an argument out of range. Raised before
-            anything is simulated.
+        ArgumentError: unknown id, task or factory, missing packages, discrete or unbounded
+            actions, an entry of the observation of no fixed size, one environment where several
+            are needed, or an argument out of range. Raised before anything is simulated.
 
     Example:
         >>> env = make_env("Pendulum-v1", num_envs=2, seed=0)
@@ -104,13 +121,8 @@ def make_env(
             reward_scale,
             "must be a positive finite number; 1.0 leaves rewards as they are.",
         )
-    build = partial(
-        GymnasiumEnv,
-        gymnasium_source(name, max_episode_steps, gym_kwargs),
-        num_envs,
-        name=name,
-        observation_keys=observation_keys,
-    )
+    source = environment_source(name, max_episode_steps, env_kwargs, wrappers)
+    build = partial(_copies, source, num_envs, observation_keys, keep_batch)
     if seed is None:
         env = build()
     else:
@@ -121,10 +133,35 @@ def make_env(
     transforms: list[Transform] = []
     if rescale_actions and not _is_unit_box(env):
         transforms.append(ActionScaling())
-    transforms += [RewardSum(), StepCounter()]
+    known = env.observation_spec.keys()
+    transforms += [RewardSum()] if EPISODE_REWARD_KEY not in known else []
+    transforms += [StepCounter()] if STEP_COUNT_KEY not in known else []
     if reward_scale != 1.0:
         transforms.append(RewardScaling(loc=0.0, scale=reward_scale))
-    return TransformedEnv(env, Compose(*transforms))
+    return TransformedEnv(env, Compose(*transforms), auto_unwrap=False)
+
+
+def _copies(
+    source: Source, num_envs: int, observation_keys: Sequence[str] | None, keep_batch: bool
+) -> EnvBase:
+    """The environment without transforms, with one batch dimension."""
+    first = source.build(num_envs)
+    if isinstance(first, EnvBase):
+        return torchrl_copies(source, first, num_envs, keep_batch=keep_batch)
+    if source.instance is not None and num_envs > 1:
+        problem = (
+            "must be 1 for one environment that has been built; give a factory instead of it, "
+            f"for example lambda: {type(first.unwrapped).__name__}(...)."
+        )
+        raise ArgumentError("num_envs", num_envs, problem)
+    return GymnasiumEnv(
+        partial(source.build, 1),
+        num_envs,
+        name=source.name,
+        observation_keys=observation_keys,
+        first=first,
+        owned=source.instance is None,
+    )
 
 
 def _check_at_least_one(argument: str, value: int) -> None:
@@ -132,5 +169,6 @@ def _check_at_least_one(argument: str, value: int) -> None:
         raise ArgumentError(argument, value, "must be an integer of at least 1.")
 
 
-def _is_unit_box(env: GymnasiumEnv) -> bool:
-    return bool((env.actions.low == -1.0).all() and (env.actions.high == 1.0).all())
+def _is_unit_box(env: EnvBase) -> bool:
+    space = env.action_spec.space
+    return bool((space.low == -1.0).all() and (space.high == 1.0).all())
