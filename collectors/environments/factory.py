@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,15 +17,15 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
+from collectors.environments.chunks import ChunkedEnv
+from collectors.environments.frames import with_frames
 from collectors.environments.gymnasium_env import GymnasiumEnv
+from collectors.environments.observed import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 from collectors.environments.sources import EnvLike, Source, environment_source
 from collectors.environments.torchrl_env import torchrl_copies
 from collectors.randomness import RandomStream
 from collectors.seeding import derive_seed
 from diffpolicy.errors import ArgumentError
-
-EPISODE_REWARD_KEY = "episode_reward"
-STEP_COUNT_KEY = "step_count"
 
 
 def make_env(
@@ -37,14 +38,18 @@ def make_env(
     max_episode_steps: int | None = None,
     observation_keys: Sequence[str] | None = None,
     wrappers: Sequence[str | Callable[[Any], Any]] = (),
+    frame_stack: int = 1,
+    action_chunk: int = 1,
+    gamma: float = 1.0,
     keep_batch: bool = False,
     **env_kwargs: Any,
 ) -> TransformedEnv:
     """Build ``num_envs`` copies of an environment, stepped together in this process.
 
-    Copies of a Gymnasium environment are stepped one after the other (:class:`collectors.GymnasiumEnv`), and TorchRL
-    resets the finished ones. Every row of a rollout is then a real transition, and
-    ``("next", "observation")`` of a finished episode is the simulator's last observation.
+    Copies of a Gymnasium environment are stepped one after the other
+    (:class:`collectors.GymnasiumEnv`), and TorchRL resets the finished ones. Every row of a rollout
+    is then a real transition, and ``("next", "observation")`` of a finished episode is the
+    simulator's last observation.
     ``terminated`` (the task ended) and ``truncated`` (the time limit ended it) stay apart;
     ``done`` is either.
 
@@ -95,6 +100,12 @@ def make_env(
             the keys of dictionaries in dictionaries (``"body.speed"``). By default all of them.
         wrappers: Gymnasium's wrappers, TorchRL's transforms, or their names ``"module:Wrapper"``,
             put around every environment, the first one innermost.
+        frame_stack: how many of the last observations are observed at once, oldest first: longer
+            vectors, and images of more channels. An episode begins with copies of its first one.
+        action_chunk: how many actions a step takes, ``[action_chunk * A]``, which are executed one
+            by one until an episode ends. ``reward`` is their discounted sum, and ``chunk_steps``
+            says how many steps it took; episode statistics count steps of the environment.
+        gamma: discount of a step of the environment inside of a chunk.
         keep_batch: whether a TorchRL environment that has a batch of a size of its own keeps it,
             whatever ``num_envs`` says.
         **env_kwargs: passed to the constructor of the environment, or to the factory.
@@ -113,6 +124,8 @@ def make_env(
         torch.Size([2, 3, 1])
     """
     _check_at_least_one("num_envs", num_envs)
+    _check_at_least_one("frame_stack", frame_stack)
+    _check_at_least_one("action_chunk", action_chunk)
     if max_episode_steps is not None:
         _check_at_least_one("max_episode_steps", max_episode_steps)
     if not (math.isfinite(reward_scale) and reward_scale > 0):
@@ -122,6 +135,9 @@ def make_env(
             "must be a positive finite number; 1.0 leaves rewards as they are.",
         )
     source = environment_source(name, max_episode_steps, env_kwargs, wrappers)
+    if frame_stack > 1:
+        history = partial(with_frames, frame_stack, observation_keys)
+        source = replace(source, wrappers=(*source.wrappers, history))
     build = partial(_copies, source, num_envs, observation_keys, keep_batch)
     if seed is None:
         env = build()
@@ -130,6 +146,8 @@ def make_env(
         with RandomStream(derive_seed(seed)):
             env = build()
             env.set_seed(derive_seed(seed))
+    if action_chunk > 1:
+        env = ChunkedEnv(env, action_chunk, gamma)
     transforms: list[Transform] = []
     if rescale_actions and not _is_unit_box(env):
         transforms.append(ActionScaling())

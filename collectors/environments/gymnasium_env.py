@@ -151,9 +151,15 @@ class GymnasiumEnv(EnvBase):
         return rows.tensordict(rewards=True).where(chosen.reshape(self.batch_size), skipped)
 
 
+class EnvLayer(EnvBase):
+    """An environment around another one, ``base_env``, which holds all of its state."""
+
+    base_env: EnvBase
+
+
 def gymnasium_env(env: EnvBase) -> GymnasiumEnv | None:
     """The Gymnasium environments inside of all transforms; None if there are others."""
-    while isinstance(env, TransformedEnv):
+    while isinstance(env, (TransformedEnv, EnvLayer)):
         env = env.base_env
     return env if isinstance(env, GymnasiumEnv) else None
 

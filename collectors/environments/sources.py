@@ -108,6 +108,8 @@ def environment_source(
         env, title = factory, env
     else:
         title = shown(env)
+    if max_episode_steps is not None:
+        around = (*around, partial(_limited, max_episode_steps))
     if isinstance(env, (gym.Env, EnvBase)):
         if own:
             problem = "is an environment that has been built; give a factory to pass env_kwargs."
@@ -120,8 +122,6 @@ def environment_source(
             "must be an id, module:factory, a gymnasium.Env, a torchrl.envs.EnvBase, or a function "
             f"that returns one of these; got {type(env).__name__}.",
         )
-    if max_episode_steps is not None:
-        around = (*around, partial(_limited, max_episode_steps))
     sized = _takes_num_envs(env, own)
     return Source(title, partial(env, **own), own, around, sized=sized)
 

@@ -32,7 +32,7 @@ def build_denoising_actor(
     noise_key: NestedKey | None = None,
     device: torch.device | str | None = None,
 ) -> DenoisingActor:
-    """A :class:`DenoisingActor` for an environment.
+    """A :class:`DenoisingActor` for an environment, behind an encoder where it observes images.
 
     Several agents that share one policy are supported where actions have the shape
     ``[*agents, A]`` and observations ``[*agents, S]``::
@@ -102,16 +102,17 @@ def make_denoising_actor(
         activation=network.score_activation,
         initialization=network.score_initialization,
     )
-    return DenoisingActor(
+    actor = DenoisingActor(
         DenoisingProcess(sizes.action_dim, denoising_steps, **vars(process)),
         score_network,
         ActionSquash(*sizes.bounds),
-        in_keys=sizes.observation_keys,
+        in_keys=sizes.actor_keys,
         keys=sizes.keys,
         return_chain=return_chain,
         deterministic_step=deterministic_step,
         noise_key=noise_key,
     )
+    return sizes.behind_encoder(actor)
 
 
 def make_gaussian_actor(
@@ -123,7 +124,7 @@ def make_gaussian_actor(
 ) -> ProbabilisticActor:
     """TorchRL's TanhNormal actor on a network that maps ``[*B, S]`` to ``loc`` and ``scale``."""
     module = TensorDictModule(
-        sizes.concatenated(network),
+        sizes.concatenated(network, acts=True),
         in_keys=sizes.observation_keys,
         out_keys=["loc", "scale"],
     )

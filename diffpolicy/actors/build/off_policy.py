@@ -24,6 +24,7 @@ from diffpolicy.actors.configs import (
     ProcessConfig,
 )
 from diffpolicy.actors.keys import ActorKeys
+from diffpolicy.errors import ArgumentError
 from diffpolicy.networks import mlp
 
 _DIFFSAC_NETWORK = NetworkConfig(actor_hidden=(128, 128), normalize_observations=False)
@@ -75,7 +76,7 @@ def build_dime_networks(
         sizes, denoising_steps, process or DIME_PROCESS, network, noise_key=noise_key
     )
     q_module = make_action_critic(sizes, critic)
-    return ActorCritic(actor.to(device), q_module.to(device), sizes.normalizer)
+    return ActorCritic(actor.to(device), q_module.to(device), sizes.statistics)
 
 
 def build_diffsac_networks(
@@ -120,7 +121,7 @@ def build_diffsac_networks(
         sizes, denoising_steps, process, network, return_chain=True, noise_key=noise_key
     )
     q_module = make_denoising_critic(sizes, denoising_steps, critic, network, process.prior_std)
-    return ActorCritic(actor.to(device), q_module.to(device), sizes.normalizer)
+    return ActorCritic(actor.to(device), q_module.to(device), sizes.statistics)
 
 
 def build_gaussian_sac_networks(
@@ -162,10 +163,17 @@ def build_gaussian_sac_networks(
         return_log_prob=False,
     )
     critics = make_single_critics(sizes, critic)
-    return ActorCritic(actor, critics.to(device), sizes.normalizer)
+    return ActorCritic(actor, critics.to(device), sizes.statistics)
 
 
 def _check_sac(network: NetworkConfig, critic: CriticConfig) -> None:
+    if network.share_encoder:
+        raise ArgumentError(
+            "share_encoder",
+            True,
+            "does not go with SACLoss, which keeps the parameters of its critics apart; leave it "
+            "out: actor and critics then have encoders of their own.",
+        )
     if network.normalize_observations:
         raise ValueError(
             "normalize_observations=True does not go with SACLoss, whose target critics keep the "

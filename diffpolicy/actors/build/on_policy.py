@@ -52,7 +52,7 @@ def build_ppo_networks(
         sizes, denoising_steps, process, network, return_chain=True, noise_key=noise_key
     )
     critic = make_denoising_value(sizes, denoising_steps, process, network)
-    return ActorCritic(actor.to(device), critic.to(device), sizes.normalizer)
+    return ActorCritic(actor.to(device), critic.to(device), sizes.statistics)
 
 
 def build_gaussian_ppo_networks(
@@ -89,7 +89,7 @@ def build_gaussian_ppo_networks(
     critic = ValueOperator(
         sizes.concatenated(sizes.standardised(value)), in_keys=list(observation_keys)
     )
-    return ActorCritic(actor, critic.to(device), sizes.normalizer)
+    return ActorCritic(actor, critic.to(device), sizes.statistics)
 
 
 def build_diffwpo_networks(
@@ -160,11 +160,12 @@ def build_gaussian_wpo_networks(
     actor = GaussianChainActor(
         sizes.standardised(policy),
         ActionSquash(*sizes.bounds),
-        in_keys=sizes.observation_keys,
+        in_keys=sizes.actor_keys,
         keys=sizes.keys,
         initial_std=initial_std,
         return_chain=True,
         noise_key=noise_key,
     )
+    actor = sizes.behind_encoder(actor)
     q_module = make_denoising_critic(sizes, 1, critic, network, latent_scale=1.0)
-    return ActorCritic(actor.to(device), q_module.to(device), sizes.normalizer)
+    return ActorCritic(actor.to(device), q_module.to(device), sizes.statistics)

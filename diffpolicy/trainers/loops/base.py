@@ -103,8 +103,8 @@ class RLModule(L.LightningModule, ABC):
                 self._close_failed = True
                 words = f"{type(error).__name__}: {error}"
                 warn(
-                    f"--env {self.config.env} could not be closed ({words}); the results of the "
-                    "run stand."
+                    f"--env {self.config.env_name} could not be closed ({words}); the results of "
+                    "the run stand."
                 )
 
     # ---------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class RLModule(L.LightningModule, ABC):
         checkpoint.pop("loops", None)
         checkpoint[CHECKPOINT_KEY] = {
             "metadata": self.metadata(),
-            "config": asdict(self.config),
+            "config": self.config.plain(),
             **self.progress.state_dict(),
             # Before the first step there is nothing but the seed.
             "ranks": gather(self.rank_state()) if self.progress.frames else [],

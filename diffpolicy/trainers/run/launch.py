@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -191,7 +191,7 @@ def _start_folder(run: Run, lock: FolderLock) -> None:
         TrainingError: before any work is lost, if it cannot be written to, or if another run has
             taken it since this one was prepared.
     """
-    content = {"method": run.config.method, **asdict(run.config)}
+    content = {"method": run.config.method, **run.config.plain()}
     checkpoints = run.output / files.CHECKPOINT_FOLDER
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
