@@ -20,6 +20,7 @@ from torchrl.envs import (
 from collectors.environments.chunks import ChunkedEnv
 from collectors.environments.frames import with_frames
 from collectors.environments.gymnasium_env import GymnasiumEnv
+from collectors.environments.model_notices import known_notices_hidden
 from collectors.environments.observed import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 from collectors.environments.sources import EnvLike, Source, environment_source
 from collectors.environments.torchrl_env import torchrl_copies
@@ -139,13 +140,14 @@ def make_env(
         history = partial(with_frames, frame_stack, observation_keys)
         source = replace(source, wrappers=(*source.wrappers, history))
     build = partial(_copies, source, num_envs, observation_keys, keep_batch)
-    if seed is None:
-        env = build()
-    else:
-        # Constructors and first episodes may draw from global generators.
-        with RandomStream(derive_seed(seed)):
+    with known_notices_hidden():
+        if seed is None:
             env = build()
-            env.set_seed(derive_seed(seed))
+        else:
+            # Constructors and first episodes may draw from global generators.
+            with RandomStream(derive_seed(seed)):
+                env = build()
+                env.set_seed(derive_seed(seed))
     if action_chunk > 1:
         env = ChunkedEnv(env, action_chunk, gamma)
     transforms: list[Transform] = []

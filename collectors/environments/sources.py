@@ -146,7 +146,13 @@ def _suite_source(
 def _wrapped(env: AnyEnv, wrapper: Callable[[Any], Any]) -> AnyEnv:
     if isinstance(wrapper, type) and issubclass(wrapper, Transform):
         return TransformedEnv(env, wrapper(), auto_unwrap=False)
-    wrapped = wrapper(env)
+    try:
+        wrapped = wrapper(env)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        problem = f"cannot be called with an environment alone ({error}); name a function that can."
+        raise ArgumentError("wrappers", shown(wrapper), problem) from error
     if not isinstance(wrapped, (gym.Env, EnvBase)):
         raise ArgumentError(
             "wrappers",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from collectors import (
@@ -117,24 +118,25 @@ def test_the_actions_of_a_plan_are_executed_in_their_order() -> None:
 
 
 class Counter(EnvBase):
-    """The same as a TorchRL environment without a state of its own."""
+    """The same as a TorchRL environment."""
 
     def __init__(self, num_envs: int = 2) -> None:
-        from torchrl.data import Bounded, Categorical, Composite, Unbounded
-
         super().__init__(batch_size=[num_envs])
         self.action_spec = Bounded(-1.0, 1.0, (num_envs, 2))
         self.observation_spec = Composite(steps=Unbounded((num_envs, 1)), shape=[num_envs])
         self.reward_spec = Unbounded((num_envs, 1))
         self.done_spec = Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
+        self.steps = torch.zeros(num_envs, 1)
 
     def _reset(self, tensordict: Any = None, **options: Any) -> Any:
-        zeros = torch.zeros(*self.batch_size, 1)
-        return TensorDict({"steps": zeros, "done": zeros.bool()}, self.batch_size)
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        zeros = torch.zeros_like(self.steps)
+        self.steps = zeros if mask is None else torch.where(mask, zeros, self.steps)
+        return TensorDict({"steps": self.steps, "done": zeros.bool()}, self.batch_size)
 
     def _step(self, tensordict: Any) -> Any:
-        steps = tensordict["steps"] + 1
-        entries = {"steps": steps, "reward": steps.clone(), "done": steps >= 5}
+        self.steps = self.steps + 1
+        entries = {"steps": self.steps, "reward": self.steps.clone(), "done": self.steps >= 5}
         return TensorDict(entries, self.batch_size)
 
     def _set_seed(self, seed: Any) -> None:
