@@ -96,7 +96,8 @@ def make_env(
         reward_scale: rewards are multiplied by this (after ``episode_reward`` is summed).
         rescale_actions: the environment then takes actions in ``[-1, 1]`` and maps them linearly
             to its own bounds.
-        max_episode_steps: replaces the environment's own time limit.
+        max_episode_steps: replaces the time limit of a registered environment; others get this one
+            besides their own.
         observation_keys: the entries of a dictionary observation that are read, with dots between
             the keys of dictionaries in dictionaries (``"body.speed"``). By default all of them.
         wrappers: Gymnasium's wrappers, TorchRL's transforms, or their names ``"module:Wrapper"``,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 from gymnasium.wrappers import FlattenObservation, TimeLimit
@@ -18,9 +18,9 @@ from torchrl.envs import EnvBase, StepCounter, Transform, TransformedEnv
 from diffpolicy.errors import ArgumentError
 from diffpolicy.names import close_matches, imported, named_object, shown
 
-AnyEnv = gym.Env[Any, Any] | EnvBase
+AnyEnv: TypeAlias = "gym.Env[Any, Any] | EnvBase"
 #: What :func:`collectors.make_env` takes: a name, a factory, or an environment.
-EnvLike = str | Callable[..., AnyEnv] | AnyEnv
+EnvLike: TypeAlias = "str | Callable[..., AnyEnv] | AnyEnv"
 _SUITE = "dmc:"
 
 
@@ -53,6 +53,9 @@ class Source:
         """
         try:
             env = self.make(num_envs=num_envs) if self.sized else self.make()
+        except gym.error.DependencyNotInstalled as error:
+            problem = f"needs a package that is not installed: {str(error).rstrip('.')}."
+            raise ArgumentError("name", self.name, problem) from error
         except TypeError as error:
             if "unexpected keyword argument" not in str(error):
                 raise

@@ -101,7 +101,7 @@ def observation_keys(env: EnvBase, config: RunConfig) -> list[NestedKey]:
     encoder = getattr(config, "encoder", None)
     if image is not None and encoder is None:
         others = [entry.name for entry in entries if not entry.is_image]
-        choice = f", or read other entries (--observation-keys {', '.join(others)})"
+        choice = f", or read other entries ({' '.join(f'--observation-keys {n}' for n in others)})"
         raise ArgumentError(
             "env",
             config.env_name,
