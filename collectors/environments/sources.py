@@ -18,9 +18,9 @@ from torchrl.envs import EnvBase, StepCounter, Transform, TransformedEnv
 from diffpolicy.errors import ArgumentError
 from diffpolicy.names import close_matches, imported, named_object, shown
 
-AnyEnv: TypeAlias = "gym.Env[Any, Any] | EnvBase"
+AnyEnv: TypeAlias = gym.Env[Any, Any] | EnvBase
 #: What :func:`collectors.make_env` takes: a name, a factory, or an environment.
-EnvLike: TypeAlias = "str | Callable[..., AnyEnv] | AnyEnv"
+EnvLike: TypeAlias = str | Callable[..., AnyEnv] | AnyEnv
 _SUITE = "dmc:"
 
 

@@ -3,9 +3,11 @@
 from functools import partial
 from typing import Any
 
+from tensordict import TensorDictBase
 from torchrl.data import Bounded
 from torchrl.envs import EnvBase, SerialEnv, TransformedEnv
 
+from collectors.environments.gymnasium_env import EnvLayer
 from collectors.environments.sources import Source
 from diffpolicy.errors import ArgumentError
 
@@ -15,6 +17,33 @@ class Borrowed(TransformedEnv):
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Do nothing."""
+
+
+class OneCopy(EnvLayer):
+    """An environment without a batch as a batch of one.
+
+    Args:
+        env: has the batch size ``[]``.
+    """
+
+    def __init__(self, env: EnvBase) -> None:
+        super().__init__(device=env.device, batch_size=[1])
+        self.base_env = env
+        self.action_spec = env.action_spec.unsqueeze(0)
+        self.observation_spec = env.observation_spec.unsqueeze(0)
+        self.reward_spec = env.reward_spec.unsqueeze(0)
+        self.done_spec = env.done_spec.unsqueeze(0)
+        self.is_closed = False
+
+    def _set_seed(self, seed: int | None) -> None:
+        self.base_env.set_seed(seed)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        state = None if tensordict is None else tensordict.exclude("_reset")[0]
+        return self.base_env.reset(state, **kwargs).unsqueeze(0)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return self.base_env.step(tensordict[0])["next"].unsqueeze(0)
 
 
 def torchrl_copies(
@@ -69,11 +98,7 @@ def _batched(source: Source, first: EnvBase, num_envs: int, keep_batch: bool) ->
     if num_envs > 1:
         problem = "must be 1 for one environment that has been built; give a factory instead of it."
         raise ArgumentError("num_envs", num_envs, problem)
-    return SerialEnv(1, partial(_the, first))
-
-
-def _the(env: EnvBase) -> EnvBase:
-    return env
+    return OneCopy(first)
 
 
 def _check_actions(name: str, env: EnvBase) -> None:

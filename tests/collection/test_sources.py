@@ -38,6 +38,7 @@ class Point(EnvBase):
         self.reward_spec = Unbounded((*batch, 1))
         self.done_spec = Categorical(2, shape=(*batch, 1), dtype=torch.bool)
         self.closed = False
+        self.generator = torch.Generator()
 
     def _entries(self, place: Any) -> Any:
         count = torch.zeros(*self.batch_size, 1, dtype=torch.int64)
@@ -46,14 +47,14 @@ class Point(EnvBase):
         return TensorDict(entries, self.batch_size)
 
     def _reset(self, tensordict: Any = None, **options: Any) -> Any:
-        return self._entries(torch.rand(*self.batch_size, 2))
+        return self._entries(torch.rand(*self.batch_size, 2, generator=self.generator))
 
     def _step(self, tensordict: Any) -> Any:
         following = self._entries(tensordict["place"] + tensordict["action"])
         return following.set("reward", -torch.ones(*self.batch_size, 1))
 
     def _set_seed(self, seed: Any) -> None:
-        torch.manual_seed(seed)
+        self.generator.manual_seed(seed)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         super().close(raise_if_closed=raise_if_closed)

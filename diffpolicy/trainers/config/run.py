@@ -37,8 +37,8 @@ class RunConfig(Options):
         "arguments of the environment or factory, as YAML or JSON: '{\"healthy_reward\": 0}'",
         fixed=True,
     )
-    env_wrapper: tuple[str | Callable[[Any], Any], ...] = option(
-        (),
+    env_wrapper: tuple[str | Callable[[Any], Any], ...] | None = option(
+        None,
         "module:Wrapper that is put around every environment, Gymnasium's or a transform of "
         "TorchRL's; repeat the flag for several, the first one innermost",
         fixed=True,

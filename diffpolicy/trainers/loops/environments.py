@@ -51,7 +51,7 @@ def _env(config: RunConfig, num_envs: int, **options: Any) -> EnvBase:
         num_envs=num_envs,
         max_episode_steps=config.max_episode_steps,
         observation_keys=config.observation_keys,
-        wrappers=config.env_wrapper,
+        wrappers=config.env_wrapper or (),
         frame_stack=config.frame_stack,
         action_chunk=config.action_chunk,
         **options,
