@@ -19,7 +19,7 @@ OUTPUT ?= runs/$(ENV)-$(shell date +%Y%m%d-%H%M%S)
 TRAIN_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint unit doctest docs test-slow test-gpu bench clean
+.PHONY: help install train test lint unit doctest docs test-slow test-gpu test-versions bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,10 @@ test-slow: $(STAMP) ## the tests that take minutes
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+# `make test-versions INSTALL=1 TORCH="2.13.0 2.14.1"` first installs what is missing.
+test-versions: $(STAMP) ## the tests in every Python and with every torch that this machine has
+	$(BIN)/python .ci/versions.py $(if $(INSTALL),--install) $(if $(TORCH),--torch $(TORCH) --) $(TESTS)
 
 # The usual options contain --benchmark-skip, which excludes --benchmark-only.
 bench: $(STAMP) ## time the hot paths

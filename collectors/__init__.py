@@ -3,7 +3,7 @@
 from collectors.collection.evaluation import EpisodeStats, episode_stats, evaluate
 from collectors.collection.factory import make_collector
 from collectors.collection.ray_workers import check_ray
-from collectors.collection.rollouts import check_finite
+from collectors.collection.rollouts import check_finite, environment_steps
 from collectors.environments.factory import make_env
 from collectors.environments.gymnasium_env import GymnasiumEnv
 from collectors.environments.spaces import Entry, observation_entries
@@ -54,6 +54,7 @@ __all__ = [
     "collector_state",
     "count_modes",
     "derive_seed",
+    "environment_steps",
     "episode_stats",
     "evaluate",
     "load_collector_state",

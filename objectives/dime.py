@@ -18,7 +18,7 @@ from objectives.draws import Draws
 from objectives.paths import sample_path
 from objectives.q_critic import CriticReduction, QNetworks, QValues
 from objectives.temperature import Temperature
-from objectives.transitions import ReplayKeys, next_entry, return_discount
+from objectives.transitions import ReplayKeys, next_entry, return_discount, reward_of_one_step
 from objectives.value_range import ValueRange
 
 
@@ -214,7 +214,7 @@ class DIMELoss(DiffusionLoss):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of all critics, and diagnostics; writes ``td_error`` into an unlocked input."""
         given, tensordict, keys = tensordict, self._enter(tensordict), self.tensor_keys
-        self.value_range.prepare(next_entry(tensordict, keys.reward), self.value_estimator.gamma)
+        self.value_range.prepare(*reward_of_one_step(self.value_estimator, tensordict))
         following = tensordict["next"].expand(self.num_next_actions, *tensordict.batch_size)
         with torch.no_grad():
             noise = self._draws(draws, tensordict).get("next_noise", 1)

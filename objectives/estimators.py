@@ -16,6 +16,7 @@ from objectives.checks import check_choice
 from objectives.draws import Draws
 from objectives.functional import DiscountMode, denoising_gae, denoising_q_returns
 from objectives.q_critic import QCritic
+from objectives.transitions import return_discount
 
 _DRAWS = ("prior", "proposal")
 
@@ -205,7 +206,7 @@ class DenoisingGAE(DenoisingEstimator):
                 following[keys.done],
                 following[keys.terminated],
                 temperature=self.temperature(),
-                gamma=self.gamma,
+                gamma=return_discount(self, tensordict, following[keys.reward]),
                 lmbda=self.lmbda,
                 discount_mode=self.discount_mode,
             )
@@ -296,7 +297,7 @@ class DenoisingTDLambda(DenoisingEstimator):
                 following[keys.done],
                 following[keys.terminated],
                 temperature=self.temperature(),
-                gamma=self.gamma,
+                gamma=return_discount(self, tensordict, following[keys.reward]),
                 lmbda=self.lmbda,
                 discount_mode=self.discount_mode,
             )

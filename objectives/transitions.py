@@ -46,6 +46,29 @@ def return_discount(
     return gamma if steps is None else gamma ** steps.view_as(like)
 
 
+def reward_of_one_step(
+    estimator: ValueEstimatorBase, tensordict: TensorDictBase
+) -> tuple[Tensor, Tensor]:
+    """Rewards ``[*B, 1]`` of one step, those of several steps shared out evenly, and gamma."""
+    keys, gamma = estimator.tensor_keys, estimator.gamma
+    reward = next_entry(tensordict, keys.reward)
+    steps = tensordict.get(keys.steps_to_next_obs, None)
+    return reward if steps is None else mean_reward(reward, steps.view_as(reward), gamma), gamma
+
+
+def mean_reward(reward: Tensor, steps: Tensor, gamma: Tensor | float) -> Tensor:
+    """``r (1 - gamma) / (1 - gamma^n)``: the constant reward that makes a discounted sum.
+
+    Args:
+        reward: ``r = sum_{i < n} gamma^i r_i`` ``[*B, 1]``.
+        steps: ``n`` of the same shape.
+        gamma: discount of a step.
+    """
+    gamma = torch.as_tensor(gamma, dtype=reward.dtype, device=reward.device)
+    weight = torch.where(gamma == 1, steps, (1 - gamma**steps) / (1 - gamma).clamp_min(1e-12))
+    return reward / weight
+
+
 @torch.no_grad()
 def write_priority(tensordict: TensorDictBase, key: NestedKey, error: Tensor) -> None:
     """Write ``error`` ``[*B, 1]`` as the priority ``[*B]``, unless the TensorDict is locked."""

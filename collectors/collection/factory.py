@@ -84,7 +84,8 @@ def make_collector(
         restarts: how often workers that fail are started anew, with new seeds and new episodes.
             The rollout is then collected again.
         on_restart: called with one line that says why workers are started anew.
-        device: where the policy runs and the rollouts are stored. Environments stay on the CPU.
+        device: where the policy runs and the rollouts are stored. Environments stay where they
+            are: those of Gymnasium on the CPU, those of TorchRL on their device.
         compile_policy: act with ``torch.compile(policy)``; with CUDA graphs if that is on a GPU.
         exploration_type: RANDOM samples from the policy.
 
@@ -156,12 +157,13 @@ def _local(
     **options: Any,
 ) -> Collector:
     env.set_seed(derive_seed(seed))
-    on_cpu = device.type == "cpu"
-    stream = RandomStream(derive_seed(seed, 0, 1), [] if on_cpu else [device])
+    on_cpu = device.type == "cpu" and env.device in (None, device)
+    devices = {place for place in (device, env.device) if place is not None and place.type != "cpu"}
+    stream = RandomStream(derive_seed(seed, 0, 1), list(devices))
     return Collector(
         with_own_memory(env),
         policy,
-        env_device=None if on_cpu else torch.device("cpu"),
+        env_device=None if on_cpu else env.device or torch.device("cpu"),
         policy_device=None if on_cpu else device,
         storing_device=None if on_cpu else device,
         auto_register_policy_transforms=False,

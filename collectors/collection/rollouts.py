@@ -7,8 +7,11 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torchrl.collectors import BaseCollector
 
-from collectors.environments.factory import EPISODE_REWARD_KEY
+from collectors.environments.observed import CHUNK_STEPS_KEY, EPISODE_REWARD_KEY
 from collectors.errors import CollectionError, NonFiniteError, describe
+
+#: How many environment steps a row is, in rollouts of chunks of actions.
+CHUNK_LENGTH_KEY = "steps_to_next_obs"
 
 
 class RolloutReader:
@@ -51,8 +54,18 @@ class RolloutReader:
                 f"the collector stopped after {self.frames} frames; build it with total_frames=-1 "
                 "or read fewer rollouts."
             )
-        self.frames += rollout.numel()
+        lengths = rollout.get(("next", CHUNK_STEPS_KEY), None)
+        if lengths is not None:
+            # Where TorchRL's losses look for the length of returns of several steps.
+            rollout.set(CHUNK_LENGTH_KEY, lengths)
+        self.frames += environment_steps(rollout)
         return rollout
+
+
+def environment_steps(rollout: TensorDictBase) -> int:
+    """The number of environment steps in rows: one each, or as many as their chunks took."""
+    lengths = rollout.get(CHUNK_LENGTH_KEY, None)
+    return rollout.numel() if lengths is None else int(lengths.sum())
 
 
 def check_finite(rollout: TensorDictBase, keys: Sequence[NestedKey] | None = None) -> None:

@@ -1,13 +1,15 @@
 """From the name of an environment to copies of it as a TorchRL environment."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torchrl.envs import (
     ActionScaling,
     Compose,
+    EnvBase,
     RewardScaling,
     RewardSum,
     StepCounter,
@@ -15,18 +17,20 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
+from collectors.environments.chunks import ChunkedEnv
+from collectors.environments.frames import with_frames
 from collectors.environments.gymnasium_env import GymnasiumEnv
-from collectors.environments.sources import gymnasium_source
+from collectors.environments.model_notices import known_notices_hidden
+from collectors.environments.observed import EPISODE_REWARD_KEY, STEP_COUNT_KEY
+from collectors.environments.sources import EnvLike, Source, environment_source
+from collectors.environments.torchrl_env import torchrl_copies
 from collectors.randomness import RandomStream
 from collectors.seeding import derive_seed
 from diffpolicy.errors import ArgumentError
 
-EPISODE_REWARD_KEY = "episode_reward"
-STEP_COUNT_KEY = "step_count"
-
 
 def make_env(
-    name: str,
+    name: EnvLike,
     *,
     num_envs: int = 1,
     seed: int | None = None,
@@ -34,13 +38,19 @@ def make_env(
     rescale_actions: bool = False,
     max_episode_steps: int | None = None,
     observation_keys: Sequence[str] | None = None,
-    **gym_kwargs: Any,
+    wrappers: Sequence[str | Callable[[Any], Any]] = (),
+    frame_stack: int = 1,
+    action_chunk: int = 1,
+    gamma: float = 1.0,
+    keep_batch: bool = False,
+    **env_kwargs: Any,
 ) -> TransformedEnv:
-    """Build ``num_envs`` copies of a Gymnasium environment, stepped together in this process.
+    """Build ``num_envs`` copies of an environment, stepped together in this process.
 
-    The copies are stepped one after the other (:class:`collectors.GymnasiumEnv`), and TorchRL
-    resets the finished ones. Every row of a rollout is then a real transition, and
-    ``("next", "observation")`` of a finished episode is the simulator's last observation.
+    Copies of a Gymnasium environment are stepped one after the other
+    (:class:`collectors.GymnasiumEnv`), and TorchRL resets the finished ones. Every row of a rollout
+    is then a real transition, and ``("next", "observation")`` of a finished episode is the
+    simulator's last observation.
     ``terminated`` (the task ended) and ``truncated`` (the time limit ended it) stay apart;
     ``done`` is either.
 
@@ -63,10 +73,20 @@ def make_env(
     "done")`` hold the return and the length of the finished episode.
 
     Args:
-        name: a registered Gymnasium id, ``"module:Id-v0"`` to import the module first, or
-            ``"dmc:domain-task"`` for a task of the DeepMind Control Suite, for example
-            ``"dmc:cheetah-run"`` (needs ``pip install 'diffpolicy[dmc]'``). All that a task of the
-            suite observes becomes one vector.
+        name: what to build; docs/environments.md shows each way.
+
+            * a registered Gymnasium id, or ``"module:Id-v0"`` to import the module first;
+            * ``"dmc:domain-task"`` for a task of the DeepMind Control Suite, for example
+              ``"dmc:cheetah-run"`` (needs ``pip install 'diffpolicy[dmc]'``). All that a task of
+              the suite observes becomes one vector;
+            * ``"module:factory"``, or a factory: a function or class that returns a Gymnasium
+              environment, or a TorchRL one. The module may be a file of the current folder;
+            * one Gymnasium or TorchRL environment, where ``num_envs`` is the number of copies that
+              it has. It stays yours: closing the result does not close it.
+
+            A TorchRL environment keeps its own names of observations and its device. One without
+            a batch is copied ``num_envs`` times; one with a batch has that size already, or comes
+            from a factory with an argument ``num_envs``.
         num_envs: number of copies. The batch size is ``[num_envs]``, also for one copy.
         seed: seeds the simulators through :func:`derive_seed`; copy ``i`` gets
             ``derive_seed(seed) + i``. ``None`` leaves them unseeded. An environment that draws from
@@ -76,19 +96,29 @@ def make_env(
         reward_scale: rewards are multiplied by this (after ``episode_reward`` is summed).
         rescale_actions: the environment then takes actions in ``[-1, 1]`` and maps them linearly
             to its own bounds.
-        max_episode_steps: replaces the environment's own time limit.
+        max_episode_steps: replaces the time limit of a registered environment; others get this one
+            besides their own.
         observation_keys: the entries of a dictionary observation that are read, with dots between
             the keys of dictionaries in dictionaries (``"body.speed"``). By default all of them.
-        **gym_kwargs: passed to the environment's constructor; ``wrappers``, a list of Gymnasium's
-            wrappers, are put around it.
+        wrappers: Gymnasium's wrappers, TorchRL's transforms, or their names ``"module:Wrapper"``,
+            put around every environment, the first one innermost.
+        frame_stack: how many of the last observations are observed at once, oldest first: longer
+            vectors, and images of more channels. An episode begins with copies of its first one.
+        action_chunk: how many actions a step takes, ``[action_chunk * A]``, which are executed one
+            by one until an episode ends. ``reward`` is their discounted sum, and ``chunk_steps``
+            says how many steps it took; episode statistics count steps of the environment.
+        gamma: discount of a step of the environment inside of a chunk.
+        keep_batch: whether a TorchRL environment that has a batch of a size of its own keeps it,
+            whatever ``num_envs`` says.
+        **env_kwargs: passed to the constructor of the environment, or to the factory.
 
     Returns:
         An environment with batch size ``[num_envs]``.
 
     Raises:
-        ArgumentError: unknown id or task, missing packages, discrete or unbounded actions, an
-            entry of the observation of no fixed size, or an argument out of range. Raised before
-            anything is simulated.
+        ArgumentError: unknown id, task or factory, missing packages, discrete or unbounded
+            actions, an entry of the observation of no fixed size, one environment where several
+            are needed, or an argument out of range. Raised before anything is simulated.
 
     Example:
         >>> env = make_env("Pendulum-v1", num_envs=2, seed=0)
@@ -96,6 +126,8 @@ def make_env(
         torch.Size([2, 3, 1])
     """
     _check_at_least_one("num_envs", num_envs)
+    _check_at_least_one("frame_stack", frame_stack)
+    _check_at_least_one("action_chunk", action_chunk)
     if max_episode_steps is not None:
         _check_at_least_one("max_episode_steps", max_episode_steps)
     if not (math.isfinite(reward_scale) and reward_scale > 0):
@@ -104,27 +136,53 @@ def make_env(
             reward_scale,
             "must be a positive finite number; 1.0 leaves rewards as they are.",
         )
-    build = partial(
-        GymnasiumEnv,
-        gymnasium_source(name, max_episode_steps, gym_kwargs),
-        num_envs,
-        name=name,
-        observation_keys=observation_keys,
-    )
-    if seed is None:
-        env = build()
-    else:
-        # Constructors and first episodes may draw from global generators.
-        with RandomStream(derive_seed(seed)):
+    source = environment_source(name, max_episode_steps, env_kwargs, wrappers)
+    if frame_stack > 1:
+        history = partial(with_frames, frame_stack, observation_keys)
+        source = replace(source, wrappers=(*source.wrappers, history))
+    build = partial(_copies, source, num_envs, observation_keys, keep_batch)
+    with known_notices_hidden():
+        if seed is None:
             env = build()
-            env.set_seed(derive_seed(seed))
+        else:
+            # Constructors and first episodes may draw from global generators.
+            with RandomStream(derive_seed(seed)):
+                env = build()
+                env.set_seed(derive_seed(seed))
+    if action_chunk > 1:
+        env = ChunkedEnv(env, action_chunk, gamma)
     transforms: list[Transform] = []
     if rescale_actions and not _is_unit_box(env):
         transforms.append(ActionScaling())
-    transforms += [RewardSum(), StepCounter()]
+    known = env.observation_spec.keys()
+    transforms += [RewardSum()] if EPISODE_REWARD_KEY not in known else []
+    transforms += [StepCounter()] if STEP_COUNT_KEY not in known else []
     if reward_scale != 1.0:
         transforms.append(RewardScaling(loc=0.0, scale=reward_scale))
-    return TransformedEnv(env, Compose(*transforms))
+    return TransformedEnv(env, Compose(*transforms), auto_unwrap=False)
+
+
+def _copies(
+    source: Source, num_envs: int, observation_keys: Sequence[str] | None, keep_batch: bool
+) -> EnvBase:
+    """The environment without transforms, with one batch dimension."""
+    first = source.build(num_envs)
+    if isinstance(first, EnvBase):
+        return torchrl_copies(source, first, num_envs, keep_batch=keep_batch)
+    if source.instance is not None and num_envs > 1:
+        problem = (
+            "must be 1 for one environment that has been built; give a factory instead of it, "
+            f"for example lambda: {type(first.unwrapped).__name__}(...)."
+        )
+        raise ArgumentError("num_envs", num_envs, problem)
+    return GymnasiumEnv(
+        partial(source.build, 1),
+        num_envs,
+        name=source.name,
+        observation_keys=observation_keys,
+        first=first,
+        owned=source.instance is None,
+    )
 
 
 def _check_at_least_one(argument: str, value: int) -> None:
@@ -132,5 +190,6 @@ def _check_at_least_one(argument: str, value: int) -> None:
         raise ArgumentError(argument, value, "must be an integer of at least 1.")
 
 
-def _is_unit_box(env: GymnasiumEnv) -> bool:
-    return bool((env.actions.low == -1.0).all() and (env.actions.high == 1.0).all())
+def _is_unit_box(env: EnvBase) -> bool:
+    space = env.action_spec.space
+    return bool((space.low == -1.0).all() and (space.high == 1.0).all())

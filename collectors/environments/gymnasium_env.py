@@ -36,6 +36,8 @@ class GymnasiumEnv(EnvBase):
         num_envs: number of copies; the batch size is ``[num_envs]``.
         name: what errors call the environment.
         observation_keys: entries to read, by names such as ``body.speed``; by default all.
+        first: the first copy, if it has been built already.
+        owned: whether the copies are closed with this environment.
 
     Raises:
         ArgumentError: its observations or actions are not supported, or it has the interface of
@@ -54,13 +56,16 @@ class GymnasiumEnv(EnvBase):
         *,
         name: str,
         observation_keys: Sequence[str] | None = None,
+        first: gym.Env[Any, Any] | None = None,
+        owned: bool = True,
     ) -> None:
         # No device: with one TorchRL would move every step to where it is already, which costs
         # 15 % of the frame rate.
         super().__init__(device=None, batch_size=[num_envs])
-        self.envs: list[gym.Env[Any, Any]] = []
+        self._owned = owned
+        self.envs: list[gym.Env[Any, Any]] = [] if first is None else [first]
         try:
-            for _ in range(num_envs):
+            while len(self.envs) < num_envs:
                 self.envs.append(make())
             _check_interface(name, self.envs[0])
             self.entries = observation_entries(
@@ -106,7 +111,9 @@ class GymnasiumEnv(EnvBase):
 
     def _close_copies(self) -> list[Exception]:
         copies, self.envs = self.envs, []
-        errors = []
+        errors: list[Exception] = []
+        if not self._owned:
+            return errors
         for env in copies:
             try:
                 env.close()
@@ -144,9 +151,15 @@ class GymnasiumEnv(EnvBase):
         return rows.tensordict(rewards=True).where(chosen.reshape(self.batch_size), skipped)
 
 
+class EnvLayer(EnvBase):
+    """An environment around another one, ``base_env``, which holds all of its state."""
+
+    base_env: EnvBase
+
+
 def gymnasium_env(env: EnvBase) -> GymnasiumEnv | None:
     """The Gymnasium environments inside of all transforms; None if there are others."""
-    while isinstance(env, TransformedEnv):
+    while isinstance(env, (TransformedEnv, EnvLayer)):
         env = env.base_env
     return env if isinstance(env, GymnasiumEnv) else None
 

@@ -13,19 +13,26 @@ from torchrl.data import TensorDictPrioritizedReplayBuffer, TensorDictReplayBuff
 
 from collectors.collection.evaluation import EpisodeStats, episode_stats
 from collectors.collection.frame_counts import check_whole_rollouts
-from collectors.collection.rollouts import RolloutReader, check_finite, check_order
+from collectors.collection.rollouts import (
+    CHUNK_LENGTH_KEY,
+    RolloutReader,
+    check_finite,
+    check_order,
+    environment_steps,
+)
 from collectors.state.collector_state import collector_state, load_collector_state
 
 
 class OffPolicyStream(IterableDataset[TensorDictBase]):
     """Environment steps turned into replayed batches, as an iterable dataset of known length.
 
-    One pass (one Lightning epoch) makes ``frames`` environment steps. After each rollout of the
-    collector (build it with ``frames_per_batch=num_envs`` for one step of every environment) the
-    rollout is refused if it holds NaN or infinite numbers, its rows are stored in the buffer, and
-    as many samples of the buffer are yielded as are due: after ``n`` steps of a pass
-    ``floor(n * updates_per_step)`` in all. The number of items is fixed, so every rank makes the
-    same number of updates, and the length keeps Lightning from fetching an item ahead.
+    One pass (one Lightning epoch) makes ``frames`` environment steps; with chunks of actions so
+    many chunks, whose steps are counted. After each rollout of the collector (build it with
+    ``frames_per_batch=num_envs`` for one step of every environment) the rollout is refused if it
+    holds NaN or infinite numbers, its rows are stored in the buffer, and as many samples of the
+    buffer are yielded as are due: after ``n`` steps of a pass ``floor(n * updates_per_step)`` in
+    all. The number of items is fixed, so every rank makes the same number of updates, and the
+    length keeps Lightning from fetching an item ahead.
 
     Read it as :class:`collectors.OnPolicyStream`, with ``DataLoader(stream, batch_size=None,
     num_workers=0, collate_fn=identity, generator=torch.Generator())``.
@@ -39,7 +46,7 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
             ``frames_per_batch``.
         updates_per_step: batches for each environment step, for example 2 or 0.25.
         keys: the entries of a row that are stored, for example the ``in_keys`` of a loss; by
-            default all of them.
+            default all of them. The lengths of chunks of actions are always stored.
 
     Attributes:
         collected: environment steps made on this rank, those of :meth:`warm_up` included.
@@ -170,12 +177,15 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         """Collect one rollout, store its rows ``[E * T]`` and return them."""
         rollout = self._reader.read()
         stored = rollout if self.keys is None else rollout.select(*self.keys)
+        lengths = rollout.get(CHUNK_LENGTH_KEY, None)
+        if lengths is not None:
+            stored.set(CHUNK_LENGTH_KEY, lengths)
         if self._checked_keys is None:
             self._checked_keys = check_order(rollout, stored.keys(True, True))
         check_finite(rollout, self._checked_keys)
         rows = stored.reshape(-1)
         self.buffer.extend(rows.copy())  # extend adds the index to what it is given
-        self.collected += rollout.numel()
+        self.collected += environment_steps(rollout)
         self.episodes += episode_stats(rollout)
         return rows
 

@@ -8,7 +8,7 @@ from tensordict import TensorDictBase
 from torch.utils.data import IterableDataset
 from torchrl.collectors import BaseCollector
 
-from collectors.collection.rollouts import RolloutReader, check_finite
+from collectors.collection.rollouts import RolloutReader, check_finite, environment_steps
 from collectors.state.collector_state import collector_state, load_collector_state
 from collectors.streams.minibatches import RolloutBuffer
 
@@ -143,7 +143,7 @@ class OnPolicyStream(IterableDataset[TensorDictBase]):
         self.finish_rollout()
         rollout = self._reader.read()
         check_finite(rollout)
-        self.frames += rollout.numel()
+        self.frames += environment_steps(rollout)
         self.iteration += 1
         self.last_rollout = rollout
         self._unfinished = True

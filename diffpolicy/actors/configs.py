@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from diffpolicy.networks import CategoricalSupport, HLGauss
+from diffpolicy.networks import CategoricalSupport, HLGauss, MakeEncoder
 from diffpolicy.networks.critics import SupportEnds
 from diffpolicy.networks.mlp import Activation, Initialization
 from diffpolicy.networks.q_ensemble import Normalization
@@ -41,6 +41,10 @@ class NetworkConfig:
             :data:`~diffpolicy.networks.ACTIVATIONS`.
         step_activation: activation of the step embeddings of value and Q networks.
         score_initialization: see :class:`~diffpolicy.networks.ScoreNetwork`.
+        encoder: builds an encoder from the shape of an image, for example
+            :class:`~diffpolicy.networks.ImageEncoder`, or is one, of which copies are made; needed
+            where an observation is an image. Actor and critics get encoders of their own.
+        share_encoder: whether they share one, which the losses of the critics train alone.
     """
 
     actor_hidden: tuple[int, ...] = (64, 64)
@@ -53,6 +57,8 @@ class NetworkConfig:
     score_activation: Activation = "gelu"
     step_activation: Activation = "gelu"
     score_initialization: Initialization = "torch"
+    encoder: MakeEncoder | None = None
+    share_encoder: bool = False
 
     def support(self) -> HLGauss | None:
         """The HL-Gauss head, or None for a scalar value function."""

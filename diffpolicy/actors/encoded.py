@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential, dispatch
 from torch import nn
@@ -19,6 +20,7 @@ class EncodedActor(TensorDictModuleBase):
 
     Args:
         sequence: encoders that write what the actor reads, and the actor as its last module.
+        detach: whether losses of the actor leave the encoders alone, which a critic trains then.
 
     Raises:
         TypeError: if the last module is no :class:`ChainActor` or :class:`PathActor`.
@@ -27,8 +29,9 @@ class EncodedActor(TensorDictModuleBase):
     #: The recipe of the actor says nothing about its encoders.
     recipe: None = None
 
-    def __init__(self, sequence: TensorDictSequential) -> None:
+    def __init__(self, sequence: TensorDictSequential, *, detach: bool = False) -> None:
         super().__init__()
+        self.detach = detach
         modules: list[Any] = list(sequence.module)
         self.encoder, self.actor = TensorDictSequential(*modules[:-1]), modules[-1]
         if not isinstance(modules[-1], (ChainActor, PathActor)):
@@ -64,7 +67,10 @@ class EncodedActor(TensorDictModuleBase):
         return lambda rows, **options: member(self._encoded(rows), **options)
 
     def _encoded(self, tensordict: TensorDictBase) -> TensorDictBase:
-        return self.encoder(tensordict.copy())
+        if not self.detach:
+            return self.encoder(tensordict.copy())
+        with torch.no_grad():
+            return self.encoder(tensordict.copy())
 
 
 def with_encoder(network: nn.Module) -> nn.Module:

@@ -63,6 +63,9 @@ class ActorKeys:
         return astuple(self)
 
 
+ENCODED_KEY = "encoded_observation"
+"""Where encoders write what actors read."""
+
 RESERVED_KEYS: frozenset[str] = frozenset(
     {
         # environments, transforms and collectors
@@ -88,6 +91,8 @@ RESERVED_KEYS: frozenset[str] = frozenset(
         "state_value_logits",
         "state_action_value",
         "state_action_value_logits",
+        # encoders
+        ENCODED_KEY,
         # losses
         "fresh",
         # Gaussian actors of TorchRL

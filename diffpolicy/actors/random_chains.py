@@ -6,6 +6,7 @@ from torchrl.envs import Transform
 
 from diffpolicy.actors.actor import DenoisingActor
 from diffpolicy.actors.denoising_mdp import DenoisingMDP
+from diffpolicy.actors.encoded import EncodedActor
 from diffpolicy.actors.keys import required
 from diffpolicy.actors.module import ActorModule
 from diffpolicy.actors.protocol import ChainActor, observation_keys
@@ -30,7 +31,9 @@ class RandomChains(ActorModule):
             distribution function; index n makes ``x_n`` from ``x_{n+1}``.
     """
 
-    def __init__(self, actor: DenoisingActor, *, noise_key: NestedKey | None = None) -> None:
+    def __init__(
+        self, actor: DenoisingActor | EncodedActor, *, noise_key: NestedKey | None = None
+    ) -> None:
         super().__init__(actor.observation_keys, actor.keys, noise_key)
         self.actor = actor
         self.out_keys = [actor.keys.action, actor.keys.latents]
@@ -40,7 +43,10 @@ class RandomChains(ActorModule):
         actor, keys = self.actor, self.keys
         noise = self.given_noise(tensordict)
         if noise is None:
-            noise = draw_noise(actor.process, self.observation(tensordict).shape[:-1])
+            seen = required(tensordict, actor.observation_keys[0])
+            encoded = isinstance(actor, EncodedActor)
+            batch = tensordict.batch_size if encoded else seen.shape[:-1]
+            noise = draw_noise(actor.process, batch)
         # 2 cdf(z) - 1, which is uniform in [-1, 1] for a standard normal z.
         uniform = (noise[..., -1, :] / 2**0.5).erf().clamp(-_LARGEST, _LARGEST)
         action = actor.squash(uniform.atanh())

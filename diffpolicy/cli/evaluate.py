@@ -44,11 +44,11 @@ def main(words: list[str]) -> int:
         return 1
     config = module.config
     if args.json:
-        said = {"method": config.method, "env": config.env, "eval_policy": config.eval_policy}
+        said = {"method": config.method, "env": config.env_name, "eval_policy": config.eval_policy}
         sys.stdout.write(json.dumps({**said, **asdict(found)}) + "\n")
     else:
         sys.stdout.write(
-            f"{config.method} on {config.env} after {found.env_steps} environment steps: return "
+            f"{config.method} on {config.env_name} after {found.env_steps} environment steps: return "
             f"{found.return_mean:.1f} ± {found.return_std:.1f} over {found.episodes} episodes "
             f"({config.eval_policy})\n"
         )

@@ -5,6 +5,7 @@ from diffpolicy.networks.categorical import CategoricalSupport
 from diffpolicy.networks.critics import DenoisingValueNetwork, HLGauss
 from diffpolicy.networks.denoising_q import DenoisingQEnsemble
 from diffpolicy.networks.embeddings import StepEmbedding
+from diffpolicy.networks.encoders import ImageEncoder, MakeEncoder, ObservationEncoder
 from diffpolicy.networks.mlp import ACTIVATIONS, lecun_normal_, mlp
 from diffpolicy.networks.normalization import RunningNorm
 from diffpolicy.networks.q_ensemble import QEnsemble
@@ -17,6 +18,9 @@ __all__ = [
     "DenoisingQEnsemble",
     "DenoisingValueNetwork",
     "HLGauss",
+    "ImageEncoder",
+    "MakeEncoder",
+    "ObservationEncoder",
     "QEnsemble",
     "RunningNorm",
     "ScoreNetwork",

@@ -42,10 +42,15 @@ class PolicySpec:
             None for another actor or environment, which no plain data describes.
         """
         recipe, own = recipe_of(actor), gymnasium_env(env)
-        if recipe is None or own is None:
+        if recipe is None or recipe.network.encoder is not None or own is None:
             return None
         read = set(actor.in_keys)  # type: ignore[attr-defined]
         entries = tuple(entry for entry in own.entries if entry.key in read)
+        observed, driven = env.observation_spec_unbatched, env.action_spec_unbatched
+        if any(observed[entry.key].shape != entry.shape for entry in entries):
+            return None  # histories of frames
+        if driven.shape[-1] != len(own.actions.low):
+            return None  # chunks of actions
         return cls(recipe, entries, own.actions)
 
     def plain(self) -> dict[str, Any]:
@@ -85,7 +90,7 @@ class PolicySpec:
             observation_dim=width,
             action_spec=Bounded(low, high, dtype=torch.float32),
             keys=ActorKeys(),
-            normalizer=RunningNorm(width) if normalize else None,
+            statistics=RunningNorm(width) if normalize else None,
         )
         return make_actor(self.actor, sizes, device)
 

@@ -79,7 +79,7 @@ def denoising_gae(
         done: whether the trajectory ends after t, ``[*B, T, 1]``.
         terminated: whether it ends without bootstrapping, ``[*B, T, 1]``.
         temperature: T.
-        gamma: discount factor.
+        gamma: discount factor, a scalar or ``[*B, T, 1]`` for transitions of several steps.
         lmbda: GAE lambda.
         discount_mode: where gamma and lambda act.
 
@@ -142,7 +142,7 @@ def denoising_q_returns(
         done: whether the trajectory ends after t, ``[*B, T, 1]``.
         terminated: whether it ends without bootstrapping, ``[*B, T, 1]``.
         temperature: T.
-        gamma: discount factor.
+        gamma: discount factor, a scalar or ``[*B, T, 1]`` for transitions of several steps.
         lmbda: lambda.
         discount_mode: where gamma and lambda act.
 
@@ -159,7 +159,7 @@ def denoising_q_returns(
     discount = step_discount(gamma, last, time, discount_mode, value.dtype)
     following = torch.cat((log_ratio[..., 1:, :], next_log_ratio.unsqueeze(-2)), -2)
     ended = last & terminated.unsqueeze(-2)
-    cost = torch.where(ended, 0.0, discount.reshape(time, steps, 1) * following)
+    cost = torch.where(ended, 0.0, discount.unflatten(-2, (time, steps)) * following)
     return denoising_gae(
         value,
         next_value,
@@ -181,10 +181,10 @@ def step_discount(
     discount_mode: DiscountMode,
     dtype: torch.dtype,
 ) -> Tensor:
-    """A discount per row of the flattened sequence, ``[T * N, 1]``.
+    """A discount per row of the flattened sequence, ``[T * N, 1]`` or ``[*B, T * N, 1]``.
 
     Args:
-        factor: gamma or lambda.
+        factor: gamma or lambda, a scalar or one for each transition ``[*B, T, 1]``.
         last: whether a denoising step is the last of its chain ``[N, 1]``.
         time: number of transitions T.
         discount_mode: ``"env"`` applies the factor at the last step only.
@@ -193,4 +193,6 @@ def step_discount(
     check_choice("discount_mode", discount_mode, ("env", "denoising_step"))
     factor = torch.as_tensor(factor, dtype=dtype, device=last.device)
     inside = torch.ones_like(factor) if discount_mode == "env" else factor
-    return torch.where(last, factor, inside).repeat(time, 1)
+    if factor.ndim == 0:
+        return torch.where(last, factor, inside).repeat(time, 1)
+    return torch.where(last, factor.unsqueeze(-2), inside.unsqueeze(-2)).flatten(-3, -2)

@@ -123,8 +123,12 @@ def test_an_unknown_observation_key_is_refused_with_the_choices(
 @pytest.mark.parametrize(
     ("environment", "advice"),
     [
-        (Robot, r"read other entries \(observation_keys: body.speed, mode, target\)"),
-        (Pixels, "let the environment make vectors of it"),
+        (
+            Robot,
+            r"add --encoder cnn \(or module:Class\), or read other entries \(--observation-keys "
+            r"body.speed --observation-keys mode --observation-keys target\)\.$",
+        ),
+        (Pixels, r"add --encoder cnn \(or module:Class\)\.$"),
     ],
 )
 def test_pictures_are_refused(

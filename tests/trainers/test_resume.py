@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pixel_tasks import Mixed
 from small_methods import small_config
 from torch import Tensor
 
@@ -45,6 +46,7 @@ OF_KIND: dict[str, dict[str, Any]] = {
 HOPPER: dict[str, Any] = {"env": "Hopper-v5", "max_episode_steps": None}
 CHEETAH: dict[str, Any] = {"env": "HalfCheetah-v5", "max_episode_steps": 35}
 PENDULUM: dict[str, Any] = {"env": "Pendulum-v1", "max_episode_steps": 30}
+PIXELS: dict[str, Any] = {"env": Mixed, "max_episode_steps": None, "encoder": "cnn"}
 TARGETS = {"critic_normalization": "layer", "delay_critic": True, "replay_storage": "disk"}
 # Every method on one task, and variants of some on others.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -54,6 +56,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dime-cheetah": ("dime", CHEETAH),
     "dime-targets-pendulum": ("dime", {**PENDULUM, **TARGETS}),
     "dime-critics-first": ("dime", {**HOPPER, "update_order": "critic_first"}),
+    "dime-chunks": ("dime", {**PENDULUM, "action_chunk": 2, "frame_stack": 3}),
+    "diffppo-pixels": ("diffppo", {**PIXELS, "action_chunk": 2, "frame_stack": 2}),
 }
 
 
@@ -137,7 +141,8 @@ def assert_exact(case: str, folder: Path, frames: int, **changes: Any) -> dict[s
     config = dataclasses.replace(config, output=str(broken))
     first = stopped(config, frames)
     before = content(broken)
-    assert before["frames"] == frames
+    # Chunks of actions that end with an episode are shorter.
+    assert before["frames"] == frames or frames < before["frames"] < 2 * frames
     resumed(config)
     assert first.output == broken
     assert_same_runs(straight, broken, _NOISE_OF_GPU if config.gpus else _NOISE)
@@ -167,13 +172,18 @@ def test_a_resumed_run_is_exact(
     assert "warning" not in capsys.readouterr().err
 
 
+def test_resuming_is_exact_with_histories_and_chunks(tmp_path: Path) -> None:
+    final = assert_exact("dime-chunks", tmp_path, 300, **short("dime-chunks"))
+    assert final["frames"] >= 800
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_resumed_run_of_4000_steps_is_exact(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     final = assert_exact(case, tmp_path, 2_000)
-    assert final["frames"] == 4_000
+    assert final["frames"] >= 4_000
     assert "warning" not in capsys.readouterr().err
 
 

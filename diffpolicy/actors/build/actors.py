@@ -35,7 +35,7 @@ def build_denoising_actor(
     noise_key: NestedKey | None = None,
     device: torch.device | str | None = None,
 ) -> DenoisingActor:
-    """A :class:`DenoisingActor` for an environment.
+    """A :class:`DenoisingActor` for an environment, behind an encoder where it observes images.
 
     Several agents that share one policy are supported where actions have the shape
     ``[*agents, A]`` and observations ``[*agents, S]``::
@@ -115,16 +115,17 @@ def _denoising(
         activation=network.score_activation,
         initialization=network.score_initialization,
     )
-    return DenoisingActor(
+    actor = DenoisingActor(
         DenoisingProcess(sizes.action_dim, denoising_steps, **vars(process)),
         score_network,
         ActionSquash(*sizes.bounds),
-        in_keys=sizes.observation_keys,
+        in_keys=sizes.actor_keys,
         keys=sizes.keys,
         return_chain=return_chain,
         deterministic_step=recipe.deterministic_step,
         noise_key=noise_key,
-    ).to(device)
+    )
+    return sizes.behind_encoder(actor).to(device)
 
 
 def _gaussian_chain(
@@ -136,15 +137,16 @@ def _gaussian_chain(
     return_chain: bool = False,
     noise_key: NestedKey | None = None,
 ) -> GaussianChainActor:
-    return GaussianChainActor(
+    actor = GaussianChainActor(
         sizes.standardised(_small_mean(recipe, sizes)),
         ActionSquash(*sizes.bounds),
-        in_keys=sizes.observation_keys,
+        in_keys=sizes.actor_keys,
         keys=sizes.keys,
         initial_std=initial_std,
         return_chain=return_chain,
         noise_key=noise_key,
-    ).to(device)
+    )
+    return sizes.behind_encoder(actor).to(device)
 
 
 def _gaussian_ppo(
@@ -192,7 +194,7 @@ def _tanh_normal(
 ) -> ProbabilisticActor:
     """TorchRL's TanhNormal actor on a network that maps ``[*B, S]`` to ``loc`` and ``scale``."""
     module = TensorDictModule(
-        sizes.concatenated(network),
+        sizes.concatenated(network, acts=True),
         in_keys=sizes.observation_keys,
         out_keys=["loc", "scale"],
     )

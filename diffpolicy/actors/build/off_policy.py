@@ -23,6 +23,7 @@ from diffpolicy.actors.configs import (
     ProcessConfig,
 )
 from diffpolicy.actors.keys import ActorKeys
+from diffpolicy.errors import ArgumentError
 
 _DIFFSAC_NETWORK = NetworkConfig(actor_hidden=(128, 128), normalize_observations=False)
 _DIFFSAC_CRITIC = CriticConfig(normalization="layer", atoms=None)
@@ -72,7 +73,7 @@ def build_dime_networks(
     recipe = ActorRecipe("denoising", network, denoising_steps, process or DIME_PROCESS)
     actor = make_actor(recipe, sizes, device, noise_key=noise_key)
     q_module = make_action_critic(sizes, critic)
-    return ActorCritic(actor, q_module.to(device), sizes.normalizer)
+    return ActorCritic(actor, q_module.to(device), sizes.statistics)
 
 
 def build_diffsac_networks(
@@ -116,7 +117,7 @@ def build_diffsac_networks(
     recipe = ActorRecipe("denoising", network, denoising_steps, process)
     actor = make_actor(recipe, sizes, device, return_chain=True, noise_key=noise_key)
     q_module = make_denoising_critic(sizes, denoising_steps, critic, network, process.prior_std)
-    return ActorCritic(actor, q_module.to(device), sizes.normalizer)
+    return ActorCritic(actor, q_module.to(device), sizes.statistics)
 
 
 def build_gaussian_sac_networks(
@@ -152,10 +153,17 @@ def build_gaussian_sac_networks(
     sizes = read_sizes(env, observation_keys, network, ActorKeys(action=action_key))
     actor = make_actor(ActorRecipe("gaussian_sac", network), sizes, device)
     critics = make_single_critics(sizes, critic)
-    return ActorCritic(actor, critics.to(device), sizes.normalizer)
+    return ActorCritic(actor, critics.to(device), sizes.statistics)
 
 
 def _check_sac(network: NetworkConfig, critic: CriticConfig) -> None:
+    if network.share_encoder:
+        raise ArgumentError(
+            "share_encoder",
+            True,
+            "does not go with SACLoss, which keeps the parameters of its critics apart; leave it "
+            "out: actor and critics then have encoders of their own.",
+        )
     if network.normalize_observations:
         raise ValueError(
             "normalize_observations=True does not go with SACLoss, whose target critics keep the "

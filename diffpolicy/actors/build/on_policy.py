@@ -45,7 +45,7 @@ def build_ppo_networks(
     recipe = ActorRecipe("denoising", network, denoising_steps, process)
     actor = make_actor(recipe, sizes, device, return_chain=True, noise_key=noise_key)
     critic = make_denoising_value(sizes, denoising_steps, process, network)
-    return ActorCritic(actor, critic.to(device), sizes.normalizer)
+    return ActorCritic(actor, critic.to(device), sizes.statistics)
 
 
 def build_gaussian_ppo_networks(
@@ -75,7 +75,7 @@ def build_gaussian_ppo_networks(
     critic = ValueOperator(
         sizes.concatenated(sizes.standardised(value)), in_keys=list(observation_keys)
     )
-    return ActorCritic(actor, critic.to(device), sizes.normalizer)
+    return ActorCritic(actor, critic.to(device), sizes.statistics)
 
 
 def build_diffwpo_networks(
@@ -150,4 +150,4 @@ def build_gaussian_wpo_networks(
         noise_key=noise_key,
     )
     q_module = make_denoising_critic(sizes, 1, critic, network, latent_scale=1.0)
-    return ActorCritic(actor, q_module.to(device), sizes.normalizer)
+    return ActorCritic(actor, q_module.to(device), sizes.statistics)

@@ -90,6 +90,10 @@ class OffPolicyConfig(RunConfig, OptimizerOptions):
                 "--iteration-frames."
             )
 
+    def chunks(self, frames: int) -> int:
+        """How many chunks of actions so many environment steps are, if no episode ends."""
+        return frames // self.action_chunk
+
     @property
     def refill_frames(self) -> int:
         """Steps that fill the replay buffers of all ranks again."""
@@ -106,9 +110,10 @@ class OffPolicyConfig(RunConfig, OptimizerOptions):
         return max(1, budget // self.num_envs) * self.num_envs
 
     def _check_multiple(self, name: str) -> None:
-        value, envs = getattr(self, name), self.num_envs
+        value, envs = getattr(self, name), self.num_envs * self.action_chunk
         if value % envs:
+            chunks = "" if self.action_chunk == 1 else f" times --action-chunk {self.action_chunk}"
             raise ValueError(
-                f"{flag_name(name)} must be a multiple of --num-envs {envs}, got {value}; "
-                f"try {-(-value // envs) * envs}."
+                f"{flag_name(name)} must be a multiple of --num-envs {self.num_envs}{chunks}, got "
+                f"{value}; try {-(-value // envs) * envs}."
             )

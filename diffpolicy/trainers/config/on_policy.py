@@ -26,7 +26,9 @@ class OnPolicyConfig(RunConfig, OptimizerOptions):
     row_options: ClassVar[tuple[str, ...]] = ("num_envs", "rollout_steps")
 
     rollout_steps: int = option(
-        128, "steps of each environment in one iteration", valid=at_least(1)
+        128,
+        "steps of each environment in one iteration (with --action-chunk: chunks)",
+        valid=at_least(1),
     )
     epochs: int = option(10, "passes over the rows of a rollout", valid=at_least(1))
     minibatch_size: int | None = option(
@@ -67,7 +69,7 @@ class OnPolicyConfig(RunConfig, OptimizerOptions):
 
     @property
     def rollout_frames(self) -> int:
-        """Environment steps of one rank in one iteration."""
+        """Environment steps of one rank in one iteration (with --action-chunk: chunks)."""
         return self.num_envs * self.rollout_steps
 
     @property

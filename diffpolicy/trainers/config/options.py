@@ -17,6 +17,7 @@ from dataclasses import Field
 from typing import Any, TypeVar
 
 from diffpolicy.errors import ArgumentError
+from diffpolicy.names import plain
 
 ClassT = TypeVar("ClassT", bound=type[Any])
 
@@ -159,10 +160,14 @@ class Options:
         choices: Sequence[str] = cls.__dataclass_fields__[name].metadata["choices"]
         return choices
 
+    def plain(self) -> dict[str, Any]:
+        """All options as plain data: Python objects by name, as :func:`diffpolicy.names.plain`."""
+        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
     def fixed_options(self) -> dict[str, Any]:
-        """The options that a resumed run must keep, by flag."""
+        """The options that a resumed run must keep, by flag, as plain data."""
         return {
-            flag_name(field.name): getattr(self, field.name)
+            flag_name(field.name): plain(getattr(self, field.name))
             for field in fields_of(type(self))
             if field.metadata["fixed"]
         }
@@ -188,7 +193,8 @@ class Shape:
     """What the values of an option look like.
 
     Attributes:
-        kind: ``int``, ``float``, ``bool`` or ``str``: the type of a value, or of each of several.
+        kind: ``int``, ``float``, ``bool``, ``str`` or ``dict``: the type of a value, or of each of
+            several.
         length: how many values there are: 1, a fixed number, or None for any number.
         optional: whether None is a value, too.
     """
@@ -205,12 +211,17 @@ def shapes_of(cls: type[Any]) -> dict[str, Shape]:
 
 
 def _shape(hint: Any) -> Shape:
-    optional = isinstance(hint, types.UnionType)
-    if optional:
+    optional = False
+    if isinstance(hint, types.UnionType):
+        # Of several types the first one is that of the command line; others are for Python.
+        optional = types.NoneType in typing.get_args(hint)
         hint = next(member for member in typing.get_args(hint) if member is not types.NoneType)
     members = typing.get_args(hint) if typing.get_origin(hint) is tuple else (hint,)
     length = None if Ellipsis in members else len(members)
-    kind = str if typing.get_origin(members[0]) is typing.Literal else members[0]
+    if isinstance(members[0], types.UnionType):
+        members = typing.get_args(members[0])
+    origin = typing.get_origin(members[0])
+    kind = str if origin is typing.Literal else origin or members[0]
     return Shape(kind, length, optional)
 
 
@@ -237,6 +248,7 @@ def _bases_first(cls: type[Any]) -> Iterator[type[Any]]:
 # Options that have another name where the rule about them is known.
 _OPTIONS = {
     "name": "env",
+    "wrappers": "env_wrapper",
     "backend": "collector",
     "prioritized": "prioritized_replay",
     "initial": "temperature",

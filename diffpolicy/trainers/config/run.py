@@ -1,9 +1,17 @@
 """What every training run is told: task, length, devices, collection, output."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from diffpolicy.trainers.config.options import Options, at_least, configuration, option
+from diffpolicy.names import shown, unnamed
+from diffpolicy.trainers.config.options import (
+    Options,
+    at_least,
+    configuration,
+    fields_of,
+    flag_name,
+    option,
+)
 
 
 @configuration()
@@ -18,9 +26,21 @@ class RunConfig(Options):
     #: Names of ``--preset`` and the defaults that each of them replaces.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    env: str = option(
+    env: str | Callable[..., Any] | Any = option(
         "InvertedPendulum-v5",
-        "Gymnasium id of the environment, or dmc:domain-task of the DeepMind Control Suite",
+        "Gymnasium id of the environment, module:Id or module:factory (also of the current "
+        "folder), or dmc:domain-task of the DeepMind Control Suite",
+        fixed=True,
+    )
+    env_kwargs: dict[str, Any] | None = option(
+        None,
+        "arguments of the environment or factory, as YAML or JSON: '{\"healthy_reward\": 0}'",
+        fixed=True,
+    )
+    env_wrapper: tuple[str | Callable[[Any], Any], ...] | None = option(
+        None,
+        "module:Wrapper that is put around every environment, Gymnasium's or a transform of "
+        "TorchRL's; repeat the flag for several, the first one innermost",
         fixed=True,
     )
     max_episode_steps: int | None = option(
@@ -32,6 +52,19 @@ class RunConfig(Options):
         None,
         "entry of a dictionary observation that the networks read, such as body.speed; repeat the "
         "flag for several (default: every vector of floating-point numbers)",
+        fixed=True,
+    )
+    frame_stack: int = option(
+        1,
+        "how many of the last observations the networks read at once",
+        valid=at_least(1),
+        fixed=True,
+    )
+    action_chunk: int = option(
+        1,
+        "how many actions the policy plans at once, which are executed one by one; rewards inside "
+        "of a chunk are discounted, and frames stay steps of the environment",
+        valid=at_least(1),
         fixed=True,
     )
     total_frames: int = option(
@@ -108,6 +141,7 @@ class RunConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_named()
         keys = self.observation_keys or ()
         if len(set(keys)) < len(keys):
             raise ValueError(
@@ -124,6 +158,24 @@ class RunConfig(Options):
                 f"--eval-env training needs --collector local, got --collector {self.collector}."
             )
         self._check_workers()
+
+    def _check_named(self) -> None:
+        """Refuse what stands for a Python object that a checkpoint or a file could not hold."""
+        for field in fields_of(type(self)):
+            described = unnamed(getattr(self, field.name))
+            if described is not None:
+                flag = flag_name(field.name)
+                raise ValueError(
+                    f"{flag} was a Python object without a name ({described}), which no file "
+                    "holds, so the command line cannot go on with this run: give it from Python "
+                    f"again, in the configuration with resume=..., or move it to a module and give "
+                    f"{flag} module:Name."
+                )
+
+    @property
+    def env_name(self) -> str:
+        """What messages, titles and folders call the environment."""
+        return shown(self.env)
 
     def _check_workers(self) -> None:
         if self.collector == "local":

@@ -24,8 +24,9 @@ def config_text(config: RunConfig) -> str:
     """
     versions = ", ".join(f"{name} {version}" for name, version in files.versions().items())
     content: dict[str, Any] = {METHOD_KEY: config.method}
+    plain = config.plain()
     for _, fields in groups_of(type(config)):
-        values = {field.name: getattr(config, field.name) for field in fields}
+        values = {field.name: plain[field.name] for field in fields}
         content |= {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()

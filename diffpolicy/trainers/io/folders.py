@@ -92,7 +92,7 @@ def output_folder(config: RunConfig) -> Path:
     elif (resumed := _resumed_folder(config)) is not None:
         folder = resumed
     else:
-        name = re.sub(r"[^\w.-]+", "_", f"{config.method}-{config.env}-seed{config.seed}")
+        name = re.sub(r"[^\w.-]+", "_", f"{config.method}-{config.env_name}-seed{config.seed}")
         # Not of the generators that --seed determines.
         unique = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
         folder = Path("runs") / f"{name}-{unique}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffpolicy.names import plain
 from diffpolicy.trainers.config.options import flag_name
 from diffpolicy.trainers.config.run import RunConfig
 
@@ -116,5 +117,5 @@ def _changes(names: tuple[str, ...], state: Mapping[str, Any], config: RunConfig
     return [
         f"{flag_name(name)} was {saved[name]} and is {getattr(config, name)}"
         for name in names
-        if name in saved and saved[name] != getattr(config, name)
+        if name in saved and saved[name] != plain(getattr(config, name))
     ]

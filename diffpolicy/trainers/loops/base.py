@@ -126,8 +126,8 @@ class RLModule(L.LightningModule, ABC):
                 self._close_failed = True
                 words = f"{type(error).__name__}: {error}"
                 warn(
-                    f"--env {self.config.env} could not be closed ({words}); the results of the "
-                    "run stand."
+                    f"--env {self.config.env_name} could not be closed ({words}); the results of "
+                    "the run stand."
                 )
 
     # ---------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class RLModule(L.LightningModule, ABC):
         checkpoint.pop("loops", None)
         checkpoint[CHECKPOINT_KEY] = {
             "metadata": self.metadata(),
-            "config": asdict(self.config),
+            "config": self.config.plain(),
             POLICY_KEY: None if self.policy_spec is None else self.policy_spec.plain(),
             "versions": versions(),
             **self.progress.state_dict(),

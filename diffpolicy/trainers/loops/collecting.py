@@ -79,7 +79,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
                 raise
         super().__init__(config, parts.loss)
         self.policy_spec = PolicySpec.of(self.actor, env)
-        self.attempt_to_close(env.close)
+        self.attempt_to_close(partial(env.close, raise_if_closed=False))
         self.parts = parts
         self.notes = notes
         self._stream: StreamT | None = None
@@ -218,7 +218,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
     def train_dataloader(self) -> DataLoader[Any]:
         """The stream of batches; one pass over it is one iteration."""
         return DataLoader(
-            _Guarded(self.stream, self.config.env),
+            _Guarded(self.stream, self.config.env_name),
             batch_size=None,
             collate_fn=_identity,
             # An own generator keeps the loader away from the global random state.
@@ -250,6 +250,13 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
                 f"{' and '.join(bad)} after {self.progress.frames} environment steps and "
                 f"{self.progress.gradient_steps} gradient steps."
             )
+
+    def over_ranks(self, steps: int) -> int:
+        """Environment steps of all ranks, of which this one has made so many."""
+        if self.config.action_chunk == 1:
+            return steps * self.trainer.world_size
+        # Chunks of actions are shorter where episodes end.
+        return int(reduce(torch.tensor([steps], dtype=torch.float64, device=self.device)).item())
 
     def progress_metrics(
         self, frames: int, seconds: float, stats: EpisodeStats

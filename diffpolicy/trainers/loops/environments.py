@@ -1,15 +1,18 @@
 """The environments of a run, and what the networks read of their observations."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import gymnasium as gym
 from tensordict import NestedKey
 from torchrl.envs import EnvBase
 
-from collectors import GymnasiumEnv, RandomStream, UnsupportedStateError, make_env
+from collectors import RandomStream, UnsupportedStateError, make_env
 from collectors.environments.gymnasium_env import gymnasium_env
-from collectors.environments.spaces import is_image
+from collectors.environments.observed import observed_entries
 from collectors.state.simulators import simulator_state
 from diffpolicy.errors import ArgumentError
+from diffpolicy.names import shown
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.config.on_policy import OnPolicyConfig
 from diffpolicy.trainers.config.run import RunConfig
@@ -21,14 +24,11 @@ def spec_env(config: RunConfig) -> EnvBase:
     Raises:
         ArgumentError: for an environment that does not exist or is not supported.
     """
+    _check_instance(config)
     try:
         # Constructors may draw from global generators, which belong to the caller.
         with RandomStream(config.seed):
-            return make_env(
-                config.env,
-                max_episode_steps=config.max_episode_steps,
-                observation_keys=config.observation_keys,
-            )
+            return _env(config, 1, keep_batch=True)
     except ArgumentError as error:
         if error.argument != "name":
             raise
@@ -37,31 +37,55 @@ def spec_env(config: RunConfig) -> EnvBase:
 
 def training_env(config: OnPolicyConfig | OffPolicyConfig, num_envs: int) -> EnvBase:
     """The environments that one rank, or one of its workers, trains on."""
-    return make_env(
-        config.env,
-        num_envs=num_envs,
-        reward_scale=config.reward_scale,
-        max_episode_steps=config.max_episode_steps,
-        observation_keys=config.observation_keys,
-    )
+    return _env(config, num_envs, reward_scale=config.reward_scale, gamma=config.gamma)
 
 
 def evaluation_env(config: RunConfig) -> EnvBase:
-    """The environments of evaluations, one for each episode."""
+    """The environments of evaluations, one for each episode if their number can be chosen."""
+    return _env(config, config.eval_episodes, keep_batch=True)
+
+
+def _env(config: RunConfig, num_envs: int, **options: Any) -> EnvBase:
     return make_env(
         config.env,
-        num_envs=config.eval_episodes,
+        num_envs=num_envs,
         max_episode_steps=config.max_episode_steps,
         observation_keys=config.observation_keys,
+        wrappers=config.env_wrapper or (),
+        frame_stack=config.frame_stack,
+        action_chunk=config.action_chunk,
+        **options,
+        **(config.env_kwargs or {}),
     )
 
 
-def reward_bound(env: str, reward_scale: float) -> float | None:
+def _check_instance(config: RunConfig) -> None:
+    """Raise ArgumentError where one environment that has been built would have to be copied."""
+    if not isinstance(config.env, (gym.Env, EnvBase)):
+        return
+    size = config.env.batch_size.numel() if isinstance(config.env, EnvBase) else 1
+    needed = {"num_envs": size, "eval_env": "training", "collector": "local", "ranks": 1}
+    wrong = [
+        f"{name} is {getattr(config, name)!r} and must be {value!r}"
+        for name, value in needed.items()
+        if getattr(config, name) != value
+    ]
+    if wrong:
+        raise ArgumentError(
+            "env",
+            config.env_name,
+            "is one environment that has been built, and this run needs copies "
+            f"({'; '.join(wrong)}); give a factory instead, for example "
+            "lambda: gymnasium.make(...).",
+        )
+
+
+def reward_bound(env: Any, reward_scale: float) -> float | None:
     """The largest absolute reward that is trained on, None if the task does not have a known one.
 
     Rewards of the DeepMind Control Suite are in [0, 1] (arXiv 1801.00690).
     """
-    return reward_scale if env.startswith("dmc:") else None
+    return reward_scale if isinstance(env, str) and env.startswith("dmc:") else None
 
 
 def observation_keys(env: EnvBase, config: RunConfig) -> list[NestedKey]:
@@ -70,21 +94,25 @@ def observation_keys(env: EnvBase, config: RunConfig) -> list[NestedKey]:
     These are the entries of ``--observation-keys``, by default all.
 
     Raises:
-        ArgumentError: if one of them is an image.
+        ArgumentError: if one of them is an image and there is no encoder, or the other way round.
     """
-    own = gymnasium_env(env)
-    assert own is not None
-    image = next((entry for entry in own.entries if is_image(entry.space)), None)
-    if image is not None:
-        others = [entry.name for entry in own.entries if not is_image(entry.space)]
-        choice = f"read other entries (observation_keys: {', '.join(others)})" if others else ""
+    entries = observed_entries(env, config.observation_keys)
+    image = next((entry for entry in entries if entry.is_image), None)
+    encoder = getattr(config, "encoder", None)
+    if image is not None and encoder is None:
+        others = [entry.name for entry in entries if not entry.is_image]
+        choice = f", or read other entries ({' '.join(f'--observation-keys {n}' for n in others)})"
         raise ArgumentError(
             "env",
-            config.env,
-            f"observes {image.name}, an image of the shape {image.shape}, which these networks do "
-            f"not read; {choice or 'let the environment make vectors of it'}.",
+            config.env_name,
+            f"observes {image.name}, an image of the shape {image.shape}, which needs an encoder: "
+            f"add --encoder cnn (or module:Class){choice if others else ''}.",
         )
-    return [entry.key for entry in own.entries]
+    if image is None and encoder is not None:
+        names = ", ".join(f"{entry.name} {entry.shape}" for entry in entries)
+        problem = f"is for images, but {config.env_name} observes {names}; leave it out."
+        raise ArgumentError("encoder", shown(encoder), problem)
+    return [entry.key for entry in entries]
 
 
 @dataclass(frozen=True)
@@ -107,15 +135,15 @@ def run_notes(env: EnvBase, config: OnPolicyConfig | OffPolicyConfig) -> Notes:
         env: from :func:`spec_env`.
         config: the run's configuration.
     """
-    own = gymnasium_env(env)
-    assert own is not None
-    sizes = [f"{entry.name} ({', '.join(map(str, entry.shape))})" for entry in own.entries]
-    low, high = own.actions.low, own.actions.high
+    entries = observed_entries(env, config.observation_keys)
+    sizes = [f"{entry.name} ({', '.join(map(str, entry.shape))})" for entry in entries]
+    space = env.action_spec_unbatched.space
+    low, high = space.low, space.high
     bounds = f"[{low.min():g}, {high.max():g}]"
     if (low != low[0]).any() or (high != high[0]).any():
         bounds = f"bounds of their own inside of {bounds}"
-    interface = f"reads {', '.join(sizes)}; drives {len(low)} action(s) in {bounds}"
-    reasons = [*_never_exact(config), *_unsaved(own)]
+    interface = f"reads {', '.join(sizes)}; drives {low.shape[-1]} action(s) in {bounds}"
+    reasons = [*_never_exact(config), *_unsaved(env)]
     told = f"not exact: {'; '.join(reasons)}" if reasons else ""
     return Notes(interface, told)
 
@@ -134,8 +162,11 @@ def _never_exact(config: OnPolicyConfig | OffPolicyConfig) -> list[str]:
     return reasons
 
 
-def _unsaved(own: GymnasiumEnv) -> list[str]:
+def _unsaved(env: EnvBase) -> list[str]:
     """Why the state of an environment cannot be saved."""
+    own = gymnasium_env(env)
+    if own is None:
+        return ["a resumed run starts new episodes, because TorchRL environments cannot be saved"]
     try:
         with RandomStream(0):
             own.reset()

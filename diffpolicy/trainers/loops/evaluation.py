@@ -72,18 +72,18 @@ class Evaluator:
             collector: whose environments are used if there are no others; None has none.
         """
         config = self.config
-        advice = f"check the observations and rewards of --env {config.env}."
+        advice = f"check the observations and rewards of --env {config.env_name}."
         try:
             returns = self._returns(policy, frames, collector)
         except NonFiniteError as error:
             return f"{str(error).rstrip('.')}; {advice}"
         except UnfinishedEpisodeError:
             return (
-                f"an episode of --env {config.env} does not end; cut episodes off with "
+                f"an episode of --env {config.env_name} does not end; cut episodes off with "
                 "--max-episode-steps."
             )
         except Exception as error:  # whatever an environment may raise
-            return f"--env {config.env} or the policy raised {describe(error)}\n"
+            return f"--env {config.env_name} or the policy raised {describe(error)}\n"
         values = torch.tensor(returns, dtype=torch.float64)
         mean, std = float(values.mean()), float(values.std(correction=0))
         if not math.isfinite(mean):

@@ -13,7 +13,13 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.objectives import LossModule
 
-from collectors import OffPolicyStream, load_replay_state, make_replay_buffer, replay_state
+from collectors import (
+    OffPolicyStream,
+    environment_steps,
+    load_replay_state,
+    make_replay_buffer,
+    replay_state,
+)
 from diffpolicy.networks.ranks import gather_over_ranks
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.errors import TrainingError
@@ -24,6 +30,7 @@ from diffpolicy.trainers.loops.optimizer import Optimizer
 from diffpolicy.trainers.loops.ranks import reduce
 from diffpolicy.trainers.loops.warm_up import WarmUpPolicy
 from diffpolicy.trainers.loops.workers import faults_end_training
+from objectives.transitions import mean_reward
 
 # Steps of every environment between two signs of life while a replay buffer is filled.
 _WARM_UP_STEPS = 50
@@ -46,7 +53,7 @@ class OffPolicyParts:
         warm_up: acts in the random steps, for methods that need more of them than the action;
             None leaves them to the collector.
         begin: called before the first update with the rewards ``[R, 1]`` of the random steps of
-            all ranks.
+            all ranks; those of chunks of actions as rewards of one step.
         after_update: called after each update, for example to move target networks.
         diagnostics: further numbers to log, read after each iteration.
     """
@@ -85,6 +92,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
             make_replay_buffer(1, batch_size=1, seed=0, prioritized=True)
         super().__init__(config, build, device)
         self._end_warm_up: Callable[[], None] = lambda: None
+        self._collected = 0
         self._totals: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -98,7 +106,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         config, warm_up = self.config, self.parts.warm_up
         # A policy that has learned already, here or in another run, acts from the start.
         untrained = self.progress.frames == 0 and "actor" not in self.warm_parts
-        random_frames = config.learning_starts if untrained else 0
+        random_frames = config.chunks(config.learning_starts) if untrained else 0
         if warm_up is not None and random_frames:
             policy, random_frames = WarmUpPolicy(warm_up, policy), 0
             self._end_warm_up = policy.finish
@@ -116,8 +124,8 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         return OffPolicyStream(
             collector,
             buffer,
-            frames=config.iteration_frames,
-            updates_per_step=config.updates_per_step,
+            frames=config.chunks(config.iteration_frames),
+            updates_per_step=config.updates_per_step * config.action_chunk,
             keys=self.parts.keys,
         )
 
@@ -147,7 +155,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     def _fill_replay(self) -> None:
         """Make ``--learning-starts`` steps; at the start of a run the method hears of them."""
         first = self.progress.frames == 0
-        with faults_end_training(self.config.env):
+        with faults_end_training(self.config.env_name):
             rewards = torch.cat(list(self._warm_up()))
         self._end_warm_up()
         # Critics of another run have the range of their values already.
@@ -160,12 +168,19 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     def _warm_up(self) -> Iterator[Tensor]:
         """Make the steps in parts, of which the callbacks hear, and yield their rewards."""
         part = _WARM_UP_STEPS * self.config.num_envs
-        for start in range(0, self.config.learning_starts, part):
-            rows = self.stream.warm_up(min(part, self.config.learning_starts - start))
-            self.progress.frames += len(rows) * self.trainer.world_size
+        total = self.config.chunks(self.config.learning_starts)
+        for start in range(0, total, part):
+            rows = self.stream.warm_up(min(part, total - start))
+            self.progress.frames += self.over_ranks(environment_steps(rows))
             for callback in self.run_callbacks():
                 callback.on_collected(self.trainer, self, self.progress.frames)
-            yield rows["next", "reward"]
+            yield self._rewards(rows)
+
+    def _rewards(self, rows: TensorDictBase) -> Tensor:
+        """The rewards ``[R, 1]`` of rows, of one step each."""
+        reward: Tensor = rows["next", "reward"]
+        lengths = rows.get("steps_to_next_obs", None)
+        return reward if lengths is None else mean_reward(reward, lengths, self.config.gamma)
 
     def save_replay(self, folder: Path) -> None:
         """Write this rank's replay buffer into ``folder``."""
@@ -180,6 +195,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     def on_train_epoch_start(self) -> None:
         """Start the averages of this iteration."""
         self.progress.tick()
+        self._collected = self.stream.collected
         self._totals.clear()
         self._counts.clear()
 
@@ -224,10 +240,10 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
 
     def on_train_epoch_end(self) -> None:
         """Count, evaluate when due, tell the callbacks."""
-        progress, config, stream = self.progress, self.config, self.stream
+        progress, stream = self.progress, self.stream
         seconds = progress.tick()
         stream.finish_batch()
-        frames = config.iteration_frames * self.trainer.world_size
+        frames = self.over_ranks(stream.collected - self._collected)
         progress.frames += frames
         averages = self._averages()
         self.check_finite({k: v for k, v in averages.items() if self._must_be_finite(k)})

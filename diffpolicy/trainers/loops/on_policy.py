@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.objectives import LossModule
 
-from collectors import OnPolicyStream, episode_stats
+from collectors import OnPolicyStream, environment_steps, episode_stats
 from diffpolicy.networks import RunningNorm
 from diffpolicy.trainers.config.on_policy import OnPolicyConfig
 from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
@@ -154,14 +154,15 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
     def on_train_epoch_end(self) -> None:
         """Count, update statistics, evaluate when due, tell the callbacks."""
         seconds = self.progress.tick()
-        frames = self.config.rollout_frames * self.trainer.world_size
-        self.progress.frames += frames
         rollout = self.stream.last_rollout
         assert rollout is not None
+        frames = self.over_ranks(environment_steps(rollout))
+        self.progress.frames += frames
         metrics = self._metrics(rollout, frames, seconds)
         if self.parts.normalizer is not None:
             observations = [rollout.get(key) for key in self.actor.in_keys]
-            self.parts.normalizer.update(torch.cat(observations, -1))
+            vectors = [entry for entry in observations if entry.ndim == rollout.ndim + 1]
+            self.parts.normalizer.update(torch.cat(vectors, -1))
         metrics.update(self.evaluate_if_due())
         self.end_iteration(metrics)
 

@@ -18,6 +18,7 @@ class Optimizer:
         betas: Adam's coefficients.
         eps: Adam's number beside the root of the second moment.
         delayed: whether it moves only when the policy does.
+        without: part whose parameters it leaves alone, which are shared with it.
         grad_limit: NaN in gradients becomes 0 and every entry is clipped to this size; None leaves
             gradients alone.
     """
@@ -28,6 +29,7 @@ class Optimizer:
     eps: float = 1e-8
     delayed: bool = False
     grad_limit: float | None = None
+    without: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -37,7 +39,11 @@ class Optimizer:
     def parameters(self, loss: LossModule) -> list[nn.Parameter]:
         """The parameters of ``loss`` that it moves."""
         part = getattr(loss, self.part)
-        return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+        if isinstance(part, nn.Parameter):
+            return [part]
+        others = () if self.without is None else getattr(loss, self.without).parameters()
+        taken = {id(parameter) for parameter in others}
+        return [parameter for parameter in part.parameters() if id(parameter) not in taken]
 
     def build(self, loss: LossModule) -> torch.optim.Adam:
         """The optimiser of these parameters."""

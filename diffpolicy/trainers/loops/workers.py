@@ -37,7 +37,7 @@ def training_collector(
         TrainingError: its workers cannot be started.
     """
     workers = config.num_workers
-    with faults_end_training(config.env):
+    with faults_end_training(config.env_name):
         return make_collector(
             partial(training_env, config, config.num_envs // max(1, workers)),
             policy,

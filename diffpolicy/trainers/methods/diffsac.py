@@ -13,6 +13,7 @@ from diffpolicy.trainers.loops.environments import observation_keys
 from diffpolicy.trainers.loops.off_policy import OffPolicyParts
 from diffpolicy.trainers.methods.method import Method
 from diffpolicy.trainers.methods.networks import (
+    network_options,
     process_config,
     process_diagnostics,
     scalar_critic_config,
@@ -109,7 +110,7 @@ def _networks(env: EnvBase, config: DiffSACConfig, device: torch.device) -> Acto
         env,
         denoising_steps=config.denoising_steps,
         process=process_config(config),
-        network=NetworkConfig(actor_hidden=config.actor_hidden_sizes, normalize_observations=False),
+        network=network_options(config, NetworkConfig(normalize_observations=False)),
         critic=critic,
         observation_keys=observation_keys(env, config),
         device=device,

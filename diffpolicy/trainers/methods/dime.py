@@ -30,6 +30,7 @@ from diffpolicy.trainers.loops.off_policy import OffPolicyParts
 from diffpolicy.trainers.methods.method import Method
 from diffpolicy.trainers.methods.networks import (
     BOUND_MARGIN,
+    network_options,
     process_config,
     process_diagnostics,
     scalar_critic_config,
@@ -132,7 +133,7 @@ def dime_parts(env: EnvBase, config: DIMEConfig, device: torch.device) -> OffPol
         env,
         denoising_steps=config.denoising_steps,
         process=replace(process_config(config), noising_step=preset.process.noising_step),
-        network=replace(preset.network, actor_hidden=config.actor_hidden_sizes),
+        network=network_options(config, preset.network),
         critic=_critic_config(config),
         observation_keys=observation_keys(env, config),
         device=device,

@@ -1,12 +1,16 @@
 """What the options of several methods say about networks, processes and temperatures."""
 
-from typing import Literal, Protocol
+from dataclasses import replace
+from typing import Any, Literal, Protocol
 
 import torch
 
-from diffpolicy.actors import CriticConfig, ProcessConfig
+from diffpolicy.actors import CriticConfig, NetworkConfig, ProcessConfig
+from diffpolicy.names import named_object, shown
+from diffpolicy.networks import ImageEncoder
 from diffpolicy.sde import DenoisingProcess
 from diffpolicy.trainers.config.critic import QCriticOptions
+from diffpolicy.trainers.config.network import NetworkOptions
 from diffpolicy.trainers.config.process import ProcessOptions
 from diffpolicy.trainers.config.temperature import TemperatureOptions
 from diffpolicy.trainers.loops.environments import reward_bound
@@ -21,7 +25,7 @@ class ValueOptions(Protocol):
     """The options that say how large values can be, and how they are predicted."""
 
     @property
-    def env(self) -> str:
+    def env(self) -> Any:
         """The task."""
 
     @property
@@ -53,10 +57,23 @@ def value_range(config: ValueOptions) -> tuple[float, float]:
     if bound is None or config.gamma == 1:
         raise ValueError(
             f"--critic-head {config.critic_head} needs --value-range MIN MAX: the range of the "
-            f"discounted returns of --env {config.env} is not known."
+            f"discounted returns of --env {shown(config.env)} is not known."
         )
     limit = symmetric_value_range(bound, config.gamma, BOUND_MARGIN)
     return -limit, limit
+
+
+def network_options(config: NetworkOptions, base: NetworkConfig) -> NetworkConfig:
+    """The policy's network and the encoders that the options describe; the rest is that of base."""
+    encoder = config.encoder
+    if isinstance(encoder, str):
+        encoder = ImageEncoder if encoder == "cnn" else named_object(encoder, "encoder")
+    return replace(
+        base,
+        actor_hidden=config.actor_hidden_sizes,
+        encoder=encoder,
+        share_encoder=config.share_encoder,
+    )
 
 
 def scalar_critic_config(config: QCriticOptions) -> CriticConfig:

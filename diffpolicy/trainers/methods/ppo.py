@@ -5,6 +5,7 @@ from diffpolicy.trainers.config.critic import CriticLossOptions, CriticOptions
 from diffpolicy.trainers.config.network import NetworkOptions
 from diffpolicy.trainers.config.on_policy import OnPolicyConfig
 from diffpolicy.trainers.config.options import above, configuration, option
+from diffpolicy.trainers.methods.networks import network_options
 
 
 @configuration(critic_coeff=0.5, loss_critic_type="smooth_l1")
@@ -21,9 +22,9 @@ def network_config(
     config: PPOConfig, value_support: tuple[float, float, int] | None = None
 ) -> NetworkConfig:
     """The networks of policy and value function that the options describe."""
-    return NetworkConfig(
-        actor_hidden=config.actor_hidden_sizes,
+    base = NetworkConfig(
         critic_hidden=config.critic_hidden_sizes,
         normalize_observations=config.normalize_observations,
         value_support=value_support,
     )
+    return network_options(config, base)

@@ -14,7 +14,7 @@ from diffpolicy.trainers.config.options import above, changed, configuration
 from diffpolicy.trainers.loops.environments import observation_keys
 from diffpolicy.trainers.loops.off_policy import OffPolicyParts
 from diffpolicy.trainers.methods.method import Method
-from diffpolicy.trainers.methods.networks import scalar_critic_config
+from diffpolicy.trainers.methods.networks import network_options, scalar_critic_config
 from diffpolicy.trainers.methods.soft import SoftConfig, optimizers
 from objectives.bounds import BOUNDS
 
@@ -73,7 +73,7 @@ def sac_parts(env: EnvBase, config: SACConfig, device: torch.device) -> OffPolic
 def _loss(env: EnvBase, config: SACConfig, device: torch.device) -> SACLoss:
     networks = build_gaussian_sac_networks(
         env,
-        network=NetworkConfig(actor_hidden=config.actor_hidden_sizes, normalize_observations=False),
+        network=network_options(config, NetworkConfig(normalize_observations=False)),
         critic=scalar_critic_config(config),
         observation_keys=observation_keys(env, config),
         device=device,

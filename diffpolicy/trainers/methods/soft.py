@@ -65,6 +65,8 @@ def optimizers(
             eps,
             delayed=True,
             grad_limit=actor_grad_limit,
+            # A shared encoder is the critics'.
+            without=critic,
         ),
     }
     if config.learn_temperature:

@@ -15,6 +15,7 @@ from diffpolicy.trainers.config.options import above, at_least, changed, configu
 from diffpolicy.trainers.config.temperature import TemperatureOptions
 from diffpolicy.trainers.loops.on_policy import OnPolicyParts
 from diffpolicy.trainers.methods.networks import (
+    network_options,
     relative_rate,
     scalar_critic_config,
     temperature,
@@ -62,10 +63,10 @@ class WPOConfig(
 
 def network_config(config: WPOConfig) -> NetworkConfig:
     """The network of the policy that the options describe."""
-    return NetworkConfig(
-        actor_hidden=config.actor_hidden_sizes,
+    base = NetworkConfig(
         normalize_observations=config.normalize_observations,
     )
+    return network_options(config, base)
 
 
 def critic_config(config: WPOConfig) -> CriticConfig:

@@ -138,7 +138,7 @@ class ResultsFile(RunCallback):
         if trainer.is_global_zero:
             self._write(module)
             plot = self.output / files.PLOT_FILE
-            title = f"{module.config.method} on {module.config.env}"
+            title = f"{module.config.method} on {module.config.env_name}"
             curve = learning_curve(module.progress.evaluations, title)
             module.disk.attempt(
                 str(plot),
@@ -155,13 +155,13 @@ class ResultsFile(RunCallback):
         seconds = module.progress.wall_seconds
         content = {
             "method": module.config.method,
-            "env": module.config.env,
+            "env": module.config.env_name,
             "seed": module.config.seed,
             "env_steps": module.progress.frames,
             "gradient_steps": module.progress.gradient_steps,
             "wall_seconds": round(seconds, 3),
             "frames_per_second": round(module.progress.frames / seconds, 1) if seconds else 0.0,
-            "config": asdict(module.config),
+            "config": module.config.plain(),
             "versions": files.versions(),
             "evaluations": [asdict(evaluation) for evaluation in module.progress.evaluations],
         }

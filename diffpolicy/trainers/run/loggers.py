@@ -4,7 +4,6 @@ import importlib.util
 import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class LoggerMetrics(RunCallback):
             self._log(trainer, returns, evaluation.env_steps)
             return
         self._told = True
-        options = {"method": module.config.method, **asdict(module.config)}
+        options = {"method": module.config.method, **module.config.plain()}
         for logger in trainer.loggers:
             if isinstance(logger, ForgivingLogger):
                 logger.log_options(options, returns, evaluation.env_steps)

@@ -12,6 +12,7 @@ from dataclasses import Field
 from typing import Any, NoReturn
 
 import jsonargparse
+import yaml
 
 from diffpolicy.errors import did_you_mean
 from diffpolicy.trainers.config.options import (
@@ -25,7 +26,7 @@ from diffpolicy.trainers.io import console
 from diffpolicy.trainers.io.config_file import METHOD_KEY
 
 # What --help calls a value.
-_WORDS = {int: "N", float: "X", str: "TEXT"}
+_WORDS = {int: "N", float: "X", str: "TEXT", dict: "YAML"}
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -180,12 +181,14 @@ def _settings(field: Field[Any], shape: Shape) -> dict[str, Any]:
 
 def _reader(flag: str, shape: Shape) -> Callable[[Any], Any]:
     """What makes a value of a word on the command line or an entry of a file."""
-    words = {int: "a whole number", float: "a number"}
+    words = {int: "a whole number", float: "a number", dict: "names and values in YAML or JSON"}
 
     def read(word: Any) -> Any:
         if word is None and shape.optional:
             return None
         try:
+            if shape.kind is dict:
+                return _mapping(word)
             if isinstance(word, (dict, bool)):
                 raise ValueError
             return _whole(word) if shape.kind is int else shape.kind(word)
@@ -194,6 +197,18 @@ def _reader(flag: str, shape: Shape) -> Callable[[Any], Any]:
             raise argparse.ArgumentTypeError(f"{flag} must be {kind}, got {word!r}.") from None
 
     return read
+
+
+def _mapping(word: Any) -> dict[str, Any]:
+    """Names and values, also from YAML; ValueError for anything else."""
+    if isinstance(word, str):
+        try:
+            word = yaml.safe_load(word)
+        except yaml.YAMLError as error:
+            raise ValueError from error
+    if not isinstance(word, dict):
+        raise ValueError
+    return word
 
 
 def _whole(word: Any) -> int:

@@ -60,7 +60,7 @@ def load_run(
     try:
         module.load_state_dict(checkpoint.content["state_dict"])
     except RuntimeError as error:
-        problem = f"does not go with --env {config.env}: {' '.join(str(error).split())}"
+        problem = f"does not go with --env {config.env_name}: {' '.join(str(error).split())}"
         raise ArgumentError("run", str(source), problem) from error
     module.progress.load_state_dict(checkpoint.state)
     return module, checkpoint
