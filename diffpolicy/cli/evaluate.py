@@ -48,8 +48,8 @@ def main(words: list[str]) -> int:
         sys.stdout.write(json.dumps({**said, **asdict(found)}) + "\n")
     else:
         sys.stdout.write(
-            f"{config.method} on {config.env_name} after {found.env_steps} environment steps: return "
-            f"{found.return_mean:.1f} ± {found.return_std:.1f} over {found.episodes} episodes "
+            f"{config.method} on {config.env_name} after {found.env_steps} environment steps: "
+            f"return {found.return_mean:.1f} ± {found.return_std:.1f} over {found.episodes} episodes "
             f"({config.eval_policy})\n"
         )
     return 0
