@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffpolicy.policy import Policy, load_policy
+    from diffpolicy.policy import ExportError, Policy, load_policy, pretrained
 
 __version__ = "0.1.0"
-__all__ = ["Policy", "__version__", "load_policy"]
+__all__ = ["ExportError", "Policy", "__version__", "load_policy", "pretrained"]
 
-_LAZY = {"Policy": "diffpolicy.policy", "load_policy": "diffpolicy.policy"}
+_LAZY = dict.fromkeys(("ExportError", "Policy", "load_policy", "pretrained"), "diffpolicy.policy")
 
 
 def __getattr__(name: str) -> Any:

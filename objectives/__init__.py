@@ -7,6 +7,7 @@ from objectives.dime import DIMELoss
 from objectives.estimators import DenoisingGAE, DenoisingTDLambda
 from objectives.multiplier import LearnedMultiplier
 from objectives.q_critic import QCritic
+from objectives.qsm import QSMLoss
 from objectives.temperature import FixedTemperature, LearnedTemperature, Temperature
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "LearnedMultiplier",
     "LearnedTemperature",
     "QCritic",
+    "QSMLoss",
     "Temperature",
 ]

@@ -6,7 +6,6 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams, unravel_key
 from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor, nn
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives.utils import ValueEstimators
 from torchrl.objectives.value import TD0Estimator
 
@@ -16,6 +15,7 @@ from diffpolicy.networks import CategoricalSupport
 from objectives import functional as fn
 from objectives.base import DiffusionLoss, evaluation_mode
 from objectives.draws import Draws
+from objectives.paths import sample_path
 from objectives.q_critic import CriticReduction, QNetworks, QValues
 from objectives.temperature import Temperature
 from objectives.transitions import ReplayKeys, next_entry, return_discount
@@ -217,10 +217,12 @@ class DIMELoss(DiffusionLoss):
         self.value_range.prepare(next_entry(tensordict, keys.reward), self.value_estimator.gamma)
         following = tensordict["next"].expand(self.num_next_actions, *tensordict.batch_size)
         with torch.no_grad():
-            path = self._sample_path(following, self._draws(draws, tensordict).get("next_noise", 1))
+            noise = self._draws(draws, tensordict).get("next_noise", 1)
+            path = sample_path(self.actor_network, following, noise)
+        inputs = self.critic.action_inputs
         current, coming = self.critic.current_and_next(
-            self._critic_inputs(tensordict, required(tensordict, keys.action)),
-            self._critic_inputs(following, path.action),
+            inputs(tensordict, keys.action, required(tensordict, keys.action)),
+            inputs(following, keys.action, path.action),
             keys,
             self.qvalue_network_params,
             self.target_qvalue_network_params if self.delay_qvalue else None,
@@ -240,8 +242,10 @@ class DIMELoss(DiffusionLoss):
         tensordict = self._enter(tensordict)
         noise = self._draws(draws, tensordict).get("noise")
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            path = self._sample_path(tensordict, noise, checkpoint=self.checkpoint_chain)
-        inputs = self._critic_inputs(tensordict, path.action)
+            path = sample_path(
+                self.actor_network, tensordict, noise, checkpoint=self.checkpoint_chain
+            )
+        inputs = self.critic.action_inputs(tensordict, self.tensor_keys.action, path.action)
         with evaluation_mode(self.qvalue_network):
             params = self.qvalue_network_params.detach()
             values = self.critic.evaluate(params, inputs, self.tensor_keys)
@@ -261,22 +265,6 @@ class DIMELoss(DiffusionLoss):
 
     def _draws(self, draws: TensorDictBase | None, tensordict: TensorDictBase) -> Draws:
         return Draws(draws, tensordict.batch_size, ("noise", "next_noise"))
-
-    def _sample_path(
-        self, tensordict: TensorDictBase, noise: Tensor | None, *, checkpoint: bool = False
-    ) -> PathSample:
-        options: dict[str, Any] = {} if noise is None else {"noise": noise}
-        if checkpoint:
-            options["checkpoint"] = True
-        # TorchRL runs losses under deterministic exploration.
-        with set_exploration_type(ExplorationType.RANDOM):
-            return self.actor_network.sample_path(tensordict, **options)
-
-    def _critic_inputs(self, tensordict: TensorDictBase, action: Tensor) -> TensorDictBase:
-        """Inputs of the critic for an action; never the caller's TensorDict."""
-        key = self.tensor_keys.action
-        others = [other for other in self.qvalue_network.in_keys if other != key]
-        return tensordict.select(*others).set(key, action)
 
     def _soft_target(
         self, tensordict: TensorDictBase, next_value: Tensor, path: PathSample

@@ -1,4 +1,4 @@
-"""Environments that Gymnasium lists and cannot build: old versions, and packages that are missing."""
+"""Environments that Gymnasium lists and cannot build: old versions, missing packages."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,8 +31,7 @@ def check_version(name: str, env_id: str) -> None:
     raise ArgumentError(
         "name",
         name,
-        f"is a version that needs mujoco-py, which is not maintained any more; use "
-        f"{newest.id}.",
+        f"is a version that needs mujoco-py, which is not maintained any more; use {newest.id}.",
     )
 
 

@@ -28,7 +28,13 @@ from diffpolicy.actors.denoising_mdp import DenoisingMDP, SimulatedStep
 from diffpolicy.actors.encoded import EncodedActor, with_encoder
 from diffpolicy.actors.gaussian import GaussianChainActor
 from diffpolicy.actors.keys import RESERVED_KEYS, ActorKeys
-from diffpolicy.actors.protocol import ChainActor, PathActor, PathSample, observation_keys
+from diffpolicy.actors.protocol import (
+    ChainActor,
+    PathActor,
+    PathSample,
+    ScoreActor,
+    observation_keys,
+)
 from diffpolicy.actors.random_chains import ActionChains, RandomChains
 from diffpolicy.actors.squashing import ActionSquash
 from diffpolicy.actors.step_actor import DenoisingStepActor
@@ -56,6 +62,7 @@ __all__ = [
     "PathSample",
     "ProcessConfig",
     "RandomChains",
+    "ScoreActor",
     "SimulatedStep",
     "build_denoising_actor",
     "build_diffsac_networks",

@@ -225,11 +225,19 @@ class DenoisingActor(ActorModule):
 
     def denoising_kernel(self, rows: TensorDictBase) -> Gaussian:
         """``q(. | x_n, s)`` of denoising-MDP rows, see :class:`ChainActor`."""
-        latent = required(rows, self.keys.latent)
         step = required(rows, self.keys.step).squeeze(-1)
-        network_step = self.process.network_step(step)
-        score = self.score_network(latent, network_step, self.observation(rows))
-        return self.process.denoising_kernel(latent, score, step)
+        latent = required(rows, self.keys.latent)
+        return self.process.denoising_kernel(latent, self.score(rows), step)
+
+    def score(self, rows: TensorDictBase) -> Tensor:
+        """Output of the score network at denoising-MDP rows, see :class:`ScoreActor`."""
+        latent = required(rows, self.keys.latent)
+        step = self.process.network_step(required(rows, self.keys.step).squeeze(-1))
+        return self.score_network(latent, step, self.observation(rows))
+
+    def reversing_score(self, latent: Tensor, gradient: Tensor) -> Tensor:
+        """The score that reverses the noising, see :class:`ScoreActor`."""
+        return self.process.reversing_score(latent, gradient)
 
     def noising_kernel(self, rows: TensorDictBase) -> Gaussian:
         """``p(. | x_{n+1})`` of denoising-MDP rows, see :class:`ChainActor`."""

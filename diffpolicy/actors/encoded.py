@@ -8,7 +8,7 @@ from torch import nn
 
 from diffpolicy.actors.protocol import ChainActor, PathActor
 
-_READ_OBSERVATION = ("denoising_kernel", "sample_path")
+_READ_OBSERVATION = ("denoising_kernel", "sample_path", "score")
 
 
 class EncodedActor(TensorDictModuleBase):

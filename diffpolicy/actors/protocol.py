@@ -116,6 +116,34 @@ class PathActor(Protocol):
         ...
 
 
+@runtime_checkable
+class ScoreActor(ChainActor, PathActor, Protocol):
+    """An actor for losses that regress its score (QSM): a module with these members.
+
+    It also needs a ``squash`` and a ``squash_log_det``, see :class:`ChainActor`.
+    """
+
+    def score(self, rows: TensorDictBase) -> Tensor:
+        """What the score network says at denoising-MDP rows, differentiable in its parameters.
+
+        Args:
+            rows: observation keys, ``latent`` and ``step``, batch ``[*B]``.
+
+        Returns:
+            ``[*B, A]``.
+        """
+        ...
+
+    def reversing_score(self, latent: Tensor, gradient: Tensor) -> Tensor:
+        """The score ``[*B, A]`` with which the chain reverses the noising.
+
+        Args:
+            latent: ``x_n`` ``[*B, A]``.
+            gradient: of the log-density of noised latents, at ``latent`` ``[*B, A]``.
+        """
+        ...
+
+
 def observation_keys(actor: ChainActor | PathActor) -> list[NestedKey]:
     """Which of an actor's ``in_keys`` are observations.
 

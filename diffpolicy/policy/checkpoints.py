@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.errors import ArgumentError
-from diffpolicy.files import CHECKPOINT_KEY, LAST_CHECKPOINT, read_plain
+from diffpolicy.files import CHECKPOINT_FOLDER, CHECKPOINT_KEY, LAST_CHECKPOINT, read_plain
 from diffpolicy.policy.policy import Policy
 from diffpolicy.policy.spec import PolicySpec
 
@@ -48,10 +48,13 @@ def policy_from_checkpoint(path: Path, device: torch.device | str) -> Policy:
     try:
         spec = PolicySpec.from_plain(plain)
         parameters = _parameters(content["state_dict"])
-        return Policy(spec, parameters, training=_training(state), device=device)
+        policy = Policy(spec, parameters, training=_training(state), device=device)
     except (KeyError, TypeError, ValueError) as error:
         problem = f"is a checkpoint of another version: {error}."
         raise ArgumentError("source", str(path), problem) from error
+    if path.parent.name == CHECKPOINT_FOLDER:
+        policy.run_folder = path.parent.parent
+    return policy
 
 
 def _parameters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

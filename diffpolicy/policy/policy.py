@@ -1,6 +1,7 @@
 """A trained policy that acts: NumPy in, NumPy out."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -11,6 +12,8 @@ from torchrl.envs import EnvBase
 
 from collectors.environments.spaces import Actions, Entry
 from diffpolicy.errors import ArgumentError
+from diffpolicy.policy import sharing
+from diffpolicy.policy.export import Format, Noise, export_policy
 from diffpolicy.policy.functions import Mode, action_function
 from diffpolicy.policy.observations import read_observation
 from diffpolicy.policy.spec import PolicySpec
@@ -35,6 +38,7 @@ class Policy:
     Attributes:
         spec: see above.
         training: see above; empty if nothing is known.
+        run_folder: the run that it was loaded from, None otherwise.
         device: see above.
     """
 
@@ -48,6 +52,7 @@ class Policy:
     ) -> None:
         self.spec = spec
         self.training = dict(training or {})
+        self.run_folder: Path | None = None
         self.device = torch.device(device)
         self._actor = spec.build_actor()
         try:
@@ -110,17 +115,8 @@ class Policy:
 
     @denoising_steps.setter
     def denoising_steps(self, value: int) -> None:
-        process, trained = self.spec.actor.process, self.spec.actor.denoising_steps
-        problem = None
-        if type(value) is not int or value < 1:
-            problem = "must be a whole number of at least 1"
-        elif process is None and value != 1:
-            problem = "is not possible: this policy is a Gaussian; leave it out"
-        elif process is not None and process.step_size_per_step and value != trained:
-            problem = f"is not possible: steps of sizes of their own fix their number to {trained}"
-        if problem is not None:
-            raise ArgumentError("denoising_steps", value, f"{problem}.")
-        if process is not None:
+        self.spec.check_steps(value)
+        if self.spec.actor.process is not None:
             self._actor.denoising_steps = value
 
     @property
@@ -214,3 +210,109 @@ class Policy:
         """The parameters of the actor, observation statistics included."""
         state: dict[str, Tensor] = self._actor.state_dict()
         return state
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        format: Format = "onnx",
+        mode: Mode = "sample",
+        denoising_steps: int | None = None,
+        noise: Noise = "input",
+    ) -> Path:
+        """Write this policy to a file that runs without this package, and check the file.
+
+        Inputs are the observation entries as vectors ``[batch, F]``, named after their keys
+        (``observation``, or ``observation_body_speed`` of a dictionary), and ``noise`` ``[batch,
+        *noise_shape]``, standard normal. The output is ``action`` ``[batch, A]``, float32, in the
+        units of the environment. The batch size is open, the number of denoising steps fixed. The
+        file also says what it is: in the metadata entry ``diffpolicy`` of ONNX, in the extra file
+        ``diffpolicy.json`` of torch.export.
+
+        The file is then run, ONNX with onnxruntime, on batches of several sizes and compared with
+        this policy, to 1e-5.
+
+        Args:
+            path: the file: ``.onnx``, or ``.pt2`` for torch.export.
+            format: ``"onnx"`` (extra ``export``) or ``"torch"``.
+            mode: ``"sample"``, or without noise ``"mean"``, ``"flow"`` or ``"published"``; see
+                :attr:`deterministic_step`.
+            denoising_steps: their number; by default that of this policy.
+            noise: with ``"drawn"`` the file draws its noise itself and returns it as a second
+                output, ``noise``.
+
+        Returns:
+            The file.
+
+        Raises:
+            ArgumentError: for an argument that does not work, or a package that is missing.
+            ExportError: if the file does not do what this policy does. There is no file then.
+        """
+        return export_policy(
+            self, path, format=format, mode=mode, denoising_steps=denoising_steps, noise=noise
+        )
+
+    def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> Path:
+        """Write this policy into a folder, in the convention of Hugging Face.
+
+        It then holds ``model.safetensors``, ``config.json``, and ``README.md``, the model card,
+        with the environment, versions, seed, options and evaluations of the training, as far as
+        they are known, and the learning curve of the run that the policy was loaded from.
+
+        Args:
+            folder: where; made if it does not exist.
+            license: of the policy, in the names of the hub (``"mit"``).
+
+        Raises:
+            ArgumentError: if ``folder`` is a file or the folder of a run.
+        """
+        return sharing.save_pretrained(self, folder, license)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> "Policy":
+        """The policy in a folder of :meth:`save_pretrained`, or in a repository of the hub.
+
+        Args:
+            source: the folder, or ``user/name``.
+            revision: branch, tag or commit of the repository.
+            token: for private repositories; by default that of ``hf auth login``.
+            device: where it acts.
+
+        Raises:
+            ArgumentError: if there is no policy.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = sharing.pull_from_hub(str(source), revision, token)
+        return sharing.read_pretrained(folder, device)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub (extra ``hub``).
+
+        Args:
+            repo_id: ``user/name``; the repository is made if it does not exist.
+            private: whether a new repository is private.
+            token: by default that of ``hf auth login``.
+            license: see :meth:`save_pretrained`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ArgumentError: if the hub refuses it or is out of reach.
+        """
+        return sharing.push_to_hub(self, repo_id, private=private, token=token, license=license)

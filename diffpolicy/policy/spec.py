@@ -13,6 +13,7 @@ from collectors.environments.spaces import Actions, Entry, observation_entry
 from diffpolicy.actors import ActorKeys, ActorRecipe, recipe_of
 from diffpolicy.actors.build.actors import make_actor
 from diffpolicy.actors.build.sizes import Sizes
+from diffpolicy.errors import ArgumentError
 from diffpolicy.networks import RunningNorm
 from diffpolicy.policy.spaces import plain_space, space_from_plain
 
@@ -87,3 +88,16 @@ class PolicySpec:
             normalizer=RunningNorm(width) if normalize else None,
         )
         return make_actor(self.actor, sizes, device)
+
+    def check_steps(self, denoising_steps: int) -> None:
+        """Raise ArgumentError if such an actor cannot act with this number of denoising steps."""
+        process, trained = self.actor.process, self.actor.denoising_steps
+        problem = None
+        if type(denoising_steps) is not int or denoising_steps < 1:
+            problem = "must be a whole number of at least 1"
+        elif process is None and denoising_steps != 1:
+            problem = "is not possible: this policy is a Gaussian; leave it out"
+        elif process is not None and process.step_size_per_step and denoising_steps != trained:
+            problem = f"is not possible: steps of sizes of their own fix their number to {trained}"
+        if problem is not None:
+            raise ArgumentError("denoising_steps", denoising_steps, f"{problem}.")

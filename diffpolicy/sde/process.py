@@ -222,6 +222,18 @@ class DenoisingProcess(nn.Module):
         mean = self.contraction(step_size) * next_latent
         return Gaussian(mean, (2 * step_size).sqrt().expand_as(mean))
 
+    def reversing_score(self, latent: Tensor, gradient: Tensor) -> Tensor:
+        """The score with which the denoising kernel reverses the noising one.
+
+        The reversal of a diffusion (Anderson 1982) drifts by ``x / nu^2 + 2 grad log p_n(x)``; the
+        denoising kernel has ``-x / nu^2 + score``.
+
+        Args:
+            latent: ``x_n`` ``[*B, A]``.
+            gradient: ``grad log p_n(x_n)``, of the density of noised latents ``[*B, A]``.
+        """
+        return 2 * (latent / self.prior_std.square() + gradient)
+
     def sample_prior(
         self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None
     ) -> Tensor:

@@ -106,12 +106,17 @@ def test_wheel_contains_exactly_three_packages(wheel_names: list[str]) -> None:
     assert dist_info == f"diffpolicy-{diffpolicy.__version__}.dist-info"
 
 
-def test_wheel_contains_every_module_and_the_type_markers(wheel_names: list[str]) -> None:
+def test_wheel_contains_all_modules_policies_and_type_markers(
+    wheel_names: list[str],
+) -> None:
     expected = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in [*(ROOT / package).rglob("*.py"), ROOT / package / "py.typed"]
     }
+    shipped = [path for path in (ROOT / "diffpolicy/pretrained").rglob("*") if path.is_file()]
+    expected |= {path.relative_to(ROOT).as_posix() for path in shipped}
+    assert any(path.name == "model.safetensors" for path in shipped)
     assert {name for name in wheel_names if name.startswith(PACKAGES)} >= expected
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel_names)
 

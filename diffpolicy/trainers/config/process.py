@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from diffpolicy.sde import SCHEDULES
 from diffpolicy.trainers.config.options import (
     Options,
     above,
@@ -20,7 +21,7 @@ class ProcessOptions(Options):
         0.4, "standard deviation of the chain's prior", valid=above(0), fixed=True
     )
     step_schedule: str = option(
-        "linear", "step sizes along the chain", choices=("constant", "linear", "cosine"), fixed=True
+        "linear", "step sizes along the chain", choices=tuple(sorted(SCHEDULES)), fixed=True
     )
     step_size: float = option(0.08, "initial step size of the chain", valid=above(0), fixed=True)
     step_size_per_step: bool = option(

@@ -10,6 +10,7 @@ from diffpolicy.trainers.methods.dime import DIME
 from diffpolicy.trainers.methods.gaussian_ppo import GAUSSIAN_PPO
 from diffpolicy.trainers.methods.gaussian_wpo import GAUSSIAN_WPO
 from diffpolicy.trainers.methods.method import Kind, Method
+from diffpolicy.trainers.methods.qsm import QSM
 from diffpolicy.trainers.methods.sac import SAC
 
 METHODS: dict[str, Method] = {
@@ -21,6 +22,7 @@ METHODS: dict[str, Method] = {
         DIME,
         GAUSSIAN_PPO,
         GAUSSIAN_WPO,
+        QSM,
         SAC,
     )
 }

@@ -168,9 +168,10 @@ def make_off_policy_networks(
     keys: ActorKeys | None = None,
     observation_key: NestedKey = "observation",
     value_keys: Sequence[NestedKey] = ("state_action_value", "state_action_value_logits"),
-    support: CategoricalSupport | None = None,
+    support: CategoricalSupport | HLGauss | None = None,
     normalization: str | None = None,
     share_encoder: bool = False,
+    learn_process: bool = True,
     steps: int = STEPS,
 ) -> tuple[DenoisingActor, TensorDictModule]:
     """A denoising actor and a twin critic with generic weights, no zeros anywhere."""
@@ -185,7 +186,15 @@ def make_off_policy_networks(
         normalizer=encoders[0],
         init_std=0.3,
     )
-    process = DenoisingProcess(ACTION, steps, step_size=0.2, schedule="cosine", noising_step="same")
+    process = DenoisingProcess(
+        ACTION,
+        steps,
+        step_size=0.2,
+        schedule="cosine",
+        noising_step="same",
+        learn_step_size=learn_process,
+        learn_friction=learn_process,
+    )
     bound = torch.ones(ACTION)
     squash = ActionSquash(-2 * bound, bound)
     actor = DenoisingActor(process, score, squash, in_keys=[observation_key], keys=keys)

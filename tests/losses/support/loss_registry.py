@@ -20,7 +20,14 @@ from torchrl.objectives import LossModule, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
 
 from diffpolicy.networks import CategoricalSupport, HLGauss
-from objectives import DiffPPOLoss, DiffSACLoss, DiffWPOLoss, DIMELoss, LearnedTemperature
+from objectives import (
+    DiffPPOLoss,
+    DiffSACLoss,
+    DiffWPOLoss,
+    DIMELoss,
+    LearnedTemperature,
+    QSMLoss,
+)
 
 
 @dataclass(frozen=True)
@@ -353,6 +360,58 @@ def _diff_wpo_case(
     )
 
 
+def _qsm(
+    temperature: float | Callable[[], LearnedTemperature] = 0.3,
+    support: tuple[float, float, int] | None = None,
+    normalization: str | None = None,
+    **arguments: Any,
+) -> Callable[[Options], LossModule]:
+    def factory(options: Options) -> LossModule:
+        defaults = QSMLoss.default_keys()
+        names = ("state_action_value", "state_action_value_logits")
+        actor, critic = make_off_policy_networks(
+            keys=NESTED_KEYS if options.nested else None,
+            observation_key=NESTED_OBSERVATION if options.nested else "observation",
+            value_keys=[options.loss_keys.get(name, getattr(defaults, name)) for name in names],
+            support=None if support is None else HLGauss(*support),
+            normalization=normalization,
+            share_encoder=options.share,
+            learn_process=False,
+        )
+        loss = QSMLoss(
+            actor,
+            critic,
+            temperature=temperature() if callable(temperature) else temperature,
+            separate_losses=options.separate_losses,
+            reduction=options.reduction,
+            **arguments,
+        )
+        loss.set_keys(**options.loss_keys)
+        if loss.delay_qvalue:
+            SoftUpdate(loss, tau=0.1)
+        return loss
+
+    return factory
+
+
+def _qsm_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
+    reach = {"loss_qvalue": _QVALUE, "loss_actor": ("actor_network_params.score_network.",)}
+    reach |= {"loss_alpha": ("temperature.",)} if alpha else {}
+    return LossCase(
+        name=f"QSM-{name}",
+        loss_class=QSMLoss,
+        factory=_qsm(**arguments),
+        rows=_weighted_transitions,
+        rollout=_transitions,
+        reach=reach,
+        row_fields=("priority_weight",),
+        rollout_fields=("reward", "terminated"),
+        estimators=(ValueEstimators.TD0,),
+        priorities=True,
+        samples=True,
+    )
+
+
 CASES: tuple[LossCase, ...] = (
     _diff_ppo_case("no-temperature", noising=False),
     _diff_ppo_case("temperature", temperature=0.3),
@@ -426,4 +485,15 @@ CASES: tuple[LossCase, ...] = (
     ),
     _diff_wpo_case("reported-chains", kl_bound=0.5, check_chains="report"),
     _diff_wpo_case("kl-samples", kl_samples=4, kl_bound=0.5, loss_function="smooth_l1"),
+    _qsm_case("published"),
+    _qsm_case(
+        "learned-temperature",
+        alpha=True,
+        temperature=lambda: LearnedTemperature(0.2, target_entropy=-8.0),
+        support=(-4.0, 4.0, 11),
+        normalization="layer",
+        sampled_steps=2,
+        delay_qvalue=False,
+        critic_reduction="mean",
+    ),
 )

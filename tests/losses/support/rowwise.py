@@ -39,7 +39,8 @@ def rowwise_draws(loss: LossModule, batch: TensorDictBase) -> TensorDictBase:
     if isinstance(loss, DiffPPOLoss):
         is_rows = batch.get(loss.chain_keys.next_latent, None) is not None
         return TensorDict(batch_size=batch.batch_size) if is_rows else rollout_draws(loss, batch)
-    assert isinstance(loss, (DiffSACLoss, DiffWPOLoss))
+    if not isinstance(loss, (DiffSACLoss, DiffWPOLoss)):
+        return _of_their_shapes(loss, batch)
     if isinstance(loss, DiffWPOLoss) and not loss._is_replayed(batch):
         rows = loss._estimated_rows(batch)
         observation = _observation(loss, rows)
@@ -53,6 +54,22 @@ def rowwise_draws(loss: LossModule, batch: TensorDictBase) -> TensorDictBase:
         proposal = draws["proposal"].unsqueeze(-2)
         phase = torch.arange(samples).to(proposal).unsqueeze(-1)
         draws["divergence"] = 1.4 * torch.sin(13 * proposal + 3.0 * phase)
+    return draws
+
+
+def _of_their_shapes(loss: LossModule, batch: TensorDictBase) -> TensorDictBase:
+    """Numbers in the shapes of those that ``loss`` draws itself; steps are different ones."""
+    draws = loss.draw(batch)
+    observation = _observation(loss, batch)
+    for name in list(draws.keys()):
+        drawn = required(draws, name)
+        event = drawn.shape[batch.batch_dims :]
+        if drawn.is_floating_point():
+            numbers = noise_of(observation, len(name), event.numel())
+        else:
+            order = noise_of(observation, 0, loss.actor_network.denoising_steps).argsort(-1)
+            numbers = order[..., : event.numel()]
+        draws.set(name, numbers.reshape(drawn.shape).to(drawn.dtype))
     return draws
 
 
