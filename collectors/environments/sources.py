@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.wrappers import FlattenObservation
 
+from collectors.environments.outdated import built, check_version
 from diffpolicy.errors import ArgumentError
 
 _SUITE = "dmc:"
@@ -55,7 +56,8 @@ def _make(
     wrappers: Sequence[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]],
     arguments: dict[str, Any],
 ) -> gym.Env[Any, Any]:
-    env = gym.make(env_id, max_episode_steps=max_episode_steps, **arguments)
+    make = partial(gym.make, env_id, max_episode_steps=max_episode_steps, **arguments)
+    env = built(env_id, make)
     for wrapper in wrappers:
         env = wrapper(env)
     return env
@@ -75,6 +77,7 @@ def _check_registered(name: str) -> None:
                 "give an id without a module.",
             ) from error
     if env_id in gym.registry:
+        check_version(name, env_id)
         return
     hint = _close_matches(env_id, gym.registry) or "gymnasium.pprint_registry() lists the known ids"
     problem = f"is not a registered Gymnasium environment id; {hint}."

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffpolicy.cli.arguments import Arguments
@@ -56,7 +57,19 @@ def load(args: argparse.Namespace) -> "Policy":
     """
     from diffpolicy import load_policy
 
-    return load_policy(args.policy, denoising_steps=args.denoising_steps)
+    try:
+        return load_policy(args.policy, denoising_steps=args.denoising_steps)
+    except ArgumentError as error:
+        argument = "policy" if error.argument == "source" else error.argument
+        raise ArgumentError(argument, error.value, error.problem) from error
+
+
+def default_folder(policy: str) -> Path:
+    """Where files about a policy go: the folder of its run, or else the current one."""
+    path = Path(policy)
+    folder = path if path.is_dir() else path.parent
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    return folder if folder.is_dir() else Path()
 
 
 def drawn_env(policy: "Policy", args: argparse.Namespace, render_mode: str) -> "gym.Env[Any, Any]":
