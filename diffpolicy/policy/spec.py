@@ -1,5 +1,6 @@
 """What a policy reads, what it drives, and how its actor is built, as plain data."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -42,7 +43,7 @@ class PolicySpec:
             None for another actor or environment, which no plain data describes.
         """
         recipe, own = recipe_of(actor), gymnasium_env(env)
-        if recipe is None or own is None:
+        if recipe is None or own is None or not _is_plain(recipe):
             return None
         read = set(actor.in_keys)  # type: ignore[attr-defined]
         entries = tuple(entry for entry in own.entries if entry.key in read)
@@ -93,6 +94,15 @@ class PolicySpec:
             problem = f"is not possible: steps of sizes of their own fix their number to {trained}"
         if problem is not None:
             raise ArgumentError("denoising_steps", denoising_steps, f"{problem}.")
+
+
+def _is_plain(recipe: ActorRecipe) -> bool:
+    """Whether a file can hold a recipe: a network of one's own in its options has no words."""
+    try:
+        json.dumps(recipe.plain())
+    except TypeError:
+        return False
+    return True
 
 
 class _Specs:
