@@ -1,20 +1,21 @@
 """What a policy reads, what it drives, and how its actor is built, as plain data."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
-from torchrl.data import Bounded
+from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from collectors.environments.gymnasium_env import gymnasium_env
 from collectors.environments.spaces import Actions, Entry, observation_entry
 from diffpolicy.actors import ActorKeys, ActorRecipe, recipe_of
 from diffpolicy.actors.build.actors import make_actor
-from diffpolicy.actors.build.sizes import Sizes
+from diffpolicy.actors.build.sizes import read_sizes
 from diffpolicy.errors import ArgumentError
-from diffpolicy.networks import RunningNorm
 from diffpolicy.policy.spaces import plain_space, space_from_plain
 
 _NAME = "the policy"
@@ -42,7 +43,7 @@ class PolicySpec:
             None for another actor or environment, which no plain data describes.
         """
         recipe, own = recipe_of(actor), gymnasium_env(env)
-        if recipe is None or own is None:
+        if recipe is None or own is None or not _is_plain(recipe):
             return None
         read = set(actor.in_keys)  # type: ignore[attr-defined]
         entries = tuple(entry for entry in own.entries if entry.key in read)
@@ -77,16 +78,8 @@ class PolicySpec:
 
     def build_actor(self, device: torch.device | str = "cpu") -> Any:
         """The actor, with fresh parameters."""
-        width = sum(entry.shape[-1] for entry in self.entries)
-        normalize = self.actor.network.normalize_observations
-        low, high = torch.from_numpy(self.actions.low), torch.from_numpy(self.actions.high)
-        sizes = Sizes(
-            observation_keys=[entry.key for entry in self.entries],
-            observation_dim=width,
-            action_spec=Bounded(low, high, dtype=torch.float32),
-            keys=ActorKeys(),
-            normalizer=RunningNorm(width) if normalize else None,
-        )
+        keys = [entry.key for entry in self.entries]
+        sizes = read_sizes(_Specs(self), keys, self.actor.network, ActorKeys())
         return make_actor(self.actor, sizes, device)
 
     def check_steps(self, denoising_steps: int) -> None:
@@ -101,3 +94,24 @@ class PolicySpec:
             problem = f"is not possible: steps of sizes of their own fix their number to {trained}"
         if problem is not None:
             raise ArgumentError("denoising_steps", denoising_steps, f"{problem}.")
+
+
+def _is_plain(recipe: ActorRecipe) -> bool:
+    """Whether a file can hold a recipe: a network of one's own in its options has no words."""
+    try:
+        json.dumps(recipe.plain())
+    except TypeError:
+        return False
+    return True
+
+
+class _Specs:
+    """The specs of an environment, of which builders need no more."""
+
+    def __init__(self, spec: PolicySpec) -> None:
+        low, high = torch.from_numpy(spec.actions.low), torch.from_numpy(spec.actions.high)
+        self.full_action_spec_unbatched = Composite(action=Bounded(low, high, dtype=torch.float32))
+        self.observation_spec_unbatched = Composite()
+        for entry in spec.entries:
+            dtype = torch.uint8 if entry.dtype is np.uint8 else torch.float32
+            self.observation_spec_unbatched[entry.key] = Unbounded(entry.shape, dtype=dtype)
