@@ -19,7 +19,7 @@ SOURCES = [
     ROOT / "examples" / "benchmarks" / "README.md",
     *sorted((ROOT / "examples").rglob("*.py")),
 ]
-SCRIPT = re.compile(r"(?:python examples/(\w+)_lightning\.py|diffpolicy train ([a-z_]+))(.*)")
+SCRIPT = re.compile(r"(?:python examples/(\w+)_lightning\.py|diffpolicy train ([a-z_]+)(?!\S))(.*)")
 BENCHMARK = re.compile(r"python examples/benchmarks/run\.py(.*)")
 
 
