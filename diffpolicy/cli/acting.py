@@ -43,7 +43,11 @@ def add_flags(parser: Arguments) -> None:
     parser.add_argument("--env", metavar="ENV", help="another environment with the same spaces")
     parser.add_argument("--max-episode-steps", type=int, metavar="N", help="cut episodes off")
     parser.add_argument("--denoising-steps", type=int, metavar="N", help="other than in training")
-    parser.add_argument("--stochastic", action="store_true", help="sample the actions")
+    parser.add_argument(
+        "--eval-policy",
+        choices=["deterministic", "stochastic"],
+        help="how to act (default: as in evaluations)",
+    )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="of initial states (default: as in evaluations)"
     )
@@ -146,6 +150,8 @@ def episodes(
     """
     from collectors import EVALUATION_SEED, RandomStream, derive_seed
 
+    saved = policy.training.get("config", {}).get("eval_policy")
+    deterministic = (args.eval_policy or saved) != "stochastic"
     seed = derive_seed(EVALUATION_SEED if args.seed is None else args.seed, 0)
     policy.seed(seed)
     number = 0
@@ -158,7 +164,7 @@ def episodes(
             total, steps, ended = 0.0, 0, False
             while not ended:
                 each_step()
-                action = policy.act(observation, deterministic=not args.stochastic)
+                action = policy.act(observation, deterministic=deterministic)
                 observation, reward, terminated, truncated, _ = env.step(action)
                 total, steps = total + float(reward), steps + 1
                 ended = bool(terminated or truncated)
