@@ -7,12 +7,13 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from tensordict.utils import unravel_key
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from collectors.environments.gymnasium_env import gymnasium_env
 from collectors.environments.spaces import Actions, Entry, observation_entry
-from diffpolicy.actors import ActorKeys, ActorRecipe, recipe_of
+from diffpolicy.actors import ActorKeys, ActorRecipe, observation_keys, recipe_of
 from diffpolicy.actors.build.actors import make_actor
 from diffpolicy.actors.build.sizes import read_sizes
 from diffpolicy.errors import ArgumentError
@@ -36,18 +37,29 @@ class PolicySpec:
     actions: Actions
 
     @classmethod
-    def of(cls, actor: object, env: EnvBase) -> Self | None:
+    def of(cls, actor: Any, env: EnvBase) -> Self | None:
         """The spec of an actor of one of our builders in an environment of :func:`make_env`.
 
         Returns:
-            None for another actor or environment, which no plain data describes.
+            None for another actor or environment, which no plain data describes; also where
+            transforms change what the actor reads or how its actions get to the simulator.
         """
         recipe, own = recipe_of(actor), gymnasium_env(env)
         if recipe is None or own is None or not _is_plain(recipe):
             return None
-        read = set(actor.in_keys)  # type: ignore[attr-defined]
-        entries = tuple(entry for entry in own.entries if entry.key in read)
-        return cls(recipe, entries, own.actions)
+        keys = [unravel_key(key) for key in observation_keys(actor)]
+        by_key = {entry.key: entry for entry in own.entries}
+        if not by_key.keys() >= set(keys):
+            return None
+        spec = cls(recipe, tuple(by_key[key] for key in keys), own.actions)
+        return spec if spec._describes(env) else None
+
+    def _describes(self, env: EnvBase) -> bool:
+        """Whether an environment still has these entries and actions behind its transforms."""
+        specs, action = env.observation_spec_unbatched, env.full_action_spec_unbatched["action"]
+        own = _Specs(self)
+        same = own.full_action_spec_unbatched["action"] == action.cpu()
+        return same and all(specs[e.key].shape == torch.Size(e.shape) for e in self.entries)
 
     def plain(self) -> dict[str, Any]:
         """Numbers, text and their containers, for a file."""

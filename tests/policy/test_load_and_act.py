@@ -15,11 +15,17 @@ from small_methods import DIFFUSION, small_config
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
+from torchrl.envs import CatFrames, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from collectors import evaluate, make_env
 from diffpolicy import Policy, load_policy
-from diffpolicy.actors import DenoisingActor, NetworkConfig, build_dime_networks
+from diffpolicy.actors import (
+    DenoisingActor,
+    NetworkConfig,
+    build_dime_networks,
+    build_gaussian_sac_networks,
+)
 from diffpolicy.errors import ArgumentError
 from diffpolicy.files import read_plain, write_plain
 from diffpolicy.policy.spec import PolicySpec
@@ -236,6 +242,31 @@ def test_an_actor_of_a_loop_of_ones_own() -> None:
     assert "mine" in repr(policy)
     with pytest.raises(ArgumentError, match=r"actor='Linear' must come from a builder"):
         Policy.of(torch.nn.Linear(3, 1), env)
+    # Actions that a transform maps to those of the simulator, observations that one changes.
+    rescaled = make_env("Pendulum-v1", rescale_actions=True)
+    frames = CatFrames(2, -1, ["observation"])
+    scaled = TransformedEnv(make_env("Pendulum-v1"), frames, auto_unwrap=False)
+    for other in (rescaled, scaled):
+        with pytest.raises(ArgumentError, match="must come from a builder"):
+            Policy.of(build_dime_networks(other).actor, other)
+
+
+def test_entries_in_the_order_of_the_actor(robot: str) -> None:
+    env = make_env(robot)
+    keys = [("observation", "target"), ("observation", "gear"), ("observation", "body", "speed")]
+    actor = build_gaussian_sac_networks(env, observation_keys=keys).actor
+    policy = Policy.of(actor, env)
+    assert [entry.name for entry in policy.entries] == ["target", "gear", "body.speed"]
+    rows = env.reset()
+    with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
+        expected = actor(rows.clone())["action"].numpy()
+    values = {key[1:]: rows[key].numpy() for key in keys}
+    given = {
+        "target": values["target",].reshape(1, 2, 2),
+        "gear": values["gear",].argmax(-1) + 1,
+        "body": {"speed": values["body", "speed"]},
+    }
+    np.testing.assert_allclose(policy.act(given)[:, 0], expected, atol=2e-6)
 
 
 def test_a_network_that_no_file_describes_leaves_checkpoints_without_a_policy(
