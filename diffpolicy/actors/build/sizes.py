@@ -9,11 +9,10 @@ from tensordict import NestedKey
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
-from torchrl.envs import EnvBase
 
 from diffpolicy.actors.configs import NetworkConfig
 from diffpolicy.actors.keys import RESERVED_KEYS, ActorKeys, check_collisions
-from diffpolicy.actors.squashing import action_bounds, env_action_spec
+from diffpolicy.actors.squashing import EnvSpecs, action_bounds, env_action_spec
 from diffpolicy.networks import RunningNorm
 
 
@@ -64,7 +63,7 @@ class Sizes:
 
 
 def read_sizes(
-    env: EnvBase,
+    env: EnvSpecs,
     observation_keys: Sequence[NestedKey],
     network: NetworkConfig,
     keys: ActorKeys,
