@@ -35,7 +35,7 @@ class ExportedPolicy:
         inputs = {}
         for name, entry in zip(names, self.told["observation"], strict=False):
             vector = flat(entry["name"], observation, space)
-            inputs[name] = vector.astype(np.float32).reshape(1, entry["width"])
+            inputs[name] = vector.astype(np.float32).reshape(1, *entry["shape"])
         if "noise" in names:
             shape = (1, *self.told["noise_shape"])
             inputs["noise"] = self.generator.standard_normal(shape, np.float32)

@@ -15,6 +15,7 @@ import gymnasium as gym
 from gymnasium.wrappers import FlattenObservation, TimeLimit
 from torchrl.envs import EnvBase, StepCounter, Transform, TransformedEnv
 
+from collectors.environments.outdated import built, check_version
 from diffpolicy.errors import ArgumentError
 from diffpolicy.names import close_matches, imported, named_object, shown
 
@@ -107,7 +108,7 @@ def environment_source(
         if not callable(factory):
             _check_registered(env, [] if loaded is None else vars(loaded))
             make = partial(gym.make, env, max_episode_steps=max_episode_steps, **own)
-            return Source(env, make, own, around)
+            return Source(env, partial(built, env, make), own, around)
         env, title = factory, env
     else:
         title = shown(env)
@@ -143,7 +144,7 @@ def _suite_source(
     env_id = f"dm_control/{name.removeprefix(_SUITE)}-v0"
     make = partial(gym.make, env_id, max_episode_steps=max_episode_steps, **arguments)
     # Scalars (the height of walker) and vectors become one vector, in the order of their names.
-    return Source(name, make, arguments, (FlattenObservation, *wrappers))
+    return Source(name, partial(built, name, make), arguments, (FlattenObservation, *wrappers))
 
 
 def _wrapped(env: AnyEnv, wrapper: Callable[[Any], Any]) -> AnyEnv:
@@ -196,6 +197,7 @@ def _check_registered(name: str, also: Iterable[str]) -> None:
     """
     module, _, env_id = name.rpartition(":")
     if env_id in gym.registry:
+        check_version(name, env_id)
         return
     known = [*gym.registry, *(own for own in also if not own.startswith("_"))]
     hint = close_matches(env_id, known) or "gymnasium.pprint_registry() lists the known ids"

@@ -1,12 +1,12 @@
 """Squashing of the last latent into the bounds of the action space."""
 
 import math
+from typing import Protocol
 
 import torch
 from tensordict import NestedKey
 from torch import Tensor, nn
-from torchrl.data import Bounded, TensorSpec
-from torchrl.envs import EnvBase
+from torchrl.data import Bounded, Composite, TensorSpec
 
 
 class ActionSquash(nn.Module):
@@ -119,7 +119,19 @@ def action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:
     return low[0], high[0]
 
 
-def env_action_spec(env: EnvBase, action_key: NestedKey = "action") -> TensorSpec:
+class EnvSpecs(Protocol):
+    """What sizes are read from: an environment, or something with its specs."""
+
+    @property
+    def full_action_spec_unbatched(self) -> Composite:
+        """The specs of all actions."""
+
+    @property
+    def observation_spec_unbatched(self) -> Composite:
+        """The specs of all observations."""
+
+
+def env_action_spec(env: EnvSpecs, action_key: NestedKey = "action") -> TensorSpec:
     """The spec of one action of an environment, without batch dimensions.
 
     Raises:

@@ -34,7 +34,10 @@ COMMANDS = {
     "play": Command("play", "watch a trained policy in a window"),
     "record": Command("record", "a video (mp4 or gif) of a trained policy"),
     "sweep": Command("sweep", "search for options with Optuna"),
-    "list": Command("listing", "methods, tasks and presets"),
+    "export": Command("export", "a policy as an ONNX file, or by torch.export"),
+    "push": Command("push", "upload a policy to the Hugging Face hub"),
+    "pull": Command("pull", "download a policy from the hub"),
+    "list": Command("listing", "methods, tasks, presets, and policies that come with the package"),
 }
 """All subcommands by name."""
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffpolicy.cli.arguments import Arguments
@@ -42,7 +43,11 @@ def add_flags(parser: Arguments) -> None:
     parser.add_argument("--env", metavar="ENV", help="another environment with the same spaces")
     parser.add_argument("--max-episode-steps", type=int, metavar="N", help="cut episodes off")
     parser.add_argument("--denoising-steps", type=int, metavar="N", help="other than in training")
-    parser.add_argument("--stochastic", action="store_true", help="sample the actions")
+    parser.add_argument(
+        "--eval-policy",
+        choices=["deterministic", "stochastic"],
+        help="how to act (default: as in evaluations)",
+    )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="of initial states (default: as in evaluations)"
     )
@@ -56,7 +61,19 @@ def load(args: argparse.Namespace) -> "Policy":
     """
     from diffpolicy import load_policy
 
-    return load_policy(args.policy, denoising_steps=args.denoising_steps)
+    try:
+        return load_policy(args.policy, denoising_steps=args.denoising_steps)
+    except ArgumentError as error:
+        argument = "policy" if error.argument == "source" else error.argument
+        raise ArgumentError(argument, error.value, error.problem) from error
+
+
+def default_folder(policy: str) -> Path:
+    """Where files about a policy go: the folder of its run, or else the current one."""
+    path = Path(policy)
+    folder = path if path.is_dir() else path.parent
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    return folder if folder.is_dir() else Path()
 
 
 def drawn_env(policy: "Policy", args: argparse.Namespace, render_mode: str) -> "gym.Env[Any, Any]":
@@ -133,6 +150,8 @@ def episodes(
     """
     from collectors import EVALUATION_SEED, RandomStream, derive_seed
 
+    saved = policy.training.get("config", {}).get("eval_policy")
+    deterministic = (args.eval_policy or saved) != "stochastic"
     seed = derive_seed(EVALUATION_SEED if args.seed is None else args.seed, 0)
     policy.seed(seed)
     number = 0
@@ -145,7 +164,7 @@ def episodes(
             total, steps, ended = 0.0, 0, False
             while not ended:
                 each_step()
-                action = policy.act(observation, deterministic=not args.stochastic)
+                action = policy.act(observation, deterministic=deterministic)
                 observation, reward, terminated, truncated, _ = env.step(action)
                 total, steps = total + float(reward), steps + 1
                 ended = bool(terminated or truncated)

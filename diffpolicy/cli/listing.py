@@ -1,4 +1,4 @@
-"""``diffpolicy list``: what can be trained, and on what.
+"""``diffpolicy list``: what can be trained, on what, and what comes with the package.
 
 Methods and tasks are read from the source files in which they are declared, because importing them
 imports torch, which takes seconds.
@@ -15,6 +15,7 @@ from diffpolicy.cli.arguments import Arguments
 _ROOT = Path(__file__).resolve().parents[2]
 _METHODS = _ROOT / "diffpolicy" / "trainers" / "methods"
 _TASKS = _ROOT / "collectors" / "environments" / "tasks" / "multimodal.py"
+_PRETRAINED = _ROOT / "diffpolicy" / "pretrained"
 # Of Gymnasium's ids these have bounded continuous actions and vectors as observations.
 _CLASSIC = ("Pendulum-v1", "MountainCarContinuous-v0")
 _BOX2D = ("BipedalWalker-v3", "BipedalWalkerHardcore-v3", "LunarLanderContinuous-v3")
@@ -36,8 +37,13 @@ class ListedMethod(NamedTuple):
 
 def main(words: list[str]) -> int:
     """Print the lists; returns the exit code."""
-    parser = Arguments("list", "Print all methods, tasks and presets, or one of these lists.")
-    kinds = {"methods": _method_lines, "tasks": _task_lines, "presets": _preset_lines}
+    parser = Arguments("list", "Print all methods, tasks, presets and policies, or one list.")
+    kinds = {
+        "methods": _method_lines,
+        "tasks": _task_lines,
+        "presets": _preset_lines,
+        "policies": _policy_lines,
+    }
     parser.add_argument("kind", nargs="?", choices=list(kinds), help="what to list (default: all)")
     chosen = parser.parse_args(words).kind
     for kind in [chosen] if chosen else kinds:
@@ -59,6 +65,11 @@ def _preset_lines() -> list[str]:
         for method in methods()
         for preset in method.presets
     ]
+
+
+def _policy_lines() -> list[str]:
+    names = sorted(path.parent.name for path in _PRETRAINED.glob("*/config.json"))
+    return [f"diffpolicy play pretrained:{name}" for name in names]
 
 
 def _task_lines() -> list[str]:

@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
     args = parser.parse_args(words)
     if args.episodes < 1:
         parser.error(f"--episodes must be at least 1, got {args.episodes}.")
-    output = args.output or _default_output(args.policy)
+    output = args.output or acting.default_folder(args.policy) / "episodes.mp4"
     if output.suffix not in _KINDS:
         parser.error(f"--output must end with {' or '.join(_KINDS)}, got {output}.")
     # MuJoCo reads it when it is imported.
@@ -85,14 +85,6 @@ def _settings(output: Path, fps: int) -> dict[str, Any]:
         return {"duration": 1000 / fps, "loop": 0}
     # Codecs want even sizes; imageio would scale to multiples of 16.
     return {"fps": fps, "macro_block_size": 2}
-
-
-def _default_output(policy: str) -> Path:
-    """Beside the checkpoints of a run, or else in the current folder."""
-    path = Path(policy)
-    folder = path if path.is_dir() else path.parent
-    folder = folder.parent if folder.name == "checkpoints" else folder
-    return (folder if folder.is_dir() else Path()) / "episodes.mp4"
 
 
 def _display() -> bool:

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from collectors.environments.spaces import Entry
 from diffpolicy.errors import ArgumentError
 from diffpolicy.files import write_atomically
 from diffpolicy.policy.functions import ActionFunction, Mode
@@ -47,7 +48,7 @@ class ExportError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Graph:
-    """What is exported: a module, the names of its inputs and outputs, and their widths."""
+    """What is exported: a module, and the names of its inputs and outputs."""
 
     module: "_Exported"
     inputs: tuple[str, ...]
@@ -55,35 +56,34 @@ class _Graph:
 
     def examples(self, batch: int, generator: np.random.Generator) -> tuple[NDArray[Any], ...]:
         """Inputs of a batch: observations, and noise where it is one of them."""
-        shapes: list[tuple[int, ...]] = [(batch, width) for width in self.module.widths]
+        shapes = [entry.shape for entry in self.module.entries]
         if len(self.inputs) > len(shapes):
-            shapes.append((batch, *self.module.function.noise_shape))
-        return tuple(generator.standard_normal(shape, np.float32) for shape in shapes)
+            shapes.append(self.module.function.noise_shape)
+        return tuple(generator.standard_normal((batch, *s), np.float32) for s in shapes)
 
 
 class _Exported(nn.Module):
     """The function of a policy with its mode fixed."""
 
     def __init__(
-        self, function: ActionFunction, mode: Mode, widths: Sequence[int], *, draws: bool
+        self, function: ActionFunction, mode: Mode, entries: Sequence[Entry], *, draws: bool
     ) -> None:
         super().__init__()
         self.function = function
         self.mode: Mode = mode
-        self.widths = tuple(widths)
+        self.entries = tuple(entries)
         self.draws = draws
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The action; with noise of its own that noise as well, so that it can be checked."""
-        count = len(self.widths)
-        observation = torch.cat(inputs[:count], -1) if count > 1 else inputs[0]
+        count = len(self.entries)
+        observations, noise = inputs[:count], inputs[count] if len(inputs) > count else None
         if not self.draws:
-            noise = inputs[count] if len(inputs) > count else None
-            action: Tensor = self.function(observation, noise, self.mode)
+            action: Tensor = self.function(observations, noise, self.mode)
             return action
-        shape = (observation.shape[0], *self.function.noise_shape)
-        drawn = torch.randn_like(observation.new_zeros(shape))
-        return self.function(observation, drawn, self.mode), drawn
+        shape = (inputs[0].shape[0], *self.function.noise_shape)
+        drawn = torch.randn_like(torch.zeros(shape))
+        return self.function(observations, drawn, self.mode), drawn
 
 
 def export_policy(
@@ -135,12 +135,11 @@ def _check(path: Path, format: str, noise: str) -> None:
 def _graph(policy: "Policy", mode: Mode, denoising_steps: int | None, noise: Noise) -> _Graph:
     own = type(policy)(policy.spec, policy.state_dict())
     own.denoising_steps = policy.denoising_steps if denoising_steps is None else denoising_steps
-    widths = [entry.shape[-1] for entry in policy.entries]
     names = [key if isinstance(key, str) else "_".join(key) for key in (e.key for e in own.entries)]
     samples, draws = mode == "sample", mode == "sample" and noise == "drawn"
     if samples and not draws:
         names.append("noise")
-    module = _Exported(own.function, mode, widths, draws=draws).eval()
+    module = _Exported(own.function, mode, own.entries, draws=draws).eval()
     return _Graph(module, tuple(names), ("action", "noise") if draws else ("action",))
 
 
@@ -154,7 +153,7 @@ def _metadata(policy: "Policy", graph: _Graph, mode: Mode) -> dict[str, Any]:
         "noise_shape": list(function.noise_shape) if mode == "sample" else None,
         "inputs": list(graph.inputs),
         "observation": [
-            {"name": e.name, "width": e.shape[-1], "space": plain_space(e.space)}
+            {"name": e.name, "shape": list(e.shape), "space": plain_space(e.space)}
             for e in policy.entries
         ],
         "action": plain_space(policy.actions.space, bounds=True),
@@ -235,7 +234,7 @@ def _compare(path: Path, graph: _Graph, run: Run) -> None:
         except Exception as error:
             raise ExportError(f"{path} does not run on a batch of {batch}: {error}") from error
         checked = _Exported(
-            graph.module.function, graph.module.mode, graph.module.widths, draws=False
+            graph.module.function, graph.module.mode, graph.module.entries, draws=False
         )
         with torch.no_grad():
             expected = checked(*map(torch.from_numpy, (*inputs, *drawn)))

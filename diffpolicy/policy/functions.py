@@ -4,6 +4,7 @@ TensorDicts and exploration types stay outside: this is what acts, and what is e
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -41,11 +42,11 @@ class ActionFunction(nn.Module, ABC):
         return 1
 
     @abstractmethod
-    def forward(self, observation: Tensor, noise: Tensor | None, mode: Mode) -> Tensor:
-        """Actions ``[*B, A]`` for observations ``[*B, S]``, in the units of the environment.
+    def forward(self, observations: Sequence[Tensor], noise: Tensor | None, mode: Mode) -> Tensor:
+        """Actions ``[*B, A]`` in the units of the environment.
 
         Args:
-            observation: the entries, concatenated.
+            observations: the entries of the spec, ``[*B, F]`` each.
             noise: standard normal ``[*B, *noise_shape]``; read if ``mode`` is ``"sample"``.
             mode: one of ``modes``.
         """
@@ -74,8 +75,9 @@ class ChainFunction(ActionFunction):
         """``(N + 1, A)``."""
         return self.denoising_steps + 1, self.action_dim
 
-    def forward(self, observation: Tensor, noise: Tensor | None, mode: Mode) -> Tensor:
+    def forward(self, observations: Sequence[Tensor], noise: Tensor | None, mode: Mode) -> Tensor:
         """Run the chain; without noise it starts at 0."""
+        observation = torch.cat(list(observations), -1)
         if mode == "sample":
             assert noise is not None
             latent = self.actor.sample_latent(observation, noise)
@@ -102,9 +104,9 @@ class GaussianFunction(ActionFunction):
         """``(A,)``."""
         return (self.action_dim,)
 
-    def forward(self, observation: Tensor, noise: Tensor | None, mode: Mode) -> Tensor:
+    def forward(self, observations: Sequence[Tensor], noise: Tensor | None, mode: Mode) -> Tensor:
         """The squashed mean, or a sample."""
-        loc, scale = self.network(observation)
+        loc, scale = self.network(*observations)
         if mode == "sample":
             assert noise is not None
             loc = loc + scale * noise
@@ -119,8 +121,8 @@ class _MeanAndStd(nn.Module):
         super().__init__()
         self.actor = actor
 
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        return self.actor.mean_network(observation), self.actor.std
+    def forward(self, *observations: Tensor) -> tuple[Tensor, Tensor]:
+        return self.actor.mean_network(torch.cat(observations, -1)), self.actor.std
 
 
 def action_function(spec: PolicySpec, actor: nn.Module) -> ActionFunction:
@@ -129,5 +131,5 @@ def action_function(spec: PolicySpec, actor: nn.Module) -> ActionFunction:
         return ChainFunction(spec, actor)
     if isinstance(actor, GaussianChainActor):
         return GaussianFunction(spec, _MeanAndStd(actor))
-    # TorchRL's TanhNormal: a TensorDictModule with a network behind a concatenation of entries.
-    return GaussianFunction(spec, actor.module[0].module.network)  # type: ignore[index,union-attr]
+    # TorchRL's TanhNormal: a TensorDictModule, whose network takes the entries one by one.
+    return GaussianFunction(spec, actor.module[0].module)  # type: ignore[index,union-attr]

@@ -11,8 +11,10 @@ from collectors.environments.spaces import OBSERVATION_KEY, SEPARATOR, Entry
 from diffpolicy.errors import ArgumentError
 
 
-def read_observation(entries: Sequence[Entry], observation: Any) -> NDArray[np.float32]:
-    """One observation, or a batch of any shape, as the concatenated vector that networks read.
+def read_observation(
+    entries: Sequence[Entry], observation: Any
+) -> tuple[list[NDArray[Any]], tuple[int, ...]]:
+    """One observation, or a batch of any shape, as the arrays that networks read.
 
     Args:
         entries: what is read.
@@ -21,21 +23,20 @@ def read_observation(entries: Sequence[Entry], observation: Any) -> NDArray[np.f
             not read may be left out.
 
     Returns:
-        ``[*B, S]``; ``[S]`` for one observation.
+        An array ``[*B, *entry.shape]`` for each entry, and the batch shape ``B``, which is ``()``
+        for one observation.
 
     Raises:
         ArgumentError: naming what was expected and what was given.
     """
     rows = [_rows(entry, _value(entry, observation)) for entry in entries]
-    if len(rows) == 1:
-        return rows[0]
-    batches = {row.shape[:-1] for row in rows}
-    if len(batches) > 1:
-        given = ", ".join(f"{e.name} {r.shape[:-1]}" for e, r in zip(entries, rows, strict=True))
+    batches = [row.shape[: row.ndim - len(e.shape)] for e, row in zip(entries, rows, strict=True)]
+    if len(set(batches)) > 1:
+        given = ", ".join(f"{e.name} {b}" for e, b in zip(entries, batches, strict=True))
         raise ArgumentError(
             "observation", f"a batch with {given}", "must have the same batch shape in all entries."
         )
-    return np.concatenate(rows, -1)
+    return rows, batches[0]
 
 
 def _value(entry: Entry, observation: Any) -> Any:
@@ -72,8 +73,8 @@ def _misses(entry: Entry, observation: Any) -> ArgumentError:
     return ArgumentError("observation", given, f"lacks {entry.name}; give it {where}{nested}.")
 
 
-def _rows(entry: Entry, value: Any) -> NDArray[np.float32]:
-    """The values of an entry ``[*B, *shape of its space]`` as vectors ``[*B, F]``."""
+def _rows(entry: Entry, value: Any) -> NDArray[Any]:
+    """The values of an entry ``[*B, *shape of its space]`` as ``[*B, *entry.shape]``."""
     given = np.asarray(value)
     shape = entry.space.shape
     assert shape is not None
@@ -89,7 +90,7 @@ def _rows(entry: Entry, value: Any) -> NDArray[np.float32]:
     if isinstance(entry.space, spaces.Box):
         # What float32 cannot hold becomes infinite, and is refused below.
         with np.errstate(over="ignore"):
-            rows = given.astype(np.float32).reshape(*batch, *entry.shape)
+            rows = given.astype(entry.dtype).reshape(*batch, *entry.shape)
     else:
         rows = _one_hot(entry, given.reshape(-1, *shape)).reshape(*batch, *entry.shape)
     if not np.isfinite(rows).all():

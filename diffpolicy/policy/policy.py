@@ -180,15 +180,16 @@ class Policy:
             ArgumentError: for an observation or noise of another shape, with other keys, or that is
                 not finite.
         """
-        given = torch.from_numpy(read_observation(self.spec.entries, observation))
+        rows, batch = read_observation(self.spec.entries, observation)
         mode: Mode = self._mode if deterministic else "sample"
-        drawn = self._noise(given.shape[:-1], deterministic, noise)
+        drawn = self._noise(batch, deterministic, noise)
         with torch.inference_mode():
-            action = self.function(given.to(self.device), drawn, mode)
+            given = [torch.from_numpy(row).to(self.device) for row in rows]
+            action = self.function(given, drawn, mode)
         return self.spec.actions.to_environment(action.cpu().numpy())
 
     def _noise(
-        self, batch: torch.Size, deterministic: bool, noise: NDArray[np.float32] | None
+        self, batch: tuple[int, ...], deterministic: bool, noise: NDArray[np.float32] | None
     ) -> Tensor | None:
         if noise is None:
             return None if deterministic else self.draw_noise(batch)

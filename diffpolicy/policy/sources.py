@@ -37,18 +37,27 @@ def load_policy(
         device: where it acts.
 
     Raises:
-        ArgumentError: if there is no policy at ``source``, or it cannot act with this number of
-            steps.
+        ArgumentError: if there is no policy at ``source``, it cannot act with this number of
+            steps, or there is no such device.
 
     Examples:
         >>> policy = load_policy("pretrained:diffppo-InvertedPendulum-v5")
         >>> policy.act([0.0, 0.1, 0.0, 0.0]).shape
         (1,)
     """
+    _check_device(device)
     policy = _load(source, device)
     if denoising_steps is not None:
         policy.denoising_steps = denoising_steps
     return policy
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        problem = f"is no device of this machine: {str(error).splitlines()[0]}"
+        raise ArgumentError("device", str(device), problem) from error
 
 
 def pretrained() -> list[str]:

@@ -1,20 +1,22 @@
 """What a policy reads, what it drives, and how its actor is built, as plain data."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
-from torchrl.data import Bounded
+from tensordict.utils import unravel_key
+from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from collectors.environments.gymnasium_env import gymnasium_env
 from collectors.environments.spaces import Actions, Entry, observation_entry
-from diffpolicy.actors import ActorKeys, ActorRecipe, recipe_of
+from diffpolicy.actors import ActorKeys, ActorRecipe, observation_keys, recipe_of
 from diffpolicy.actors.build.actors import make_actor
-from diffpolicy.actors.build.sizes import Sizes
+from diffpolicy.actors.build.sizes import read_sizes
 from diffpolicy.errors import ArgumentError
-from diffpolicy.networks import RunningNorm
 from diffpolicy.policy.spaces import plain_space, space_from_plain
 
 _NAME = "the policy"
@@ -35,23 +37,29 @@ class PolicySpec:
     actions: Actions
 
     @classmethod
-    def of(cls, actor: object, env: EnvBase) -> Self | None:
+    def of(cls, actor: Any, env: EnvBase) -> Self | None:
         """The spec of an actor of one of our builders in an environment of :func:`make_env`.
 
         Returns:
-            None for another actor or environment, which no plain data describes.
+            None for another actor or environment, which no plain data describes; also where
+            transforms change what the actor reads or how its actions get to the simulator.
         """
         recipe, own = recipe_of(actor), gymnasium_env(env)
-        if recipe is None or recipe.network.encoder is not None or own is None:
+        if recipe is None or own is None or not _is_plain(recipe):
             return None
-        read = set(actor.in_keys)  # type: ignore[attr-defined]
-        entries = tuple(entry for entry in own.entries if entry.key in read)
-        observed, driven = env.observation_spec_unbatched, env.action_spec_unbatched
-        if any(observed[entry.key].shape != entry.shape for entry in entries):
-            return None  # histories of frames
-        if driven.shape[-1] != len(own.actions.low):
-            return None  # chunks of actions
-        return cls(recipe, entries, own.actions)
+        keys = [unravel_key(key) for key in observation_keys(actor)]
+        by_key = {entry.key: entry for entry in own.entries}
+        if not by_key.keys() >= set(keys):
+            return None
+        spec = cls(recipe, tuple(by_key[key] for key in keys), own.actions)
+        return spec if spec._describes(env) else None
+
+    def _describes(self, env: EnvBase) -> bool:
+        """Whether an environment still has these entries and actions behind its transforms."""
+        specs, action = env.observation_spec_unbatched, env.full_action_spec_unbatched["action"]
+        own = _Specs(self)
+        same = own.full_action_spec_unbatched["action"] == action.cpu()
+        return same and all(specs[e.key].shape == torch.Size(e.shape) for e in self.entries)
 
     def plain(self) -> dict[str, Any]:
         """Numbers, text and their containers, for a file."""
@@ -82,16 +90,8 @@ class PolicySpec:
 
     def build_actor(self, device: torch.device | str = "cpu") -> Any:
         """The actor, with fresh parameters."""
-        width = sum(entry.shape[-1] for entry in self.entries)
-        normalize = self.actor.network.normalize_observations
-        low, high = torch.from_numpy(self.actions.low), torch.from_numpy(self.actions.high)
-        sizes = Sizes(
-            observation_keys=[entry.key for entry in self.entries],
-            observation_dim=width,
-            action_spec=Bounded(low, high, dtype=torch.float32),
-            keys=ActorKeys(),
-            statistics=RunningNorm(width) if normalize else None,
-        )
+        keys = [entry.key for entry in self.entries]
+        sizes = read_sizes(_Specs(self), keys, self.actor.network, ActorKeys())
         return make_actor(self.actor, sizes, device)
 
     def check_steps(self, denoising_steps: int) -> None:
@@ -106,3 +106,24 @@ class PolicySpec:
             problem = f"is not possible: steps of sizes of their own fix their number to {trained}"
         if problem is not None:
             raise ArgumentError("denoising_steps", denoising_steps, f"{problem}.")
+
+
+def _is_plain(recipe: ActorRecipe) -> bool:
+    """Whether a file can hold a recipe: a network of one's own in its options has no words."""
+    try:
+        json.dumps(recipe.plain())
+    except TypeError:
+        return False
+    return True
+
+
+class _Specs:
+    """The specs of an environment, of which builders need no more."""
+
+    def __init__(self, spec: PolicySpec) -> None:
+        low, high = torch.from_numpy(spec.actions.low), torch.from_numpy(spec.actions.high)
+        self.full_action_spec_unbatched = Composite(action=Bounded(low, high, dtype=torch.float32))
+        self.observation_spec_unbatched = Composite()
+        for entry in spec.entries:
+            dtype = torch.uint8 if entry.dtype is np.uint8 else torch.float32
+            self.observation_spec_unbatched[entry.key] = Unbounded(entry.shape, dtype=dtype)

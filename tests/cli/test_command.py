@@ -141,18 +141,32 @@ def test_a_module_of_the_user_that_hides_ours_is_named(name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "module", "extra"),
+    ("module", "extra"),
     [
-        (["train", "dime"], "lightning", "diffpolicy[lightning]"),
-        (["eval", "."], "lightning", "diffpolicy[lightning]"),
+        ("lightning.pytorch", "diffpolicy[lightning]"),
+        ("imageio", "diffpolicy[video]"),
+        ("optuna", "diffpolicy[sweep]"),
+        ("huggingface_hub", "diffpolicy[hub]"),
+        ("onnx", "diffpolicy[export]"),
     ],
 )
 def test_a_missing_package_is_named_with_what_installs_it(
-    words: list[str], module: str, extra: str, tmp_path: Path
+    module: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def lacking(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr("diffpolicy.cli.importlib.import_module", lacking)
+    line = f"error: {module.partition('.')[0]} is not installed; pip install '{extra}'.\n"
+    assert wrong(capsys, "list").endswith(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["train", "dime"], ["eval", "."]])
+def test_training_without_lightning_is_one_line(words: list[str], tmp_path: Path) -> None:
     # None in sys.modules is what Python keeps for a module that cannot be imported.
     code = (
-        f"import sys; sys.modules[{module!r}] = None\n"
+        "import sys; sys.modules['lightning'] = None\n"
         "from diffpolicy.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     ended = subprocess.run(
@@ -160,5 +174,14 @@ def test_a_missing_package_is_named_with_what_installs_it(
     )
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].endswith(
-        f"error: {module} is not installed; pip install '{extra}'."
+        "error: lightning is not installed; pip install 'diffpolicy[lightning]'."
     )
+
+
+def test_a_module_that_we_know_nothing_of_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'typo'", name="typo")
+
+    monkeypatch.setattr("diffpolicy.cli.importlib.import_module", lacking)
+    with pytest.raises(ModuleNotFoundError):
+        main(["list"])

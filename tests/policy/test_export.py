@@ -93,7 +93,7 @@ def test_dictionaries_have_an_input_for_each_entry(
     told = json.loads(extra["diffpolicy.json"])
     names = ["body_speed", "gear", "keys", "lights", "target"]
     assert told["inputs"] == [f"observation_{name}" for name in names]
-    assert [entry["width"] for entry in told["observation"]] == [3, 3, 5, 2, 4]
+    assert [entry["shape"] for entry in told["observation"]] == [[3], [3], [5], [2], [4]]
     target, speed = np.ones((2, 4), np.float32), np.full((2, 3), 0.5, np.float32)
     gear, lights = np.eye(3, dtype=np.float32)[:2], np.zeros((2, 2), np.float32)
     keys = np.array([[1, 0, 1, 0, 0], [0, 1, 0, 0, 1]], np.float32)

@@ -1,5 +1,6 @@
 """A loaded policy acts as the trained actor does, without its trainer."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,13 +15,20 @@ from small_methods import DIFFUSION, small_config
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
+from torchrl.envs import CatFrames, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from collectors import evaluate, make_env
 from diffpolicy import Policy, load_policy
-from diffpolicy.actors import DenoisingActor, build_dime_networks
+from diffpolicy.actors import (
+    DenoisingActor,
+    NetworkConfig,
+    build_dime_networks,
+    build_gaussian_sac_networks,
+)
 from diffpolicy.errors import ArgumentError
 from diffpolicy.files import read_plain, write_plain
+from diffpolicy.policy.spec import PolicySpec
 from diffpolicy.trainers import EVALUATION_SEED, METHODS, RLModule, prepare, train
 
 Runs = dict[str, Path]
@@ -234,6 +242,63 @@ def test_an_actor_of_a_loop_of_ones_own() -> None:
     assert "mine" in repr(policy)
     with pytest.raises(ArgumentError, match=r"actor='Linear' must come from a builder"):
         Policy.of(torch.nn.Linear(3, 1), env)
+    # Actions that a transform maps to those of the simulator, observations that one changes.
+    rescaled = make_env("Pendulum-v1", rescale_actions=True)
+    frames = CatFrames(2, -1, ["observation"])
+    scaled = TransformedEnv(make_env("Pendulum-v1"), frames, auto_unwrap=False)
+    for other in (rescaled, scaled):
+        with pytest.raises(ArgumentError, match="must come from a builder"):
+            Policy.of(build_dime_networks(other).actor, other)
+
+
+def test_entries_in_the_order_of_the_actor(robot: str) -> None:
+    env = make_env(robot)
+    keys = [("observation", "target"), ("observation", "gear"), ("observation", "body", "speed")]
+    actor = build_gaussian_sac_networks(env, observation_keys=keys).actor
+    policy = Policy.of(actor, env)
+    assert [entry.name for entry in policy.entries] == ["target", "gear", "body.speed"]
+    rows = env.reset()
+    with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
+        expected = actor(rows.clone())["action"].numpy()
+    values = {key[1:]: rows[key].numpy() for key in keys}
+    given = {
+        "target": values["target",].reshape(1, 2, 2),
+        "gear": values["gear",].argmax(-1) + 1,
+        "body": {"speed": values["body", "speed"]},
+    }
+    np.testing.assert_allclose(policy.act(given)[:, 0], expected, atol=2e-6)
+
+
+def test_a_network_that_no_file_describes_leaves_checkpoints_without_a_policy(
+    make_module: Callable[..., RLModule],
+    write_run: Callable[[RLModule, Path], Path],
+    tmp_path: Path,
+) -> None:
+    module = make_module("diffppo")
+    env = make_env("Pendulum-v1")
+    assert PolicySpec.of(module.actor, env) is not None
+    network = dataclasses.replace(NetworkConfig(), step_activation=torch.nn.GELU())
+    actor = build_dime_networks(env, network=network).actor
+    module.policy_spec = PolicySpec.of(actor, env)
+    with pytest.raises(ArgumentError, match="does not say how its policy is built"):
+        load_policy(write_run(module, tmp_path / "run"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", METHODS)
+def test_on_a_gpu(name: str, runs: Runs) -> None:
+    policy, other = load_policy(runs[name], device="cuda"), load_policy(runs[name])
+    np.testing.assert_allclose(policy.act(OBSERVATIONS), other.act(OBSERVATIONS), atol=1e-4)
+    noise = other.draw_noise((7,)).numpy()
+    pair = [p.act(OBSERVATIONS, False, noise=noise) for p in (policy, other)]
+    np.testing.assert_allclose(*pair, atol=1e-4)
+    first = policy.seed(1).act(OBSERVATIONS, False)
+    assert (policy.seed(1).act(OBSERVATIONS, False) == first).all()
+
+
+def test_a_device_that_is_not_there(runs: Runs) -> None:
+    with pytest.raises(ArgumentError, match="device='cuda:77' is no device of this machine"):
+        load_policy(runs["sac"], device="cuda:77")
 
 
 def test_what_a_checkpoint_says_of_its_training(runs: Runs) -> None:

@@ -10,12 +10,11 @@ from tensordict import NestedKey
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
-from torchrl.envs import EnvBase
 
 from diffpolicy.actors.configs import NetworkConfig
 from diffpolicy.actors.encoded import EncodedActor
 from diffpolicy.actors.keys import ENCODED_KEY, RESERVED_KEYS, ActorKeys, check_collisions
-from diffpolicy.actors.squashing import action_bounds, env_action_spec
+from diffpolicy.actors.squashing import EnvSpecs, action_bounds, env_action_spec
 from diffpolicy.networks import ObservationEncoder, RunningNorm
 from diffpolicy.networks.encoders import is_image
 
@@ -116,7 +115,7 @@ class Encoders:
 
 
 def read_sizes(
-    env: EnvBase,
+    env: EnvSpecs,
     observation_keys: Sequence[NestedKey],
     network: NetworkConfig,
     keys: ActorKeys,
