@@ -117,6 +117,16 @@ def test_the_actions_of_a_plan_are_executed_in_their_order() -> None:
     assert inner.base_env.envs[0].actions == pytest.approx([0.1, 0.2])
 
 
+def test_a_copy_that_waits_stays_where_it_is() -> None:
+    inner: Any = make_env(Counting, num_envs=2, action_chunk=2).base_env
+    state = inner.reset().set("action", torch.zeros(2, 4))
+    out = inner._step(state.set("_step", torch.tensor([True, False])))
+    assert out["chunk_steps"].flatten().tolist() == [2, 0]
+    assert out["observation"].flatten().tolist() == [2.0, 0.0]
+    assert out["step_count"].flatten().tolist() == [2, 0]
+    assert [copy.steps for copy in inner.base_env.envs] == [2, 0]
+
+
 class Counter(EnvBase):
     """The same as a TorchRL environment."""
 

@@ -152,6 +152,7 @@ def test_dime_learns_where_to_point_from_pixels(shared: bool, tmp_path: Path) ->
         policy_delay=1,
         learning_starts=500,
         updates_per_step=0.5,
+        batch_size=64,
         total_frames=4_000,
         eval_every=10_000,
         eval_episodes=50,
@@ -163,6 +164,6 @@ def test_dime_learns_where_to_point_from_pixels(shared: bool, tmp_path: Path) ->
     run = prepare(config)
     assert train(run)
     first, *_, last = run.module.progress.evaluations
-    # Pointing nowhere costs 0.54 on average.
-    assert first.return_mean < -0.4
-    assert last.return_mean > -0.1
+    # Without a look at the image the best action, in the middle, costs 0.54 on average.
+    assert first.return_mean < -1.0
+    assert last.return_mean > -0.35
