@@ -123,12 +123,9 @@ class QCritic:
         """The bins of an HL-Gauss head, else None."""
         return self.head if isinstance(self.head, HLGauss) else None
 
-    def action_inputs(
-        self, tensordict: TensorDictBase, key: NestedKey, action: Tensor
-    ) -> TensorDictBase:
+    def action_inputs(self, rows: TensorDictBase, key: NestedKey, action: Tensor) -> TensorDictBase:
         """What critics ``Q(s, a)`` read, with another action; never the caller's TensorDict."""
-        others = [other for other in self.network.in_keys if other != key]
-        return tensordict.select(*others).set(key, action)
+        return rows.select(*(k for k in self.network.in_keys if k != key)).set(key, action)
 
     def evaluate(self, params: TensorDictBase, inputs: TensorDictBase, keys: QKeys) -> QValues:
         """Values of inputs ``[*B]``, in single precision at least.

@@ -49,7 +49,7 @@ def main(words: list[str]) -> int:
     else:
         sys.stdout.write(
             f"{config.method} on {config.env_name} after {found.env_steps} environment steps: "
-            f"return {found.return_mean:.1f} ± {found.return_std:.1f} over {found.episodes} episodes "
-            f"({config.eval_policy})\n"
+            f"return {found.return_mean:.1f} ± {found.return_std:.1f} over {found.episodes} "
+            f"episodes ({config.eval_policy})\n"
         )
     return 0
