@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.actors import ActionSquash, DenoisingActor, GaussianChainActor
+from diffpolicy.actors import ActionSquash, DenoisingActor, EncodedActor, GaussianChainActor
 from diffpolicy.policy.spec import PolicySpec
 
 Mode = Literal["mean", "flow", "published", "sample"]
@@ -53,11 +53,18 @@ class ActionFunction(nn.Module, ABC):
 
 
 class ChainFunction(ActionFunction):
-    """A denoising chain."""
+    """A denoising chain.
 
-    def __init__(self, spec: PolicySpec, actor: DenoisingActor) -> None:
+    Args:
+        spec: of the policy.
+        actor: runs the chain.
+        encoder: makes what the actor reads from all entries.
+    """
+
+    def __init__(self, spec: PolicySpec, actor: DenoisingActor, encoder: nn.Module) -> None:
         super().__init__(spec)
         self.actor = actor
+        self.encoder = encoder
         first: Mode = actor.deterministic_step
         self.modes = (first, *(mode for mode in get_args(Mode) if mode != first))
 
@@ -77,7 +84,7 @@ class ChainFunction(ActionFunction):
 
     def forward(self, observations: Sequence[Tensor], noise: Tensor | None, mode: Mode) -> Tensor:
         """Run the chain; without noise it starts at 0."""
-        observation = torch.cat(list(observations), -1)
+        observation = self.encoder(*observations)
         if mode == "sample":
             assert noise is not None
             latent = self.actor.sample_latent(observation, noise)
@@ -117,19 +124,31 @@ class GaussianFunction(ActionFunction):
 class _MeanAndStd(nn.Module):
     """Mean and standard deviation of a :class:`GaussianChainActor`."""
 
-    def __init__(self, actor: GaussianChainActor) -> None:
+    def __init__(self, actor: GaussianChainActor, encoder: nn.Module) -> None:
         super().__init__()
         self.actor = actor
+        self.encoder = encoder
 
     def forward(self, *observations: Tensor) -> tuple[Tensor, Tensor]:
-        return self.actor.mean_network(torch.cat(observations, -1)), self.actor.std
+        return self.actor.mean_network(self.encoder(*observations)), self.actor.std
+
+
+class _Joined(nn.Module):
+    """The entries side by side, where there are no images."""
+
+    def forward(self, *observations: Tensor) -> Tensor:
+        return torch.cat(observations, -1)
 
 
 def action_function(spec: PolicySpec, actor: nn.Module) -> ActionFunction:
     """The function of an actor that was built as ``spec`` says; they share their parameters."""
+    encoder: nn.Module = _Joined()
+    if isinstance(actor, EncodedActor):
+        # Builders put one encoder of all entries before the actor.
+        encoder, actor = actor.encoder.module[0].module, actor.actor
     if isinstance(actor, DenoisingActor):
-        return ChainFunction(spec, actor)
+        return ChainFunction(spec, actor, encoder)
     if isinstance(actor, GaussianChainActor):
-        return GaussianFunction(spec, _MeanAndStd(actor))
+        return GaussianFunction(spec, _MeanAndStd(actor, encoder))
     # TorchRL's TanhNormal: a TensorDictModule, whose network takes the entries one by one.
     return GaussianFunction(spec, actor.module[0].module)  # type: ignore[index,union-attr]

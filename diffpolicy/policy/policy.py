@@ -14,7 +14,7 @@ from collectors.environments.spaces import Actions, Entry
 from diffpolicy.errors import ArgumentError
 from diffpolicy.policy import sharing
 from diffpolicy.policy.export import Format, Noise, export_policy
-from diffpolicy.policy.functions import Mode, action_function
+from diffpolicy.policy.functions import ChainFunction, Mode, action_function
 from diffpolicy.policy.observations import read_observation
 from diffpolicy.policy.spec import PolicySpec
 
@@ -116,8 +116,8 @@ class Policy:
     @denoising_steps.setter
     def denoising_steps(self, value: int) -> None:
         self.spec.check_steps(value)
-        if self.spec.actor.process is not None:
-            self._actor.denoising_steps = value
+        if isinstance(self.function, ChainFunction):
+            self.function.denoising_steps = value
 
     @property
     def deterministic_step(self) -> str:

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from pixel_tasks import Mixed
 from small_methods import DIFFUSION, small_config
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
@@ -62,6 +63,26 @@ def test_samples_as_the_trained_actor(name: str, runs: Runs, modules: Modules) -
     found = policy.act(OBSERVATIONS, deterministic=False, noise=noise)
     np.testing.assert_allclose(found, expected, atol=2e-6)
     assert np.abs(found - policy.act(OBSERVATIONS)).max() > 0.01
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_images_and_vectors(
+    name: str, make_module: Callable[..., RLModule], write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    module = make_module(name, env=Mixed, encoder="cnn", max_episode_steps=None)
+    policy = load_policy(write_run(module, tmp_path / "run"))
+    generator = np.random.default_rng(0)
+    rows = {
+        "camera": generator.integers(0, 256, (5, 1, 16, 16), np.uint8),
+        "height": generator.uniform(-1, 1, (5, 1)).astype(np.float32),
+    }
+    batch = TensorDict({"observation": TensorDict(rows, [5])}, [5])
+    with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
+        expected = module.actor(batch)["action"].numpy()
+    assert expected.std() > 0.005
+    np.testing.assert_allclose(policy.act(rows), expected, atol=2e-5)
+    one = {key: value[3] for key, value in rows.items()}
+    np.testing.assert_allclose(policy.act(one), expected[3], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["dime", "sac"])

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from diffpolicy.actors.configs import NetworkConfig, ProcessConfig
+from diffpolicy.networks import ImageEncoder
 from diffpolicy.sde import DeterministicStep
 
 ActorKind = Literal["denoising", "gaussian_chain", "gaussian_ppo", "gaussian_sac"]
 ConfigT = TypeVar("ConfigT")
+# What files call ImageEncoder; they name nothing that would have to be imported from elsewhere.
+_IMAGE_ENCODER = "cnn"
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,11 @@ class ActorRecipe:
     deterministic_step: DeterministicStep = "mean"
 
     def plain(self) -> dict[str, Any]:
-        """Numbers, text and their containers, for a file."""
-        return dataclasses.asdict(self)
+        """Plain data for a file, unless there is an encoder of one's own, which stays as it is."""
+        values = dataclasses.asdict(self)
+        if self.network.encoder is ImageEncoder:
+            values["network"]["encoder"] = _IMAGE_ENCODER
+        return values
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Self:
@@ -53,7 +59,12 @@ class ActorRecipe:
                 f"the kind of its actor is {values.get('kind')!r}; this version knows "
                 f"{', '.join(get_args(ActorKind))}"
             )
-        values["network"] = _config(NetworkConfig, values.get("network", {}))
+        network = dict(values.get("network", {}))
+        if network.get("encoder") == _IMAGE_ENCODER:
+            network["encoder"] = ImageEncoder
+        elif network.get("encoder") is not None:
+            raise ValueError(f"this version does not know the encoder {network['encoder']!r}")
+        values["network"] = _config(NetworkConfig, network)
         if values.get("process") is not None:
             values["process"] = _config(ProcessConfig, values["process"])
         return _config(cls, values)
