@@ -1,9 +1,11 @@
 """Notices of MuJoCo about the models of Gymnasium's tasks, which no user of a task can act on."""
 
+import ctypes
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import mujoco
 
@@ -30,10 +32,11 @@ def known_notices_hidden() -> Iterator[None]:
         setter(before)
 
 
-def _show_unknown(before: Callable[[str], None] | None, text: str) -> None:
+def _show_unknown(before: Callable[[Any], None] | None, text: str) -> None:
     if any(known in text for known in _KNOWN):
         return
     if before is None:
         sys.stderr.write(f"WARNING: {text}\n")
     else:
-        before(text)
+        # dm_control has a function of C there, which takes bytes.
+        before(text.encode() if isinstance(before, ctypes._CFuncPtr) else text)

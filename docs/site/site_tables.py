@@ -13,7 +13,7 @@ from diffpolicy.trainers.config.options import Shape, flag_name, groups_of, shap
 
 DOCS = Path(__file__).resolve().parents[1]
 RESULTS = DOCS.parent / "examples" / "benchmarks" / "results"
-_WORDS = {int: "whole number", float: "number", str: "text"}
+_WORDS = {int: "whole number", float: "number", str: "text", dict: "names and values"}
 _ROW = re.compile(
     r"^\| (?P<names>`[^|]*) \| (?P<methods>[^|]*) \| (?P<meaning>.*) \|$", re.MULTILINE
 )

@@ -19,6 +19,7 @@ def clean_compiler() -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("clean_compiler")
 @pytest.mark.parametrize("exploration", [RANDOM, DETERMINISTIC])
 def test_compiled_actor_is_one_graph_and_equals_eager(

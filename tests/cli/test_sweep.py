@@ -26,6 +26,7 @@ def write(path: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_sweep_makes_its_trials_keeps_the_best_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

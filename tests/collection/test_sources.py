@@ -1,5 +1,6 @@
 """What make_env takes besides ids: factories, environments, TorchRL's, names of wrappers."""
 
+import ctypes
 import sys
 from pathlib import Path
 from typing import Any
@@ -228,13 +229,20 @@ def test_goals_are_entries_of_the_observation() -> None:
 
 
 def test_known_notices_about_models_are_hidden(capsys: pytest.CaptureFixture[str]) -> None:
-    before = mujoco.get_mju_user_warning()
-    with known_notices_hidden():
-        say = mujoco.get_mju_user_warning()
-        say("compiler attribute 'settotalmass' is deprecated and will be removed")
-        say("the model is unstable")
-    assert mujoco.get_mju_user_warning() is before
+    before, heard = mujoco.get_mju_user_warning(), []
+    of_c = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(lambda text: heard.append(text.decode()))
+    try:
+        for others in (None, heard.append, of_c):
+            mujoco.set_mju_user_warning(others)
+            with known_notices_hidden():
+                say = mujoco.get_mju_user_warning()
+                say("compiler attribute 'settotalmass' is deprecated and will be removed")
+                say("the model is unstable")
+            assert mujoco.get_mju_user_warning() is others
+    finally:
+        mujoco.set_mju_user_warning(before)
     assert capsys.readouterr().err == "WARNING: the model is unstable\n"
+    assert heard == ["the model is unstable"] * 2
 
 
 def test_objects_are_plain_data_by_their_names() -> None:

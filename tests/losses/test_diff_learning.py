@@ -138,10 +138,10 @@ def learn(name: str, reward: Reward) -> DenoisingActor:
 @pytest.mark.parametrize(
     ("name", "number", "std"),
     [
-        ("sac", 5, 0.2),
+        pytest.param("sac", 5, 0.2, marks=pytest.mark.slow),
         ("sac", 2, 0.3),
-        ("wpo", 5, 0.2),
-        ("preconditioned wpo", 2, 0.3),
+        pytest.param("wpo", 5, 0.2, marks=pytest.mark.slow),
+        pytest.param("preconditioned wpo", 2, 0.3, marks=pytest.mark.slow),
     ],
 )
 def test_chains_sample_the_mixture_whose_log_density_is_the_reward(

@@ -565,6 +565,7 @@ def test_latents_are_all_that_replay_must_keep_of_a_chain() -> None:
         torch.testing.assert_close(out[key], value)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt:FutureWarning")
 @pytest.mark.parametrize("number", [1, 2])
 def test_drawing_steps_and_noise_compiles(number: int) -> None:

@@ -100,6 +100,7 @@ def test_running_statistics_are_those_of_both_halves() -> None:
     torch.testing.assert_close(mean[0, :3], 0.01 * both.mean(0).detach())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt:FutureWarning")
 def test_compiled_training_equals_eager_training() -> None:
     torch._dynamo.reset()
@@ -120,6 +121,7 @@ def test_compiled_training_equals_eager_training() -> None:
         torch.testing.assert_close(value, other.state_dict()[key], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt:FutureWarning")
 @pytest.mark.parametrize("options", [{}, sac_options()], ids=["published", "scalar"])
 def test_compiled_critic_loss_is_one_graph_and_equals_eager(options: dict) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
@@ -122,6 +123,7 @@ def four_mode_gap(steps: int, *, learn: bool = True) -> tuple[float, Tensor]:
     return math.log(normaliser) - bound.mean().item(), shares
 
 
+@pytest.mark.slow
 def test_four_modes_are_kept_and_the_bound_tightens_with_more_steps() -> None:
     gaps, shares = {}, {}
     for case in ((2, True), (8, True), (8, False)):

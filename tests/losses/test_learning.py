@@ -83,6 +83,7 @@ def mode_masses(actions: Tensor) -> tuple[float, float]:
     return float(left), float(right)
 
 
+@pytest.mark.slow
 def test_temperature_keeps_both_modes() -> None:
     """Two equal modes: with a temperature both stay, without one of them wins."""
     loss = make_loss(5, 0.2)

@@ -154,6 +154,7 @@ def test_a_loss_learns_before_and_after_the_first_reward() -> None:
         assert float(each.value_support.atoms[-1]) == pytest.approx(200, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt:FutureWarning")
 def test_widening_compiles() -> None:
     torch._dynamo.reset()

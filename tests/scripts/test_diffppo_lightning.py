@@ -447,7 +447,7 @@ def run_script(script: Path, argv: list[str], folder: Path) -> subprocess.Comple
     return done
 
 
-@pytest.mark.parametrize("cpu_ranks", ["1", "2"])
+@pytest.mark.parametrize("cpu_ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_the_console_shows_our_own_lines_only(tmp_path: Path, cpu_ranks: str) -> None:
     output = tmp_path / "run"
     argv = [*SMALL, "--total-frames", "128", "--cpu-ranks", cpu_ranks, "--output", str(output)]

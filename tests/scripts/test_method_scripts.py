@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from documented import documented_metrics
-from small_methods import OFF_POLICY, small_options, small_words, words
+from small_methods import EACH, OFF_POLICY, small_options, small_words, words
 from torchrl.envs import EnvBase
 
 from diffpolicy.trainers import METHODS, Method, OffPolicyParts, SACConfig, prepare, run_script
@@ -57,7 +57,7 @@ def checkpoint_names(output: Path) -> list[str]:
     return sorted(n if n.endswith(".ckpt") else f"{n.partition('-')[0]}.replay" for n in names)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_run_writes_its_files_and_goes_on(
     name: str,
     main_of: Callable[[str], Main],

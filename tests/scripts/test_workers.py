@@ -56,6 +56,7 @@ def ray_ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_workers_that_raise(
     load_main: Callable[[str], Main],
     faulty_envs: str,

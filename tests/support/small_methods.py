@@ -6,6 +6,8 @@ A new method is tested by its line in the registry: its kind gives it a small co
 import dataclasses
 from typing import Any
 
+import pytest
+
 from diffpolicy.trainers import METHODS, Method
 from diffpolicy.trainers.config.options import flag_name, shapes_of
 from diffpolicy.trainers.config.process import ProcessOptions
@@ -14,6 +16,10 @@ from diffpolicy.trainers.config.process import ProcessOptions
 DIFFUSION = [name for name, method in METHODS.items() if issubclass(method.config, ProcessOptions)]
 ON_POLICY = [name for name, method in METHODS.items() if method.kind == "on-policy"]
 OFF_POLICY = [name for name, method in METHODS.items() if method.kind == "off-policy"]
+# One of each kind: tests that take seconds for every method run the others with the slow ones.
+_FAST = ("diffppo", "dime")
+#: All methods, for tests of seconds.
+EACH = [pytest.param(m, marks=() if m in _FAST else pytest.mark.slow) for m in METHODS]
 # Whatever the kind; options that a method does not have are left out.
 _ANY: dict[str, Any] = {
     "env": "Pendulum-v1",

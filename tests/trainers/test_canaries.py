@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_methods import small_config
+from small_methods import EACH, small_config
 
-from diffpolicy.trainers import METHODS, RLModule, prepare, train
+from diffpolicy.trainers import RLModule, prepare, train
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def run(method: str, name: str, output: Path, **options: Any) -> tuple[str, RLMo
     return (output / name / "metrics.csv").read_text(), prepared.module
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH)
 def test_all_habits_at_once_change_nothing(
     method: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

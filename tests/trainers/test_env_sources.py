@@ -1,6 +1,5 @@
 """Runs on environments from anywhere: factories, instances, TorchRL's, chunks, histories."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def test_flags_name_factories_arguments_and_wrappers(own_module: str, tmp_path: 
     words = [w for w in small_words("diffppo", total_frames=40) if w != "Pendulum-v1"]
     words.remove("--env")
     assert run_script(METHODS["diffppo"], [*words, *flags, *wrappers]) == 0
-    saved = json.loads((output / "config.json").read_text())
+    saved = yaml.safe_load((output / "config.yaml").read_text())
     assert saved["env"] == "own_task:make"
     assert saved["env_kwargs"] == {"g": 3}
     assert saved["env_wrapper"] == ["own_task:Louder"]
@@ -128,7 +127,7 @@ def test_an_object_without_a_name_is_said_to_end_resuming(tmp_path: Path) -> Non
     options = {"output": str(tmp_path / "run"), "total_frames": 80, "env_wrapper": (clipped,)}
     assert train(prepare(small_config("dime", env=local, **options)))
     last = str(tmp_path / "run/checkpoints/last.ckpt")
-    saved = json.loads((tmp_path / "run/config.json").read_text())
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert saved["env"].startswith(UNNAMED)
     given = {"resume": last, "total_frames": 120}
     message = r"^--env was a Python object without a name \(.*local\), which no file holds"

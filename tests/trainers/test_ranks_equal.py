@@ -106,7 +106,7 @@ class Replay:
     def __init__(self, data: list[TensorDictBase], prepare: Any, shares: list[int]) -> None:
         self.data = [torch.cat([item.chunk(2)[share] for share in shares]) for item in data]
         self.prepare, self.shares = prepare, shares
-        self.iteration = 0
+        self.iteration, self.collected = 0, 0
         self.last_rollout: TensorDictBase | None = None
         self.episodes = EpisodeStats(0, 0.0, 0)
         self.collector = self.buffer = self
@@ -116,6 +116,7 @@ class Replay:
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         if self.prepare is None:
+            self.collected += ENVS * STEPS * len(self.shares) // 2
             yield from self.data
             return
         self.last_rollout = self.data[self.iteration]

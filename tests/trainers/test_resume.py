@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pixel_tasks import Mixed
-from small_methods import small_config
+from small_methods import EACH, small_config
 from torch import Tensor
 
 from collectors.randomness import load_random_state, random_state
@@ -163,7 +163,9 @@ def short(case: str) -> dict[str, Any]:
     return SHORT | SHORT_OF_KIND[METHODS[CASES[case][0]].kind]
 
 
-@pytest.mark.parametrize("case", [*METHODS, "dime-targets-pendulum"])
+@pytest.mark.parametrize(
+    "case", [*EACH, pytest.param("dime-targets-pendulum", marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_is_exact(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
