@@ -1,6 +1,5 @@
 """Notices of MuJoCo about the models of Gymnasium's tasks, which no user of a task can act on."""
 
-import ctypes
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,5 +37,5 @@ def _show_unknown(before: Callable[[Any], None] | None, text: str) -> None:
     if before is None:
         sys.stderr.write(f"WARNING: {text}\n")
     else:
-        # dm_control has a function of C there, which takes bytes.
-        before(text.encode() if isinstance(before, ctypes._CFuncPtr) else text)
+        # dm_control has a function of C there (by ctypes), which takes bytes.
+        before(text.encode() if hasattr(before, "argtypes") else text)
