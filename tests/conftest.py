@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,14 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# A run leaves signals ignored that whoever started it ignores, as nohup and background jobs do.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 pytest.register_assert_rewrite("small_methods", "documented")

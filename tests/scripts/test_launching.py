@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stopping import STOPPING
 
 from diffpolicy.trainers.io.checkpoint import Checkpoint
 
@@ -47,7 +46,7 @@ def main(load_main: Callable[[str], Main]) -> Main:
 # Signals
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 @pytest.mark.parametrize("cpu_ranks", [1, 2])
 def test_a_termination_ends_a_run_with_a_checkpoint_and_exit_code_0(
     main: Main,

@@ -6,7 +6,6 @@ import warnings
 
 import pytest
 import torch
-from stopping import STOPPING
 
 from diffpolicy.trainers.io.signals import StopSignal
 from diffpolicy.trainers.run.scope import run_scope
@@ -61,7 +60,7 @@ def test_the_first_interrupt_is_a_request_and_the_second_is_raised() -> None:
         assert stop.forced()
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_termination_is_a_request_however_often_it_comes(number: signal.Signals) -> None:
     stop, before = StopSignal(), signal.getsignal(number)
     with stop.installed():
