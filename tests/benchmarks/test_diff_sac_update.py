@@ -64,10 +64,11 @@ def _transitions(steps: int = STEPS) -> TensorDict:
         "done": torch.zeros(ROWS, 1, dtype=torch.bool),
         "terminated": torch.zeros(ROWS, 1, dtype=torch.bool),
     }
+    latents = torch.randn(ROWS, steps + 1, ACTION_DIM)
     entries = {
         "observation": torch.randn(ROWS, OBSERVATION_DIM),
-        "action": 2 * torch.rand(ROWS, ACTION_DIM) - 1,
-        "latents": torch.randn(ROWS, steps + 1, ACTION_DIM),
+        "action": latents[:, -1].tanh(),
+        "latents": latents,
         "next": following,
     }
     return TensorDict(entries, [ROWS])
