@@ -37,9 +37,14 @@ def bounded_exp(log_value: Tensor, slope: Tensor, bounds: tuple[float, float]) -
     low, high = map(math.log, bounds)
     now = log_value.detach()
     outwards = ((now >= high) & (slope < 0)) | ((now <= low) & (slope > 0))
-    inside = torch.where(now.isfinite(), now.clamp(low, high), math.nan)
     moving = torch.where(outwards, 0.0, 1.0).to(log_value.dtype)
-    return (inside + moving * (log_value - now)).exp()
+    return (_inside(now, bounds) + moving * (log_value - now)).exp()
+
+
+def _inside(log_value: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """The nearest value in the bounds, in logarithms; NaN stays, and infinity becomes, NaN."""
+    low, high = map(math.log, bounds)
+    return torch.where(log_value.isfinite(), log_value.clamp(low, high), math.nan)
 
 
 class BoundedCoefficient(nn.Module):
@@ -74,8 +79,7 @@ class BoundedCoefficient(nn.Module):
 
     def forward(self) -> Tensor:
         """The value, a scalar without gradient."""
-        log_value = self._log_value().detach()
-        return bounded_exp(log_value, torch.zeros_like(log_value), self.bounds)
+        return _inside(self._log_value().detach(), self.bounds).exp()
 
     def at_bound(self) -> int:
         """1 at the largest value, -1 at the smallest one, 0 between them."""
