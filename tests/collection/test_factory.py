@@ -299,9 +299,10 @@ if __name__ == "__main__":
     ("name", "error"),
     [
         ("Pendulum-v1", "ArithmeticError: the training failed"),
-        (
+        pytest.param(
             "OnlyInTheParent-v0",
             "the workers could not be started: ArgumentError: name='OnlyInTheParent-v0' is not a",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -60,7 +60,7 @@ def train(loss: DiffPPOLoss, reward: Reward, iterations: int, bandits: int = 256
     return play(loss, reward, 2000)["action"].flatten()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.01])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.01])
 def test_learns_a_continuous_bandit(temperature: float) -> None:
     def reward(action: Tensor) -> Tensor:
         return -((action - 0.5) ** 2)

@@ -479,6 +479,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_ranks_that_run_the_script_anew_work_in_one_folder(
     tmp_path: Path, read_rows: ReadRows
 ) -> None:
