@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
 PLOT_FILE = "returns.png"
 CHECKPOINT_FOLDER = "checkpoints"

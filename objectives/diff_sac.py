@@ -1,25 +1,23 @@
 """DiffSAC: soft actor-critic over the denoising MDP."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from tensordict import NestedKey, TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import dispatch
 from torch import Tensor, nn
-from torchrl.objectives.utils import ValueEstimators
-from torchrl.objectives.value import TD0Estimator
 
 from diffpolicy.actors import ChainActor, DenoisingMDP
 from diffpolicy.actors.keys import required
 from diffpolicy.networks import HLGauss
 from objectives import functional as fn
-from objectives.base import DiffusionLoss, evaluation_mode
+from objectives.base import evaluation_mode
 from objectives.chain_checks import MISLED, ChainCheck, chain_check, inspect_chains
 from objectives.draws import Draws
 from objectives.q_critic import CriticReduction, QNetworks
+from objectives.replay_loss import ReplayLoss
 from objectives.replayed_steps import REPLAY_DRAWS, ReplayedSteps
 from objectives.temperature import LearnedTemperature, Temperature
-from objectives.transitions import ReplayKeys
 
 
 class _Batch(NamedTuple):
@@ -32,7 +30,7 @@ class _Batch(NamedTuple):
     misled: Tensor | None
 
 
-class DiffSACLoss(DiffusionLoss):
+class DiffSACLoss(ReplayLoss):
     """Soft actor-critic with the steps of a denoising chain as actions (arXiv 2512.02019).
 
     Reads transitions ``[*B]`` that keep their chains and returns ``loss_qvalue``, ``loss_actor``
@@ -113,15 +111,6 @@ class DiffSACLoss(DiffusionLoss):
         ValueError: for arguments outside their range or that do not go together.
     """
 
-    _AcceptedKeys = ReplayKeys
-    default_keys = ReplayKeys
-    tensor_keys: ReplayKeys
-    default_value_estimator = ValueEstimators.TD0
-
-    qvalue_network: TensorDictModule
-    qvalue_network_params: TensorDictParams
-    target_qvalue_network_params: TensorDictParams
-
     def __init__(
         self,
         actor_network: nn.Module,
@@ -175,11 +164,6 @@ class DiffSACLoss(DiffusionLoss):
     def value_support(self) -> HLGauss | None:
         """The bins of an HL-Gauss critic, None for a scalar one."""
         return self.critic.bins
-
-    def _make_default_estimator(self, **hyperparams: Any) -> TD0Estimator:
-        # Only its discount is used.
-        defaults = {"gamma": 0.99, "device": self._default_device}
-        return TD0Estimator(value_network=None, **{**defaults, **hyperparams})
 
     def _default_in_keys(self) -> list[NestedKey]:
         action = [] if self.check_chains == "off" else [self.tensor_keys.action]
@@ -241,15 +225,6 @@ class DiffSACLoss(DiffusionLoss):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """``T LR_n - Q_n`` of one step, and ``entropy`` and ``entropy_bound`` ``[*B, 1]``."""
         return self._actor_loss(self._batch(tensordict, draws))
-
-    def alpha_loss(self, tensordict: TensorDictBase, entropy: Tensor) -> Tensor:
-        """``T stopgrad(H - H_target)``.
-
-        Args:
-            tensordict: transitions ``[*B]``; masks and priority weights are read.
-            entropy: of :meth:`actor_loss` ``[*B, 1]``.
-        """
-        return self._reduce(self.temperature.loss(entropy), tensordict)
 
     def _batch(self, tensordict: TensorDictBase, draws: TensorDictBase | None) -> _Batch:
         transitions = self._enter(tensordict)

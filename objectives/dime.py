@@ -1,28 +1,27 @@
 """DIME: maximum-entropy reinforcement learning by backpropagation through the denoising chain."""
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams, unravel_key
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
+from tensordict.nn import dispatch
 from torch import Tensor, nn
-from torchrl.objectives.utils import ValueEstimators
-from torchrl.objectives.value import TD0Estimator
 
 from diffpolicy.actors import PathActor, PathSample, observation_keys
 from diffpolicy.actors.keys import required
 from diffpolicy.networks import CategoricalSupport
 from objectives import functional as fn
-from objectives.base import DiffusionLoss, evaluation_mode
+from objectives.base import evaluation_mode
 from objectives.draws import Draws
 from objectives.paths import sample_path
 from objectives.q_critic import CriticReduction, QNetworks, QValues
+from objectives.replay_loss import ReplayLoss
 from objectives.temperature import Temperature
-from objectives.transitions import ReplayKeys, next_entry, return_discount, reward_of_one_step
+from objectives.transitions import next_entry, return_discount, reward_of_one_step
 from objectives.value_range import ValueRange
 
 
-class DIMELoss(DiffusionLoss):
+class DIMELoss(ReplayLoss):
     """Soft actor-critic with the entropy bound of a denoising chain (arXiv 2502.02316).
 
     One chain of the policy costs ``run = sum_n LR_n - log |d tanh(x_N)|`` and
@@ -84,15 +83,8 @@ class DIMELoss(DiffusionLoss):
         ValueError: for arguments outside their range or that do not go together.
     """
 
-    _AcceptedKeys = ReplayKeys
-    default_keys = ReplayKeys
-    tensor_keys: ReplayKeys
-    default_value_estimator = ValueEstimators.TD0
     _schedulable_buffers: ClassVar[frozenset[str]] = frozenset({"critic_entropy_coeff"})
 
-    qvalue_network: TensorDictModule
-    qvalue_network_params: TensorDictParams
-    target_qvalue_network_params: TensorDictParams
     critic_entropy_coeff: Tensor
 
     def __init__(
@@ -135,10 +127,6 @@ class DIMELoss(DiffusionLoss):
     def value_support(self) -> CategoricalSupport | None:
         """The atoms of a categorical critic, else None."""
         return self.critic.atoms
-
-    def _make_default_estimator(self, **hyperparams: Any) -> TD0Estimator:
-        defaults = {"gamma": 0.99, "device": self._default_device}
-        return TD0Estimator(value_network=None, **{**defaults, **hyperparams})  # for its gamma
 
     def _default_in_keys(self) -> list[NestedKey]:
         keys, observation = self.tensor_keys, observation_keys(self.actor_network)
@@ -253,15 +241,6 @@ class DIMELoss(DiffusionLoss):
         loss = -self.temperature() * bound - self.critic.over_critics(values.value)
         entropies = {"entropy": -path.running_cost.detach(), "entropy_bound": bound.detach()}
         return self._reduce(loss, tensordict), entropies
-
-    def alpha_loss(self, tensordict: TensorDictBase, entropy: Tensor) -> Tensor:
-        """``T stopgrad(H - H_target)``.
-
-        Args:
-            tensordict: transitions ``[*B]``; masks and priority weights are read.
-            entropy: of :meth:`actor_loss` ``[*B, 1]``.
-        """
-        return self._reduce(self.temperature.loss(entropy), tensordict)
 
     def _draws(self, draws: TensorDictBase | None, tensordict: TensorDictBase) -> Draws:
         return Draws(draws, tensordict.batch_size, ("noise", "next_noise"))

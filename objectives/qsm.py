@@ -1,27 +1,24 @@
 """QSM: Q-score matching, a regression of the score on the gradient of the critic."""
 
-from typing import Any
-
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams, unravel_key
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
+from tensordict.nn import dispatch
 from torch import Tensor, nn
-from torchrl.objectives.utils import ValueEstimators
-from torchrl.objectives.value import TD0Estimator
 
 from diffpolicy.actors import DenoisingMDP, ScoreActor
 from diffpolicy.actors.keys import required
 from diffpolicy.networks import HLGauss
 from objectives import functional as fn
-from objectives.base import DiffusionLoss, evaluation_mode
+from objectives.base import evaluation_mode
 from objectives.draws import Draws
 from objectives.paths import sample_path
 from objectives.q_critic import CriticReduction, QNetworks
+from objectives.replay_loss import ReplayLoss
 from objectives.temperature import Temperature
-from objectives.transitions import ReplayKeys, next_entry, return_discount
+from objectives.transitions import next_entry, return_discount
 
 
-class QSMLoss(DiffusionLoss):
+class QSMLoss(ReplayLoss):
     """Q-score matching (arXiv 2312.11752) under the denoising process of the actor.
 
     The policy that maximises value plus entropy is ``exp(Q(s, a) / T)``, whose score is the
@@ -78,15 +75,6 @@ class QSMLoss(DiffusionLoss):
         ValueError: for arguments outside their range or that do not go together.
     """
 
-    _AcceptedKeys = ReplayKeys
-    default_keys = ReplayKeys
-    tensor_keys: ReplayKeys
-    default_value_estimator = ValueEstimators.TD0
-
-    qvalue_network: TensorDictModule
-    qvalue_network_params: TensorDictParams
-    target_qvalue_network_params: TensorDictParams
-
     def __init__(
         self,
         actor_network: nn.Module,
@@ -126,10 +114,6 @@ class QSMLoss(DiffusionLoss):
     def value_support(self) -> HLGauss | None:
         """The bins of an HL-Gauss critic, None for a scalar one."""
         return self.critic.bins
-
-    def _make_default_estimator(self, **hyperparams: Any) -> TD0Estimator:
-        defaults = {"gamma": 0.99, "device": self._default_device}
-        return TD0Estimator(value_network=None, **{**defaults, **hyperparams})  # for its gamma
 
     def _default_in_keys(self) -> list[NestedKey]:
         keys, observation = self.tensor_keys, self.mdp.observation_keys
@@ -214,15 +198,6 @@ class QSMLoss(DiffusionLoss):
         norm = target.square().mean(-1, keepdim=True).mean(0).sqrt()
         described = {"score_norm": norm, **self._entropies(transitions, given.get("noise"))}
         return self._reduce(loss, transitions), described
-
-    def alpha_loss(self, tensordict: TensorDictBase, entropy: Tensor) -> Tensor:
-        """``T stopgrad(H - H_target)``.
-
-        Args:
-            tensordict: transitions ``[*B]``; masks and priority weights are read.
-            entropy: of :meth:`actor_loss` ``[*B, 1]``.
-        """
-        return self._reduce(self.temperature.loss(entropy), tensordict)
 
     def _draws(self, draws: TensorDictBase | None, tensordict: TensorDictBase) -> Draws:
         return Draws(draws, tensordict.batch_size, ("step", "chain", "noise", "next_noise"))

@@ -26,8 +26,8 @@ class EncodedActor(TensorDictModuleBase):
         TypeError: if the last module is no :class:`ChainActor` or :class:`PathActor`.
     """
 
-    #: The recipe of the actor says nothing about its encoders.
-    recipe: None = None
+    #: That of the actor alone would say nothing about encoders; builders set the whole one.
+    recipe: Any = None
 
     def __init__(self, sequence: TensorDictSequential, *, detach: bool = False) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from diffpolicy.errors import ArgumentError
-from diffpolicy.files import CONFIG_FILE, PLOT_FILE, write_atomically, write_json
+from diffpolicy.files import PLOT_FILE, write_atomically, write_json
 from diffpolicy.policy.card import model_card
 from diffpolicy.policy.spec import PolicySpec
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffpolicy.policy.policy import Policy
 
 WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 _FORMAT = 1
 # Options of a run that say something about the machine it ran on, and nothing about the policy.

@@ -269,3 +269,8 @@ def in_flags(error: ValueError) -> str:
 def flag_name(name: str) -> str:
     """The command line spelling of an option: ``--total-frames`` for ``total_frames``."""
     return "--" + name.replace("_", "-")
+
+
+def flags_text(values: Mapping[str, Any]) -> str:
+    """Options by name as flags with their values, for the help of a preset."""
+    return ", ".join(f"{flag_name(name)} {value}" for name, value in values.items())

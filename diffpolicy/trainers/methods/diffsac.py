@@ -1,6 +1,5 @@
 """DiffSAC: soft actor-critic over the denoising MDP (arXiv 2512.02019)."""
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from diffpolicy.trainers.methods.networks import (
     process_diagnostics,
     scalar_critic_config,
     temperature,
-    value_range,
+    with_head,
 )
 from diffpolicy.trainers.methods.soft import (
     ChainConfig,
@@ -103,15 +102,12 @@ def diffsac_parts(env: EnvBase, config: DiffSACConfig, device: torch.device) -> 
 
 
 def _networks(env: EnvBase, config: DiffSACConfig, device: torch.device) -> ActorCritic:
-    critic = scalar_critic_config(config)
-    if config.critic_head == "hl_gauss":
-        critic = replace(critic, atoms=config.bins, hl_gauss=True, value_range=value_range(config))
     return build_diffsac_networks(
         env,
         denoising_steps=config.denoising_steps,
         process=process_config(config),
         network=network_options(config, NetworkConfig(normalize_observations=False)),
-        critic=critic,
+        critic=with_head(scalar_critic_config(config), config),
         observation_keys=observation_keys(env, config),
         device=device,
     )

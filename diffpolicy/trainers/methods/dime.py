@@ -22,7 +22,7 @@ from diffpolicy.trainers.config.options import (
     at_least,
     changed,
     configuration,
-    flag_name,
+    flags_text,
     option,
 )
 from diffpolicy.trainers.loops.environments import observation_keys, reward_bound
@@ -92,7 +92,7 @@ class DIMEConfig(ChainConfig):
     preset: str = option(
         "cpu",
         "defaults of all other flags: small networks and batches, or the published configuration ("
-        + ", ".join(f"{flag_name(name)} {value}" for name, value in _PAPER.items())
+        + flags_text(_PAPER)
         + ")",
         choices=("cpu", "paper"),
         fixed=True,

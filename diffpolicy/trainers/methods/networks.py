@@ -44,6 +44,10 @@ class ValueOptions(Protocol):
     def value_range(self) -> tuple[float, float] | None:
         """The range that was given."""
 
+    @property
+    def bins(self) -> int | None:
+        """Number of atoms or bins, None for numbers."""
+
 
 def value_range(config: ValueOptions) -> tuple[float, float]:
     """The range of a critic's bins: given, or what a task's bounded rewards add up to.
@@ -84,6 +88,17 @@ def scalar_critic_config(config: QCriticOptions) -> CriticConfig:
         normalization=normalization(config.critic_normalization),
         atoms=None,
     )
+
+
+def with_head(critic: CriticConfig, config: ValueOptions) -> CriticConfig:
+    """Scalar critics, or the same with HL-Gauss heads if the options say so.
+
+    Raises:
+        ValueError: as :func:`value_range`.
+    """
+    if config.critic_head == "scalar":
+        return critic
+    return replace(critic, atoms=config.bins, value_range=value_range(config), hl_gauss=True)
 
 
 def normalization(name: Literal["batch", "layer", "none"]) -> Literal["batch", "layer"] | None:

@@ -1,7 +1,6 @@
 """QSM: Q-score matching (arXiv 2312.11752)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from diffpolicy.trainers.config.options import (
     changed,
     configuration,
     flag_name,
+    flags_text,
     option,
 )
 from diffpolicy.trainers.loops.environments import observation_keys
@@ -25,7 +25,7 @@ from diffpolicy.trainers.methods.networks import (
     process_diagnostics,
     scalar_critic_config,
     temperature,
-    value_range,
+    with_head,
 )
 from diffpolicy.trainers.methods.soft import (
     ChainConfig,
@@ -76,7 +76,7 @@ class QSMConfig(ChainConfig):
     preset: str = option(
         "cpu",
         "defaults of all other flags: small networks and batches, or the published sizes ("
-        + ", ".join(f"{flag_name(name)} {value}" for name, value in _PAPER.items())
+        + flags_text(_PAPER)
         + ")",
         choices=("cpu", "paper"),
         fixed=True,
@@ -114,15 +114,12 @@ def qsm_parts(env: EnvBase, config: QSMConfig, device: torch.device) -> OffPolic
 
 
 def _networks(env: EnvBase, config: QSMConfig, device: torch.device) -> ActorCritic:
-    critic = scalar_critic_config(config)
-    if config.critic_head == "hl_gauss":
-        critic = replace(critic, atoms=config.bins, hl_gauss=True, value_range=value_range(config))
     return build_dime_networks(
         env,
         denoising_steps=config.denoising_steps,
         process=process_config(config),
         network=network_options(config, NetworkConfig(normalize_observations=False)),
-        critic=critic,
+        critic=with_head(scalar_critic_config(config), config),
         observation_keys=observation_keys(env, config),
         device=device,
     )

@@ -1,7 +1,6 @@
 """Wasserstein policy optimisation: what DiffWPO and the Gaussian baseline share."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -19,7 +18,7 @@ from diffpolicy.trainers.methods.networks import (
     relative_rate,
     scalar_critic_config,
     temperature,
-    value_range,
+    with_head,
 )
 from objectives import DiffWPOLoss
 
@@ -71,10 +70,7 @@ def network_config(config: WPOConfig) -> NetworkConfig:
 
 def critic_config(config: WPOConfig) -> CriticConfig:
     """The Q networks that the options describe."""
-    critic = scalar_critic_config(config)
-    if config.critic_head == "scalar":
-        return critic
-    return replace(critic, atoms=config.bins, value_range=value_range(config), hl_gauss=True)
+    return with_head(scalar_critic_config(config), config)
 
 
 def wpo_parts(

@@ -1,6 +1,5 @@
 """Methods as classes, in the way of Stable-Baselines3: make one, learn, evaluate, save."""
 
-import difflib
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any, ClassVar, Self
 import lightning as L
 
 from collectors import EVALUATION_SEED
-from diffpolicy.errors import ArgumentError
+from diffpolicy.errors import ArgumentError, did_you_mean
 from diffpolicy.trainers.config.options import fields_of
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.io import files
@@ -65,8 +64,7 @@ class Learner:
             if name in _NOT_OPTIONS:
                 raise ArgumentError(name, value, f"is not an option: call {_NOT_OPTIONS[name]}.")
             if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                advice = f"did you mean {close[0]}?" if close else f"options: {', '.join(known)}."
+                advice = did_you_mean(name, known, f"options: {', '.join(known)}.")
                 raise ArgumentError(name, value, f"is no option of {self.method.name}; {advice}")
         self._options = {"env": env, **options}
         self.config: RunConfig = self.method.config(total_frames=_ANY_LENGTH, **self._options)
