@@ -196,25 +196,29 @@ def _diff_ppo_case(
     )
 
 
-def _dime(
+def _action_q(
+    loss_class: type[DIMELoss | QSMLoss],
+    head: type[CategoricalSupport | HLGauss],
     support: tuple[float, float, int] | None = None,
     normalization: str | None = None,
     temperature: float | Callable[[], LearnedTemperature] = 0.3,
     training: bool = True,
+    learn_process: bool = True,
     **arguments: Any,
 ) -> Callable[[Options], LossModule]:
     def factory(options: Options) -> LossModule:
-        defaults = DIMELoss.default_keys()
+        defaults = loss_class.default_keys()
         names = ("state_action_value", "state_action_value_logits")
         actor, critic = make_off_policy_networks(
             keys=NESTED_KEYS if options.nested else None,
             observation_key=NESTED_OBSERVATION if options.nested else "observation",
             value_keys=[options.loss_keys.get(name, getattr(defaults, name)) for name in names],
-            support=None if support is None else CategoricalSupport(*support),
+            support=None if support is None else head(*support),
             normalization=normalization,
             share_encoder=options.share,
+            learn_process=learn_process,
         )
-        loss = DIMELoss(
+        loss = loss_class(
             actor,
             critic,
             temperature=temperature() if callable(temperature) else temperature,
@@ -245,13 +249,20 @@ def _weighted_transitions(loss: LossModule, batch_size: tuple[int, ...]) -> Tens
     return _transitions(loss, batch_size).set(loss.tensor_keys.priority_weight, weight)
 
 
-def _dime_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
-    reach = {"loss_qvalue": _QVALUE, "loss_actor": _ACTOR}
+def _replay_case(
+    name: str,
+    loss_class: type[LossModule],
+    factory: Callable[[Options], LossModule],
+    *,
+    alpha: bool,
+    actor: tuple[str, ...] = _ACTOR,
+) -> LossCase:
+    reach = {"loss_qvalue": _QVALUE, "loss_actor": actor}
     reach |= {"loss_alpha": ("temperature.",)} if alpha else {}
     return LossCase(
-        name=f"DIME-{name}",
-        loss_class=DIMELoss,
-        factory=_dime(**arguments),
+        name=name,
+        loss_class=loss_class,
+        factory=factory,
         rows=_weighted_transitions,
         rollout=_transitions,
         reach=reach,
@@ -261,6 +272,11 @@ def _dime_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
         priorities=True,
         samples=True,
     )
+
+
+def _dime_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
+    factory = _action_q(DIMELoss, CategoricalSupport, **arguments)
+    return _replay_case(f"DIME-{name}", DIMELoss, factory, alpha=alpha)
 
 
 def _denoising_q(
@@ -298,21 +314,8 @@ def _denoising_q(
 
 
 def _diff_sac_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
-    reach = {"loss_qvalue": _QVALUE, "loss_actor": _ACTOR}
-    reach |= {"loss_alpha": ("temperature.",)} if alpha else {}
-    return LossCase(
-        name=f"DiffSAC-{name}",
-        loss_class=DiffSACLoss,
-        factory=_denoising_q(DiffSACLoss, **arguments),
-        rows=_weighted_transitions,
-        rollout=_transitions,
-        reach=reach,
-        row_fields=("priority_weight",),
-        rollout_fields=("reward", "terminated"),
-        estimators=(ValueEstimators.TD0,),
-        priorities=True,
-        samples=True,
-    )
+    factory = _denoising_q(DiffSACLoss, **arguments)
+    return _replay_case(f"DiffSAC-{name}", DiffSACLoss, factory, alpha=alpha)
 
 
 def _diff_wpo_rollout(loss: LossModule, batch_size: tuple[int, ...]) -> TensorDictBase:
@@ -360,56 +363,10 @@ def _diff_wpo_case(
     )
 
 
-def _qsm(
-    temperature: float | Callable[[], LearnedTemperature] = 0.3,
-    support: tuple[float, float, int] | None = None,
-    normalization: str | None = None,
-    **arguments: Any,
-) -> Callable[[Options], LossModule]:
-    def factory(options: Options) -> LossModule:
-        defaults = QSMLoss.default_keys()
-        names = ("state_action_value", "state_action_value_logits")
-        actor, critic = make_off_policy_networks(
-            keys=NESTED_KEYS if options.nested else None,
-            observation_key=NESTED_OBSERVATION if options.nested else "observation",
-            value_keys=[options.loss_keys.get(name, getattr(defaults, name)) for name in names],
-            support=None if support is None else HLGauss(*support),
-            normalization=normalization,
-            share_encoder=options.share,
-            learn_process=False,
-        )
-        loss = QSMLoss(
-            actor,
-            critic,
-            temperature=temperature() if callable(temperature) else temperature,
-            separate_losses=options.separate_losses,
-            reduction=options.reduction,
-            **arguments,
-        )
-        loss.set_keys(**options.loss_keys)
-        if loss.delay_qvalue:
-            SoftUpdate(loss, tau=0.1)
-        return loss
-
-    return factory
-
-
 def _qsm_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
-    reach = {"loss_qvalue": _QVALUE, "loss_actor": ("actor_network_params.score_network.",)}
-    reach |= {"loss_alpha": ("temperature.",)} if alpha else {}
-    return LossCase(
-        name=f"QSM-{name}",
-        loss_class=QSMLoss,
-        factory=_qsm(**arguments),
-        rows=_weighted_transitions,
-        rollout=_transitions,
-        reach=reach,
-        row_fields=("priority_weight",),
-        rollout_fields=("reward", "terminated"),
-        estimators=(ValueEstimators.TD0,),
-        priorities=True,
-        samples=True,
-    )
+    factory = _action_q(QSMLoss, HLGauss, learn_process=False, **arguments)
+    score = ("actor_network_params.score_network.",)
+    return _replay_case(f"QSM-{name}", QSMLoss, factory, alpha=alpha, actor=score)
 
 
 CASES: tuple[LossCase, ...] = (
