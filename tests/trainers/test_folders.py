@@ -63,6 +63,15 @@ def test_new_folders_of_the_same_second_differ(
         assert folder.name.startswith("diffppo-InvertedPendulum-v5-seed0-20260101-120000-")
 
 
+def _has_ended(pid: int) -> bool:
+    """Whether all threads of a process have: until then its files stay open."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+        return len(threads) == 1 and "Z" in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 @pytest.mark.parametrize("grandchild", [False, True])
 def test_a_lock_is_free_again_once_its_last_process_is_killed(
     tmp_path: Path, another_run: Callable[..., int], grandchild: bool
@@ -74,7 +83,7 @@ def test_a_lock_is_free_again_once_its_last_process_is_killed(
     os.kill(pid, signal.SIGKILL)
     if not grandchild:
         os.waitpid(pid, 0)
-    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text():
+    while not _has_ended(pid):
         pass
     lock.acquire()
     lock.acquire()  # the second time it is held already
