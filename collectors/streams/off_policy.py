@@ -1,7 +1,7 @@
 """The stream of replayed batches that an off-policy trainer reads: collect, store, sample."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -47,6 +47,7 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         updates_per_step: batches for each environment step, for example 2 or 0.25.
         keys: the entries of a row that are stored, for example the ``in_keys`` of a loss; by
             default all of them. The lengths of chunks of actions are always stored.
+        on_rollout: called with each rollout ``[E, T]``, once, before its rows are stored.
 
     Attributes:
         collected: environment steps made on this rank, those of :meth:`warm_up` included.
@@ -68,6 +69,7 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         frames: int,
         updates_per_step: float,
         keys: Sequence[NestedKey] | None = None,
+        on_rollout: Callable[[TensorDictBase], None] | None = None,
     ) -> None:
         self._frames_per_batch = int(collector.requested_frames_per_batch)
         check_whole_rollouts("frames", frames, self._frames_per_batch)
@@ -77,6 +79,7 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         self.collector = collector
         self.buffer = buffer
         self.frames = frames
+        self.on_rollout = on_rollout
         self.keys = None if keys is None else list(keys)
         self.collected = 0
         self.updates = 0
@@ -183,6 +186,8 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         if self._checked_keys is None:
             self._checked_keys = check_order(rollout, stored.keys(True, True))
         check_finite(rollout, self._checked_keys)
+        if self.on_rollout is not None:
+            self.on_rollout(rollout)
         rows = stored.reshape(-1)
         self.buffer.extend(rows.copy())  # extend adds the index to what it is given
         self.collected += environment_steps(rollout)

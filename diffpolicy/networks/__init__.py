@@ -9,10 +9,12 @@ from diffpolicy.networks.encoders import ImageEncoder, MakeEncoder, ObservationE
 from diffpolicy.networks.mlp import ACTIVATIONS, lecun_normal_, mlp
 from diffpolicy.networks.normalization import RunningNorm
 from diffpolicy.networks.q_ensemble import QEnsemble
+from diffpolicy.networks.return_scale import RETURN_LIMIT, ReturnScale
 from diffpolicy.networks.score import ScoreNetwork
 
 __all__ = [
     "ACTIVATIONS",
+    "RETURN_LIMIT",
     "BatchRenorm",
     "CategoricalSupport",
     "DenoisingQEnsemble",
@@ -22,6 +24,7 @@ __all__ = [
     "MakeEncoder",
     "ObservationEncoder",
     "QEnsemble",
+    "ReturnScale",
     "RunningNorm",
     "ScoreNetwork",
     "StepEmbedding",

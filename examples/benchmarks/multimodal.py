@@ -202,6 +202,12 @@ def sampled_returns(module: RLModule, episodes: int) -> list[float]:
     return returns
 
 
+def reward_unit(module: Any) -> float:
+    """How much of the task's reward counts as one for the method."""
+    scale = module.rewards.scale
+    return 1 / module.config.reward_scale if scale is None else float(scale.size)
+
+
 def measure(checkpoint: str, samples: int, episodes: int) -> Measured:
     """Sample from the policy of a checkpoint; its noise is the same at every call."""
     name, module = load(checkpoint)
@@ -218,7 +224,7 @@ def measure(checkpoint: str, samples: int, episodes: int) -> Measured:
     return Measured(
         name=name,
         config=config,
-        temperature=temperature(module) / config.reward_scale,
+        temperature=temperature(module) * reward_unit(module),
         returns=sampled_returns(module, episodes),
         samples=drawn,
         histogram=count_modes(modes, count),

@@ -119,7 +119,8 @@ def test_a_trained_run_on_multi_goal(script: ModuleType, tmp_path: Path) -> None
 def test_every_method_is_sampled_at_its_temperature(
     script: ModuleType, tmp_path: Path, method: str, options: dict[str, object], expected: float
 ) -> None:
-    checkpoint = untrained(method, tmp_path / "last.ckpt", **options)
+    raw = {"normalize_rewards": False} | ({"critic_head": "scalar"} if method == "dime" else {})
+    checkpoint = untrained(method, tmp_path / "last.ckpt", **raw, **options)
     measured = script.measure(checkpoint, 20, 1)
     assert measured.temperature == pytest.approx(expected)
     assert measured.samples.shape == (8, 20, 1)
@@ -243,3 +244,15 @@ def test_a_checkpoint_from_a_gpu_is_loaded_on_the_cpu(
     assert name == "gaussian_ppo-seed0"
     assert places == ["cpu"]
     assert {weight.device.type for weight in module.parameters()} == {"cpu"}
+
+
+def test_the_temperature_is_told_in_the_units_of_the_task(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    checkpoint = train("diffppo", "TurningDoubleWell-v0", tmp_path / "diffppo-seed0")
+    _, module = script.load(checkpoint)
+    size = float(module.rewards.scale.size)
+    assert size > 0
+    assert script.measure(checkpoint, 20, 1).temperature == pytest.approx(
+        module.config.temperature * size
+    )

@@ -178,7 +178,12 @@ def test_learning_rates_of_a_resumed_run_are_its_own(dime: DIME) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"value_range": (-1.0, 1.0)}, {"gamma": 0.5}, {"reward_scale": 2.0}, {"temperature": 0.1}],
+    [
+        {"value_range": (-1.0, 1.0)},
+        {"gamma": 0.5},
+        {"normalize_rewards": False},
+        {"temperature": 0.1},
+    ],
 )
 def test_what_the_trained_networks_hold_cannot_change(dime: DIME, change: dict[str, Any]) -> None:
     first = dime()
@@ -427,33 +432,15 @@ def test_entries_of_a_dictionary_are_observed_and_replayed(dime: DIME, register:
     assert trained(only).actor.in_keys == [("observation", "ear")]
 
 
-def test_a_task_without_rewards_starts_with_the_range_of_rewards_up_to_one(
-    dime: DIME, register: Register
-) -> None:
-    name = register(NoReward)
-    run = prepare(dime(env=name, gamma=0.9))
-    with pytest.warns(UserWarning, match="none of 20 rewards differs from zero"):
-        assert train(run)
-    loss = run.module.loss
-    assert float(loss.value_support.atoms[-1]) == pytest.approx(4 / (1 - 0.9))
-    assert bool(loss.value_range.widens)
-    output = f"{dime().output}-with-range"
-    given = prepare(dime(env=name, value_range=(-5.0, 5.0), output=output))
-    assert train(given)
-    assert not bool(given.module.loss.value_range.widens)
-
-
-def test_the_value_range_is_given_or_derived_from_the_random_steps(
-    dime: DIME, tmp_path: Path
-) -> None:
-    module = trained(dime(value_range=(-7.0, 3.0)))
-    atoms = module.loss.value_support.atoms
-    assert (float(atoms[0]), float(atoms[-1])) == (-7.0, 3.0)
-    module = trained(dime(gamma=0.9, output=str(tmp_path / "auto")))
-    largest = float(module.stream.buffer[:20]["next", "reward"].abs().max())
-    atoms = module.loss.value_support.atoms
-    assert float(atoms[-1]) == pytest.approx(4 * largest / (1 - 0.9), rel=1e-5)
-    assert float(atoms[0]) == -float(atoms[-1])
+def test_the_value_range_is_given_or_that_of_normalised_rewards(dime: DIME, tmp_path: Path) -> None:
+    given, default = (
+        prepare(dime(output=str(tmp_path / name), **options)).module.loss.value_support.atoms
+        for name, options in (("given", {"value_range": (-7.0, 3.0)}), ("default", {}))
+    )
+    assert (float(given[0]), float(given[-1])) == (-7.0, 3.0)
+    assert (float(default[0]), float(default[-1])) == (-10.0, 10.0)
+    with pytest.raises(ValueError, match=r"--no-normalize-rewards needs --value-range MIN MAX"):
+        prepare(dime(normalize_rewards=False, output=str(tmp_path / "raw")))
 
 
 class TargetProbe(OffPolicyModule):

@@ -69,7 +69,7 @@ def test_the_defaults_on_the_command_line_are_the_defaults(config_class: type[An
 @CONFIGS
 def test_an_option_means_the_same_in_every_method(config_class: type[Any]) -> None:
     """Methods change defaults, words and ranges; some only what a resumed run must keep."""
-    kept_by_some = {"temperature", "reward_scale", "gamma"}
+    kept_by_some = {"temperature", "gamma"}
     for field in fields_of(config_class):
         for other in METHODS.values():
             theirs = other.config.__dataclass_fields__.get(field.name)

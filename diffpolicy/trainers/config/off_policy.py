@@ -13,11 +13,12 @@ from diffpolicy.trainers.config.options import (
     flag_name,
     option,
 )
+from diffpolicy.trainers.config.reward import RewardOptions
 from diffpolicy.trainers.config.run import RunConfig
 
 
 @configuration(env="Pendulum-v1", num_envs=4)
-class OffPolicyConfig(RunConfig, OptimizerOptions):
+class OffPolicyConfig(RunConfig, RewardOptions, OptimizerOptions):
     """Off-policy training from a replay buffer."""
 
     #: What ``learning_starts`` is at most, unless it is given.
@@ -59,9 +60,6 @@ class OffPolicyConfig(RunConfig, OptimizerOptions):
     gamma: float = option(0.99, "discount of an environment step", valid=between(0, 1), fixed=True)
     lr_actor: float = option(1e-3, "learning rate of the policy", valid=above(0))
     lr_critic: float = option(1e-3, "learning rate of the critics", valid=above(0))
-    reward_scale: float = option(
-        1.0, "factor on the rewards that are trained on", valid=above(0), fixed=True
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,6 +12,7 @@ from diffpolicy.trainers.config.options import (
     flag_name,
     option,
 )
+from diffpolicy.trainers.config.reward import RewardOptions
 from diffpolicy.trainers.config.run import RunConfig
 
 CHAIN_ROWS = ("num_envs", "rollout_steps", "denoising_steps")
@@ -19,7 +20,7 @@ CHAIN_ROWS = ("num_envs", "rollout_steps", "denoising_steps")
 
 
 @configuration(adam_eps=1e-5)
-class OnPolicyConfig(RunConfig, OptimizerOptions):
+class OnPolicyConfig(RunConfig, RewardOptions, OptimizerOptions):
     """On-policy training."""
 
     #: The options whose product is the number of training rows of a rollout.
@@ -54,7 +55,6 @@ class OnPolicyConfig(RunConfig, OptimizerOptions):
     normalize_observations: bool = option(
         True, "standardise observations by running statistics", fixed=True
     )
-    reward_scale: float = option(1.0, "factor on the rewards that are trained on", valid=above(0))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,8 +13,9 @@ class TemperatureOptions(Options):
     """
 
     temperature: float = option(
-        1.0,
-        "weight of the entropy, at the start if it is learned; 0 is plain reward maximisation",
+        0.01,
+        "weight of the entropy against (normalised) rewards, at the start if it is learned, which "
+        "lasts until a reward differs from zero; 0 is plain reward maximisation",
         valid=at_least(0),
         fixed=True,
     )

@@ -28,6 +28,7 @@ from diffpolicy.trainers.loops.bounds import BoundWatch
 from diffpolicy.trainers.loops.environments import run_notes, spec_env
 from diffpolicy.trainers.loops.protocols import Parts, Stream
 from diffpolicy.trainers.loops.ranks import gather, reduce
+from diffpolicy.trainers.loops.rewards import TrainedRewards
 from diffpolicy.trainers.loops.workers import (
     check_collector,
     faults_end_training,
@@ -56,6 +57,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         notes: what the run says about itself before it begins.
         continued: what of the collection goes on from a checkpoint.
         bounds: tells of learned coefficients at their bounds.
+        rewards: divides rewards by the size of returns.
     """
 
     config: OnPolicyConfig | OffPolicyConfig
@@ -86,6 +88,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         self.continued = resume.Continuation()
         self._warned = False
         self.bounds = BoundWatch(self.loss, config)
+        self.rewards = TrainedRewards(config.gamma, normalize=config.normalize_rewards)
 
     @property
     def actor(self) -> TensorDictModuleBase:
@@ -149,10 +152,12 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         seed = partial(derive_seed, self.config.seed, self.global_rank, self.progress.frames)
         seed_random_state(seed(0))
         self._stream = self.start_collecting(self.actor, seed)
+        self.rewards.running = None
 
     def rank_state(self) -> dict[str, Any]:
         """Episodes, counters and generators of the stream, and the global random state."""
         state = {"stream": None, "unsupported": "", "random": random_state(self._cuda)}
+        state["running_returns"] = self.rewards.running
         try:
             state["stream"] = self.stream.state_dict()
         except UnsupportedStateError as error:
@@ -204,7 +209,9 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
             if plan.replay is not None:
                 self.load_replay(plan.replay)
             if plan.episodes:
-                self.stream.load_state_dict(state["ranks"][self.global_rank]["stream"])
+                ours = state["ranks"][self.global_rank]
+                self.stream.load_state_dict(ours["stream"])
+                self.rewards.running = ours["running_returns"]
         except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             return f"what the checkpoint holds does not fit ({str(error).rstrip('.')})"
         return None

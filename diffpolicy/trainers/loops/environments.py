@@ -80,14 +80,6 @@ def _check_instance(config: RunConfig) -> None:
         )
 
 
-def reward_bound(env: Any, reward_scale: float) -> float | None:
-    """The largest absolute reward that is trained on, None if the task does not have a known one.
-
-    Rewards of the DeepMind Control Suite are in [0, 1] (arXiv 1801.00690).
-    """
-    return reward_scale if isinstance(env, str) and env.startswith("dmc:") else None
-
-
 def observation_keys(env: EnvBase, config: RunConfig) -> list[NestedKey]:
     """The observation entries that the networks read, in the order of their concatenation.
 

@@ -1,6 +1,6 @@
 """The Lightning module of off-policy methods."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,7 @@ from collectors import (
     make_replay_buffer,
     replay_state,
 )
-from diffpolicy.networks.ranks import gather_over_ranks
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
-from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.resume import replay_file
 from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
@@ -30,7 +28,6 @@ from diffpolicy.trainers.loops.optimizer import Optimizer
 from diffpolicy.trainers.loops.ranks import reduce
 from diffpolicy.trainers.loops.warm_up import WarmUpPolicy
 from diffpolicy.trainers.loops.workers import faults_end_training
-from objectives.transitions import mean_reward
 
 # Steps of every environment between two signs of life while a replay buffer is filled.
 _WARM_UP_STEPS = 50
@@ -52,8 +49,6 @@ class OffPolicyParts:
             losses, for one backward pass.
         warm_up: acts in the random steps, for methods that need more of them than the action;
             None leaves them to the collector.
-        begin: called before the first update with the rewards ``[R, 1]`` of the random steps of
-            all ranks; those of chunks of actions as rewards of one step.
         after_update: called after each update, for example to move target networks.
         diagnostics: further numbers to log, read after each iteration.
     """
@@ -64,7 +59,6 @@ class OffPolicyParts:
     optimizers: Mapping[str, Optimizer]
     update_policy: Callable[[TensorDictBase], Mapping[str, Tensor]] | None = None
     warm_up: TensorDictModuleBase | None = None
-    begin: Callable[[Tensor], None] = lambda rewards: None
     after_update: Callable[[], None] = lambda: None
     diagnostics: Callable[[], dict[str, float]] = field(default=dict)
 
@@ -93,6 +87,8 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         super().__init__(config, build, device)
         self._end_warm_up: Callable[[], None] = lambda: None
         self._collected = 0
+        # Optimisers that wait for a reward.
+        self._waiting: set[str] = set()
         self._totals: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -127,6 +123,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
             frames=config.chunks(config.iteration_frames),
             updates_per_step=config.updates_per_step * config.action_chunk,
             keys=self.parts.keys,
+            on_rollout=self.rewards.note,
         )
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -153,34 +150,17 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         self.resume_random_state()
 
     def _fill_replay(self) -> None:
-        """Make ``--learning-starts`` steps; at the start of a run the method hears of them."""
-        first = self.progress.frames == 0
-        with faults_end_training(self.config.env_name):
-            rewards = torch.cat(list(self._warm_up()))
-        self._end_warm_up()
-        # Critics of another run have the range of their values already.
-        if first and "critic" not in self.warm_parts:
-            try:
-                self.parts.begin(gather_over_ranks(rewards).flatten(0, 1))
-            except ValueError as error:
-                raise TrainingError(str(error)) from error
-
-    def _warm_up(self) -> Iterator[Tensor]:
-        """Make the steps in parts, of which the callbacks hear, and yield their rewards."""
+        """Make ``--learning-starts`` steps in parts, of which the callbacks hear."""
         part = _WARM_UP_STEPS * self.config.num_envs
         total = self.config.chunks(self.config.learning_starts)
-        for start in range(0, total, part):
-            rows = self.stream.warm_up(min(part, total - start))
-            self.progress.frames += self.over_ranks(environment_steps(rows))
-            for callback in self.run_callbacks():
-                callback.on_collected(self.trainer, self, self.progress.frames)
-            yield self._rewards(rows)
-
-    def _rewards(self, rows: TensorDictBase) -> Tensor:
-        """The rewards ``[R, 1]`` of rows, of one step each."""
-        reward: Tensor = rows["next", "reward"]
-        lengths = rows.get("steps_to_next_obs", None)
-        return reward if lengths is None else mean_reward(reward, lengths, self.config.gamma)
+        with faults_end_training(self.config.env_name):
+            for start in range(0, total, part):
+                rows = self.stream.warm_up(min(part, total - start))
+                self.progress.frames += self.over_ranks(environment_steps(rows))
+                for callback in self.run_callbacks():
+                    callback.on_collected(self.trainer, self, self.progress.frames)
+        self._end_warm_up()
+        self.rewards.update()
 
     def save_replay(self, folder: Path) -> None:
         """Write this rank's replay buffer into ``folder``."""
@@ -195,6 +175,11 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     def on_train_epoch_start(self) -> None:
         """Start the averages of this iteration."""
         self.progress.tick()
+        self._waiting = (
+            set()
+            if self.rewards.seen
+            else {name for name, options in self.parts.optimizers.items() if options.needs_rewards}
+        )
         self._collected = self.stream.collected
         self._totals.clear()
         self._counts.clear()
@@ -204,8 +189,10 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """One update; the policy takes part in every ``--policy-delay``-th."""
+        self.rewards.scale_(batch)
         policy_moves = (self.progress.gradient_steps + 1) % self.config.policy_delay == 0
-        parts, options = self.parts, self.parts.optimizers
+        parts = self.parts
+        options = {n: o for n, o in parts.optimizers.items() if n not in self._waiting}
         later = [name for name, o in options.items() if o.delayed] if policy_moves else []
         first = [name for name, o in options.items() if not o.delayed]
         if parts.update_policy is None:
@@ -243,6 +230,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         progress, stream = self.progress, self.stream
         seconds = progress.tick()
         stream.finish_batch()
+        self.rewards.update()
         frames = self.over_ranks(stream.collected - self._collected)
         progress.frames += frames
         averages = self._averages()
@@ -256,6 +244,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
             / self.progress.frames,
             "replay_size": len(stream.buffer) * self.trainer.world_size,
             **averages,
+            **self.rewards.metrics(),
             **self.parts.diagnostics(),
             **self.bound_metrics(),
         }

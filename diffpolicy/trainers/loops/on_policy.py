@@ -61,7 +61,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         self._records: list[dict[str, float]] = []
         self._updates = 0
         self._lr = config.lr
-        self._multipliers: list[float] = []
+        self._multipliers: dict[str, float] = {}
         if config.compile_mode is not None:
             self.loss.compile(mode=config.compile_mode)
 
@@ -82,7 +82,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         config = self.config
         return OnPolicyStream(
             self.make_collector(policy, frames_per_batch=config.rollout_frames, seed=seed(1)),
-            self.parts.prepare,
+            self._prepare,
             rows=config.rollout_rows,
             minibatch_size=config.minibatch_rows,
             epochs=config.epochs,
@@ -97,7 +97,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
             if parameter.requires_grad:
                 groups.setdefault(self._lr_group(name), []).append(parameter)
         # Not kept in the optimiser: a resumed run may have other multipliers.
-        self._multipliers = [self.parts.lr_multipliers.get(group, 1.0) for group in groups]
+        self._multipliers = {name: self.parts.lr_multipliers.get(name, 1.0) for name in groups}
         return torch.optim.Adam(
             [{"params": parameters} for parameters in groups.values()],
             lr=self.config.lr,
@@ -122,8 +122,10 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         done, total = self.progress.frames, self.config.total_frames
         self._lr = self.config.lr * (self.schedule.at(done, total) if falling else 1.0)
         groups = self.optimizer.param_groups
-        for group, multiplier in zip(groups, self._multipliers, strict=True):
-            group["lr"] = self._lr * multiplier
+        # A temperature has nothing to be weighed against before the first reward.
+        waits = () if self.rewards.seen else ("temperature",)
+        for group, (name, multiplier) in zip(groups, self._multipliers.items(), strict=True):
+            group["lr"] = self._lr * (0.0 if name in waits else multiplier)
             # A checkpoint brings those of the run that wrote it along.
             group["betas"] = (self.config.adam_beta1, 0.999)
             group["eps"] = self.config.adam_eps
@@ -169,6 +171,12 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
     # ---------------------------------------------------------------------------------------
     # Helpers
 
+    def _prepare(self, rollout: TensorDictBase) -> TensorDictBase:
+        """Flat training rows of a rollout ``[E, T]``, whose own rewards count already."""
+        self.rewards.note(rollout)
+        self.rewards.update()
+        return self.parts.prepare(self.rewards.scale_(rollout))
+
     def _clip_gradients(self) -> dict[str, float]:
         """Limit the norms of gradients and return what they were."""
         norms = {}
@@ -193,7 +201,12 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         for name in dict.fromkeys(name for record in self._records for name in record):
             values = [record[name] for record in self._records if name in record]
             metrics[name] = sum(values) / len(values)
-        return {**metrics, **self.parts.diagnostics(), **self.bound_metrics()}
+        return {
+            **metrics,
+            **self.rewards.metrics(),
+            **self.parts.diagnostics(),
+            **self.bound_metrics(),
+        }
 
 
 def _policy_distance(record: Mapping[str, float]) -> float:

@@ -18,6 +18,7 @@ class Optimizer:
         betas: Adam's coefficients.
         eps: Adam's number beside the root of the second moment.
         delayed: whether it moves only when the policy does.
+        needs_rewards: whether it waits for the first reward that differs from zero.
         without: part whose parameters it leaves alone, which are shared with it.
         grad_limit: NaN in gradients becomes 0 and every entry is clipped to this size; None leaves
             gradients alone.
@@ -28,6 +29,7 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     delayed: bool = False
+    needs_rewards: bool = False
     grad_limit: float | None = None
     without: str | None = None
 

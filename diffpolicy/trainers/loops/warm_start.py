@@ -10,8 +10,8 @@ from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.loops.base import RLModule
 
 _ACTOR = "loss.actor_network_params."
-# How the atoms of a critic came about.
-_VALUE_RANGE = "loss.value_range."
+# What the values of a critic refer to: how its atoms came about, and the unit of rewards.
+_OF_VALUES = ("loss.value_range.", "rewards.")
 # Follow from the environment of a run: bounds of its actions.
 _OF_ENVIRONMENT = ("squash.low", "squash.high", "action_center", "action_scale")
 # Follow from options, and give the parameters their meaning.
@@ -43,7 +43,7 @@ def warm_start(module: RLModule, checkpoint: Checkpoint) -> None:
 
 
 def _taken(name: str, same_method: bool) -> bool:
-    critic = "_network_params." in name or name.startswith(_VALUE_RANGE)
+    critic = "_network_params." in name or name.startswith(_OF_VALUES)
     return name.startswith(_ACTOR) or (same_method and critic)
 
 

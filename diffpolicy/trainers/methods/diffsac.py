@@ -29,7 +29,6 @@ from objectives import DiffSACLoss
 
 
 @configuration(
-    temperature=0.1,
     target_entropy=-2.0,
     critic_head=changed("scalar", choices=("scalar", "hl_gauss")),
     critic_normalization="layer",

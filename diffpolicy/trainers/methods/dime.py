@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
@@ -14,7 +14,6 @@ from diffpolicy.actors import (
     DIME_PAPER,
     DIME_PROCESS,
     ActorCritic,
-    CriticConfig,
     build_dime_networks,
 )
 from diffpolicy.trainers.config.options import (
@@ -25,16 +24,16 @@ from diffpolicy.trainers.config.options import (
     flags_text,
     option,
 )
-from diffpolicy.trainers.loops.environments import observation_keys, reward_bound
+from diffpolicy.trainers.loops.environments import observation_keys
 from diffpolicy.trainers.loops.off_policy import OffPolicyParts
 from diffpolicy.trainers.methods.method import Method
 from diffpolicy.trainers.methods.networks import (
-    BOUND_MARGIN,
     network_options,
     process_config,
     process_diagnostics,
     scalar_critic_config,
     temperature,
+    with_head,
 )
 from diffpolicy.trainers.methods.soft import (
     ChainConfig,
@@ -55,9 +54,11 @@ _PAPER: dict[str, Any] = {
     "denoising_steps": DIME_PAPER.denoising_steps,
     "actor_hidden_sizes": DIME_PAPER.network.actor_hidden,
     "critic_hidden_sizes": DIME_PAPER.critic.hidden,
+    "temperature": 1.0,
+    "normalize_rewards": False,
+    # That of the DeepMind Control Suite; Gymnasium's Ant-v3 and Humanoid-v3 had +-1600.
+    "value_range": (-200.0, 200.0),
 }
-# As BOUND_MARGIN, for rewards that random actions have seen, which grow with training.
-_SEEN_MARGIN = 4.0
 
 
 @configuration(
@@ -69,11 +70,6 @@ _SEEN_MARGIN = 4.0
     critic_hidden_sizes=DIME_CPU.critic.hidden,
     critic_normalization="batch",
     critic_head=changed("categorical", choices=("scalar", "categorical")),
-    value_range=changed(
-        None,
-        text="range of the atoms (default: derived from the rewards of the random steps, or from "
-        "the task where its rewards are known to be bounded)",
-    ),
     critic_reduction=changed(
         "mean", text="mean or minimum over the Q networks; min needs scalar ones"
     ),
@@ -116,13 +112,7 @@ class DIMEConfig(ChainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.critic_head == "scalar":
-            return
-        if self.gamma == 1 and self.value_range is None:
-            raise ValueError(
-                "--gamma 1 leaves the range of values open; give it with --value-range MIN MAX."
-            )
-        if self.critic_reduction == "min":
+        if self.critic_head != "scalar" and self.critic_reduction == "min":
             raise ValueError("--critic-reduction min needs --critic-head scalar.")
 
 
@@ -134,15 +124,11 @@ def dime_parts(env: EnvBase, config: DIMEConfig, device: torch.device) -> OffPol
         denoising_steps=config.denoising_steps,
         process=replace(process_config(config), noising_step=preset.process.noising_step),
         network=network_options(config, preset.network),
-        critic=_critic_config(config),
+        critic=with_head(scalar_critic_config(config), config),
         observation_keys=observation_keys(env, config),
         device=device,
     )
     loss = _loss(networks, config).to(device)
-
-    def begin(rewards: Tensor) -> None:
-        if config.critic_head == "categorical" and config.value_range is None:
-            _derive_value_range(loss, rewards, reward_bound(config.env, config.reward_scale))
 
     return OffPolicyParts(
         loss=loss,
@@ -150,18 +136,9 @@ def dime_parts(env: EnvBase, config: DIMEConfig, device: torch.device) -> OffPol
         update_policy=_policy_update(loss, config) if config.update_order != "joint" else None,
         keys=list(loss.in_keys),
         optimizers=optimizers(config, actor_grad_limit=config.actor_grad_limit),
-        begin=begin,
         after_update=target_updates(loss, config),
         diagnostics=lambda: process_diagnostics(networks.actor.process),
     )
-
-
-def _critic_config(config: DIMEConfig) -> CriticConfig:
-    critic = scalar_critic_config(config)
-    if config.critic_head == "scalar":
-        return critic
-    # Without a range of its own it is derived before the first update.
-    return replace(critic, atoms=config.bins, value_range=config.value_range or critic.value_range)
 
 
 def _loss(networks: ActorCritic, config: DIMEConfig) -> DIMELoss:
@@ -212,15 +189,6 @@ def _policy_update(
         return {**out, **means, "alpha": loss.temperature()}
 
     return update
-
-
-def _derive_value_range(loss: DIMELoss, rewards: Tensor, bound: float | None) -> None:
-    """Let the critics' atoms span the returns that the task's rewards can add up to."""
-    margin = _SEEN_MARGIN if bound is None else BOUND_MARGIN
-    if bound is not None:
-        rewards = torch.full((1, 1), bound, device=rewards.device)
-    batch = TensorDict({"next": {"reward": rewards}}, [len(rewards)])
-    loss.derive_value_range(batch, margin=margin)
 
 
 DIME = Method(DIMEConfig, dime_parts, "the entropy bound of a denoising chain in soft actor-critic")

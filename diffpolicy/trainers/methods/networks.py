@@ -1,40 +1,30 @@
 """What the options of several methods say about networks, processes and temperatures."""
 
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 
 from diffpolicy.actors import CriticConfig, NetworkConfig, ProcessConfig
-from diffpolicy.names import named_object, shown
-from diffpolicy.networks import ImageEncoder
+from diffpolicy.names import named_object
+from diffpolicy.networks import RETURN_LIMIT, ImageEncoder
 from diffpolicy.sde import DenoisingProcess
 from diffpolicy.trainers.config.critic import QCriticOptions
 from diffpolicy.trainers.config.network import NetworkOptions
 from diffpolicy.trainers.config.process import ProcessOptions
 from diffpolicy.trainers.config.temperature import TemperatureOptions
-from diffpolicy.trainers.loops.environments import reward_bound
 from objectives import LearnedTemperature
-from objectives.functional import symmetric_value_range
 
-BOUND_MARGIN = 2.0
-"""The range of values spans this many times what a task's bounded rewards add up to."""
+# Values of normalised rewards: twice what their returns come to, for entropies.
+_VALUE_LIMIT = 2 * RETURN_LIMIT
 
 
 class ValueOptions(Protocol):
     """The options that say how large values can be, and how they are predicted."""
 
     @property
-    def env(self) -> Any:
-        """The task."""
-
-    @property
-    def gamma(self) -> float:
-        """Discount."""
-
-    @property
-    def reward_scale(self) -> float:
-        """Factor on the rewards."""
+    def normalize_rewards(self) -> bool:
+        """Whether rewards are divided by the size of returns."""
 
     @property
     def critic_head(self) -> str:
@@ -50,21 +40,19 @@ class ValueOptions(Protocol):
 
 
 def value_range(config: ValueOptions) -> tuple[float, float]:
-    """The range of a critic's bins: given, or what a task's bounded rewards add up to.
+    """The range of a critic's atoms or bins: given, or that of normalised rewards.
 
     Raises:
         ValueError: if it was not given and is not known.
     """
     if config.value_range is not None:
         return config.value_range
-    bound = reward_bound(config.env, config.reward_scale)
-    if bound is None or config.gamma == 1:
+    if not config.normalize_rewards:
         raise ValueError(
-            f"--critic-head {config.critic_head} needs --value-range MIN MAX: the range of the "
-            f"discounted returns of --env {shown(config.env)} is not known."
+            f"--critic-head {config.critic_head} with --no-normalize-rewards needs --value-range "
+            "MIN MAX: the range of the discounted returns is not known."
         )
-    limit = symmetric_value_range(bound, config.gamma, BOUND_MARGIN)
-    return -limit, limit
+    return -_VALUE_LIMIT, _VALUE_LIMIT
 
 
 def network_options(config: NetworkOptions, base: NetworkConfig) -> NetworkConfig:
@@ -91,14 +79,19 @@ def scalar_critic_config(config: QCriticOptions) -> CriticConfig:
 
 
 def with_head(critic: CriticConfig, config: ValueOptions) -> CriticConfig:
-    """Scalar critics, or the same with HL-Gauss heads if the options say so.
+    """Scalar critics, or the same with the heads that the options say.
 
     Raises:
         ValueError: as :func:`value_range`.
     """
     if config.critic_head == "scalar":
         return critic
-    return replace(critic, atoms=config.bins, value_range=value_range(config), hl_gauss=True)
+    return replace(
+        critic,
+        atoms=config.bins,
+        value_range=value_range(config),
+        hl_gauss=config.critic_head == "hl_gauss",
+    )
 
 
 def normalization(name: Literal["batch", "layer", "none"]) -> Literal["batch", "layer"] | None:

@@ -56,7 +56,7 @@ _PAPER: dict[str, Any] = {
     lr_actor=3e-4,
     lr_critic=3e-4,
     temperature=changed(
-        0.02,
+        0.001,
         valid=above(0),
         text="weight of the entropy, by which the critic's gradient is divided; at the start if it "
         "is learned",

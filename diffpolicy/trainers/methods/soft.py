@@ -71,7 +71,7 @@ def optimizers(
     }
     if config.learn_temperature:
         rate = config.lr_actor if config.lr_temperature is None else config.lr_temperature
-        found["alpha"] = Optimizer(temperature, rate, eps=eps, delayed=True)
+        found["alpha"] = Optimizer(temperature, rate, eps=eps, delayed=True, needs_rewards=True)
     return found
 
 

@@ -27,7 +27,6 @@ from objectives import DiffWPOLoss
     max_grad_norm=changed(
         0.5, text="limit of the gradient norm of the policy, and separately of that of the critics"
     ),
-    temperature=0.01,
     critic_head=changed("scalar", choices=("scalar", "hl_gauss")),
     critic_normalization=changed("none", choices=("layer", "none")),
 )
