@@ -181,7 +181,6 @@ def test_learning_rates_of_a_resumed_run_are_its_own(dime: DIME) -> None:
     [
         {"value_range": (-1.0, 1.0)},
         {"gamma": 0.5},
-        {"normalize_rewards": False},
         {"temperature": 0.1},
     ],
 )

@@ -317,9 +317,10 @@ def test_building_a_module_leaves_the_global_random_state_alone() -> None:
     assert not torch.equal(flat_parameters(first), flat_parameters(other))
 
 
-def test_only_the_loss_is_a_submodule() -> None:
+def test_only_the_loss_has_parameters() -> None:
     module = METHODS["diffppo"].module(DiffPPOConfig(), CPU)
-    assert [name for name, _ in module.named_children()] == ["loss"]
+    assert [name for name, _ in module.named_children()] == ["loss", "rewards"]
+    assert not list(module.rewards.parameters())
     names = [name for name, _ in module.named_parameters()]
     assert len(names) == len(set(names))
     pointers = {p.data_ptr() for p in module.parameters()}

@@ -156,8 +156,12 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
 
     def rank_state(self) -> dict[str, Any]:
         """Episodes, counters and generators of the stream, and the global random state."""
-        state = {"stream": None, "unsupported": "", "random": random_state(self._cuda)}
-        state["running_returns"] = self.rewards.running
+        state: dict[str, Any] = {
+            "stream": None,
+            "unsupported": "",
+            "random": random_state(self._cuda),
+            "running_returns": self.rewards.running,
+        }
         try:
             state["stream"] = self.stream.state_dict()
         except UnsupportedStateError as error:

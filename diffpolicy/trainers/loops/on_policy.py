@@ -114,21 +114,10 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         self.resume_random_state()
 
     def on_train_epoch_start(self) -> None:
-        """Set the learning rates of this iteration."""
+        """Start the records of this iteration."""
         self.progress.tick()
         self._records.clear()
         self._updates = 0
-        falling = self.config.lr_schedule == "linear"
-        done, total = self.progress.frames, self.config.total_frames
-        self._lr = self.config.lr * (self.schedule.at(done, total) if falling else 1.0)
-        groups = self.optimizer.param_groups
-        # A temperature has nothing to be weighed against before the first reward.
-        waits = () if self.rewards.seen else ("temperature",)
-        for group, (name, multiplier) in zip(groups, self._multipliers.items(), strict=True):
-            group["lr"] = self._lr * (0.0 if name in waits else multiplier)
-            # A checkpoint brings those of the run that wrote it along.
-            group["betas"] = (self.config.adam_beta1, 0.999)
-            group["eps"] = self.config.adam_eps
 
     # ---------------------------------------------------------------------------------------
     # Training
@@ -175,7 +164,22 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         """Flat training rows of a rollout ``[E, T]``, whose own rewards count already."""
         self.rewards.note(rollout)
         self.rewards.update()
+        self._set_learning_rates()
         return self.parts.prepare(self.rewards.scale_(rollout))
+
+    def _set_learning_rates(self) -> None:
+        """The learning rates of this iteration."""
+        falling = self.config.lr_schedule == "linear"
+        done, total = self.progress.frames, self.config.total_frames
+        self._lr = self.config.lr * (self.schedule.at(done, total) if falling else 1.0)
+        groups = self.optimizer.param_groups
+        # A temperature has nothing to be weighed against before the first reward.
+        waits = () if self.rewards.seen else ("temperature",)
+        for group, (name, multiplier) in zip(groups, self._multipliers.items(), strict=True):
+            group["lr"] = self._lr * (0.0 if name in waits else multiplier)
+            # A checkpoint brings those of the run that wrote it along.
+            group["betas"] = (self.config.adam_beta1, 0.999)
+            group["eps"] = self.config.adam_eps
 
     def _clip_gradients(self) -> dict[str, float]:
         """Limit the norms of gradients and return what they were."""
