@@ -57,8 +57,8 @@ class RLModule(L.LightningModule, ABC):
     """Reinforcement learning with manual optimisation; one Lightning epoch is one iteration.
 
     ``loss`` is the only submodule with parameters: the networks live in it, and registering them
-    twice would give DistributedDataParallel parameters without gradients. Lightning's own loop counters
-    describe a data set and are left out of checkpoints; the counters here replace them.
+    twice would give DistributedDataParallel parameters without gradients. Lightning's own loop
+    counters describe a data set and are left out of checkpoints; the counters here replace them.
 
     Attributes:
         loss: the loss module with all parameters.
