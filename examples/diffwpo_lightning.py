@@ -1,8 +1,7 @@
 r"""Train a diffusion policy with DiffWPO on one or several devices.
 
     python examples/diffwpo_lightning.py --env HalfCheetah-v5 --total-frames 300000
-    python examples/diffwpo_lightning.py --env HalfCheetah-v5 --critic-head hl_gauss \
-        --value-range -100 500 --bins 151
+    python examples/diffwpo_lightning.py --env HalfCheetah-v5 --critic-head hl_gauss --bins 151
     python examples/diffwpo_lightning.py --env HalfCheetah-v5 --gpus 4
     python examples/diffwpo_lightning.py --cpu-ranks 2
 

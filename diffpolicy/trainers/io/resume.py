@@ -16,7 +16,7 @@ from diffpolicy.trainers.config.options import flag_name
 from diffpolicy.trainers.config.run import RunConfig
 
 # Options that the saved episodes and generators would override.
-_OF_EPISODES = ("num_envs", "seed", "max_episode_steps", "reward_scale", "collector")
+_OF_EPISODES = ("num_envs", "seed", "max_episode_steps", "collector")
 # Options that make a replay buffer another one.
 _OF_REPLAY = ("replay_size", "prioritized_replay")
 
