@@ -36,7 +36,7 @@ def imported(module: str, argument: str, value: object) -> ModuleType:
         sys.path.append(folder)
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ArgumentError(
             argument,
             value,

@@ -18,12 +18,12 @@ from torchrl.envs import (
 )
 
 from collectors.environments.chunks import ChunkedEnv
-from collectors.environments.frames import with_frames
+from collectors.environments.frames import FramesAsChannels
 from collectors.environments.gymnasium_env import GymnasiumEnv
 from collectors.environments.model_notices import known_notices_hidden
 from collectors.environments.observed import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 from collectors.environments.sources import EnvLike, Source, environment_source
-from collectors.environments.torchrl_env import torchrl_copies
+from collectors.environments.torchrl_env import FramedEnv, torchrl_copies
 from collectors.randomness import RandomStream
 from collectors.seeding import derive_seed
 from diffpolicy.errors import ArgumentError
@@ -137,10 +137,7 @@ def make_env(
             "must be a positive finite number; 1.0 leaves rewards as they are.",
         )
     source = environment_source(name, max_episode_steps, env_kwargs, wrappers)
-    if frame_stack > 1:
-        history = partial(with_frames, frame_stack, observation_keys)
-        source = replace(source, wrappers=(*source.wrappers, history))
-    build = partial(_copies, source, num_envs, observation_keys, keep_batch)
+    build = partial(_copies, source, num_envs, frame_stack, observation_keys, keep_batch)
     with known_notices_hidden():
         if seed is None:
             env = build()
@@ -159,16 +156,45 @@ def make_env(
     transforms += [StepCounter()] if STEP_COUNT_KEY not in known else []
     if reward_scale != 1.0:
         transforms.append(RewardScaling(loc=0.0, scale=reward_scale))
-    return TransformedEnv(env, Compose(*transforms), auto_unwrap=False)
+    return MadeEnv(env, Compose(*transforms), auto_unwrap=False)
+
+
+class MadeEnv(TransformedEnv):
+    """What :func:`make_env` returns: an environment, its layers and transforms."""
+
+    @property
+    def chunk(self) -> int:
+        """How many actions a step takes."""
+        env = self.base_env
+        return env.chunk if isinstance(env, ChunkedEnv) else 1
+
+    @property
+    def rescales(self) -> bool:
+        """Whether actions in ``[-1, 1]`` are mapped to the bounds of the environment."""
+        return any(isinstance(transform, ActionScaling) for transform in self.transform)
+
+    @property
+    def unchunked(self) -> EnvBase:
+        """The environment that takes one action in each step, in its own units."""
+        env = self.base_env
+        return env.base_env if isinstance(env, ChunkedEnv) else env
 
 
 def _copies(
-    source: Source, num_envs: int, observation_keys: Sequence[str] | None, keep_batch: bool
+    source: Source,
+    num_envs: int,
+    frames: int,
+    observation_keys: Sequence[str] | None,
+    keep_batch: bool,
 ) -> EnvBase:
     """The environment without transforms, with one batch dimension."""
     first = source.build(num_envs)
     if isinstance(first, EnvBase):
-        return torchrl_copies(source, first, num_envs, keep_batch=keep_batch)
+        env = torchrl_copies(source, first, num_envs, keep_batch=keep_batch)
+        return env if frames == 1 else FramedEnv.of(env, frames, observation_keys)
+    if frames > 1:
+        history = partial(FramesAsChannels, frames)
+        first, source = history(first), replace(source, wrappers=(*source.wrappers, history))
     if source.instance is not None and num_envs > 1:
         problem = (
             "must be 1 for one environment that has been built; give a factory instead of it, "

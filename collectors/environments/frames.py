@@ -6,55 +6,80 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import FrameStackObservation
-from torchrl.envs import CatFrames, EnvBase, TransformedEnv
+from numpy.typing import NDArray
 
-from collectors.environments.observed import observed_entries
-from collectors.environments.spaces import is_image
+from collectors.environments.spaces import Entry, is_image, observation_entry
 from diffpolicy.networks.encoders import channels_last
 
 
-def with_frames(
-    count: int, names: Sequence[str] | None, env: gym.Env[Any, Any] | EnvBase
-) -> gym.Env[Any, Any] | EnvBase:
-    """An environment that observes its last observations, the oldest first.
-
-    Vectors are joined to longer ones, images have ``count`` times as many channels. An episode
-    begins with copies of its first observation.
-
-    Args:
-        count: how many.
-        names: the entries of a TorchRL environment's observation; by default all of its vectors
-            and images. Of a Gymnasium environment all entries have a history.
-        env: the environment.
-    """
-    if isinstance(env, gym.Env):
-        return FramesAsChannels(FrameStackObservation(env, count, padding_type="reset"))
-    entries = observed_entries(env, names)
-    first = [e.key for e in entries if e.is_image and not channels_last(e.shape)]
-    last = [e.key for e in entries if e.key not in first]
-    for keys, dim in ((last, -1), (first, -3)):
-        if keys:
-            stack = CatFrames(N=count, dim=dim, in_keys=keys, padding="same")
-            env = TransformedEnv(env, stack, auto_unwrap=False)
-    return env
-
-
 class FramesAsChannels(gym.ObservationWrapper[Any, Any, Any]):
-    """Joins the stacked images of an observation along their channels.
+    """Observes the last observations, the oldest first; images are joined along their channels.
+
+    An episode begins with copies of its first observation.
 
     Args:
-        env: observes stacks ``[K, ...]`` of what the environment inside of it observes.
+        count: how many; everything but images gets a new first dimension of this size.
+        env: the environment.
+
+    Attributes:
+        count: see above.
+        frame_space: the space of a single observation.
     """
 
-    def __init__(self, env: FrameStackObservation[Any, Any]) -> None:
-        super().__init__(env)
-        self._inner = env.env.observation_space
-        self.observation_space = _joined_space(self._inner, env.observation_space)
+    def __init__(self, count: int, env: gym.Env[Any, Any]) -> None:
+        stacked = FrameStackObservation(env, count, padding_type="reset")
+        super().__init__(stacked)
+        self.count = count
+        self.frame_space = env.observation_space
+        self.observation_space = _joined_space(self.frame_space, stacked.observation_space)
 
     def observation(self, observation: Any) -> Any:
         """The observation with images ``[H, W, K * C]`` or ``[K * C, H, W]``."""
-        return _joined(self._inner, observation)
+        return _joined(self.frame_space, observation)
+
+
+def stacked_entry(entry: Entry, count: int) -> Entry:
+    """What environments with histories observe instead of an entry.
+
+    Args:
+        entry: one of a single observation.
+        count: number of observations.
+    """
+    if count == 1:
+        return entry
+    axis = _joined_axis(entry)
+    if axis is None:
+        space = batch_space(entry.space, count)
+    else:
+        box: Any = entry.space
+        low, high = (np.concatenate([bound] * count, axis) for bound in (box.low, box.high))
+        space = spaces.Box(low, high, dtype=box.dtype)
+    return observation_entry(entry.name, entry.path, space, entry.root)
+
+
+def stack_frames(entry: Entry, frames: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Values of :func:`stacked_entry` from those of single observations, the oldest first.
+
+    Args:
+        entry: one of a single observation.
+        frames: its values, ``[*B, *shape of its space]`` each.
+    """
+    axis = _joined_axis(entry)
+    assert entry.space.shape is not None
+    if axis is None:
+        return np.stack(frames, -len(entry.space.shape) - 1)
+    return np.concatenate(frames, axis)
+
+
+def _joined_axis(entry: Entry) -> int | None:
+    """The dimension along which frames are joined; None where they get one of their own."""
+    shape = entry.space.shape
+    assert shape is not None
+    if is_image(entry.space) or (entry.is_tensor and len(shape) == 3):
+        return -1 if channels_last(shape) else -3
+    return -1 if entry.is_tensor else None
 
 
 def _joined_space(inner: gym.Space[Any], stacked: gym.Space[Any]) -> gym.Space[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
 
+from collectors.environments.frames import FramesAsChannels
 from collectors.environments.outside_state import changed, outside_state
 from collectors.environments.spaces import Actions, Entry, observation_entries
 from diffpolicy.errors import ArgumentError
@@ -45,7 +46,9 @@ class GymnasiumEnv(EnvBase):
 
     Attributes:
         envs: the copies.
-        entries: what is read of an observation.
+        entries: what is read of an observation, which may be a history.
+        frames: how many observations it is a history of; 1 without one.
+        frame_entries: what is read of each of these.
         actions: how actions get to the copies.
     """
 
@@ -67,11 +70,14 @@ class GymnasiumEnv(EnvBase):
         try:
             while len(self.envs) < num_envs:
                 self.envs.append(make())
-            _check_interface(name, self.envs[0])
-            self.entries = observation_entries(
-                name, self.envs[0].observation_space, observation_keys
-            )
-            self.actions = Actions.of(name, self.envs[0].action_space)
+            copy = self.envs[0]
+            _check_interface(name, copy)
+            self.entries = observation_entries(name, copy.observation_space, observation_keys)
+            self.frames, self.frame_entries = 1, self.entries
+            if isinstance(copy, FramesAsChannels):
+                self.frames = copy.count
+                self.frame_entries = observation_entries(name, copy.frame_space, observation_keys)
+            self.actions = Actions.of(name, copy.action_space)
         except BaseException:
             self._close_copies()
             raise

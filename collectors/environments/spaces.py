@@ -28,6 +28,8 @@ class Entry:
         shape: shape of the tensor: ``[F]``, or that of an image, which stays as it is.
         dtype: float32, or uint8 for images.
         flatten: makes an array of a value of the space.
+        root: keys under which environments write all entries; empty for those of other TorchRL
+            environments, which are tensors already and keep shape and place.
     """
 
     path: tuple[str, ...]
@@ -35,6 +37,12 @@ class Entry:
     shape: tuple[int, ...]
     dtype: type[np.generic]
     flatten: Callable[[Any], NDArray[Any]]
+    root: tuple[str, ...] = (OBSERVATION_KEY,)
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it comes from a TorchRL environment of another making."""
+        return not self.root
 
     @property
     def name(self) -> str:
@@ -44,7 +52,8 @@ class Entry:
     @property
     def key(self) -> NestedKey:
         """Where it is in a TensorDict."""
-        return (OBSERVATION_KEY, *self.path) if self.path else OBSERVATION_KEY
+        keys = (*self.root, *self.path)
+        return keys if len(keys) > 1 else keys[0]
 
     def write(self, observation: Any, row: NDArray[Any]) -> None:
         """Copy this entry of an observation into ``row``, of this entry's shape.
@@ -131,15 +140,27 @@ def _item(value: Any, key: str, name: str) -> Any:
     raise ValueError(f"the environment's observation lacks {name}, which its space has.")
 
 
-def observation_entry(env: str, path: tuple[str, ...], space: gym.Space[Any]) -> Entry:
+def observation_entry(
+    env: str,
+    path: tuple[str, ...],
+    space: gym.Space[Any],
+    root: tuple[str, ...] = (OBSERVATION_KEY,),
+) -> Entry:
     """The entry at ``path`` in the observations of the environment ``env``, with its own space.
+
+    Args:
+        env: name of the environment, for errors.
+        path: keys that lead to it.
+        space: its space.
+        root: see :class:`Entry`.
 
     Raises:
         ArgumentError: the space cannot be flattened.
     """
-    if is_image(space):
+    if is_image(space) or not root:
         assert space.shape is not None
-        return Entry(path, space, space.shape, np.uint8, np.asarray)
+        dtype = np.uint8 if space.dtype == np.uint8 else np.float32
+        return Entry(path, space, space.shape, dtype, np.asarray, root)
     if isinstance(space, spaces.Box):
         return Entry(path, space, (int(np.prod(space.shape)),), np.float32, np.asarray)
     if isinstance(space, (spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)):

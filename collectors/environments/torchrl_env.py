@@ -1,15 +1,18 @@
 """TorchRL environments of any making, as copies with one batch dimension."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from tensordict import TensorDictBase
 from torchrl.data import Bounded
-from torchrl.envs import EnvBase, SerialEnv, TransformedEnv
+from torchrl.envs import CatFrames, Compose, EnvBase, SerialEnv, TransformedEnv
 
 from collectors.environments.gymnasium_env import EnvLayer
+from collectors.environments.observed import observed_entries
 from collectors.environments.sources import Source
 from diffpolicy.errors import ArgumentError
+from diffpolicy.networks.encoders import channels_last
 
 
 class Borrowed(TransformedEnv):
@@ -44,6 +47,34 @@ class OneCopy(EnvLayer):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         return self.base_env.step(tensordict[0])["next"].unsqueeze(0)
+
+
+class FramedEnv(TransformedEnv):
+    """An environment whose observations are histories, the oldest first.
+
+    Vectors are joined to longer ones, images have ``frames`` times as many channels. An episode
+    begins with copies of its first observation.
+
+    Attributes:
+        frames: number of observations in each.
+    """
+
+    frames: int
+
+    @classmethod
+    def of(cls, env: EnvBase, frames: int, names: Sequence[str] | None) -> "FramedEnv":
+        """Histories of the entries ``names``; by default of all vectors and images."""
+        entries = observed_entries(env, names)
+        first = [e.key for e in entries if e.is_image and not channels_last(e.shape)]
+        last = [e.key for e in entries if e.key not in first]
+        stacks = [
+            CatFrames(N=frames, dim=dim, in_keys=keys, padding="same")
+            for keys, dim in ((last, -1), (first, -3))
+            if keys
+        ]
+        framed = cls(env, Compose(*stacks), auto_unwrap=False)
+        framed.frames = frames
+        return framed
 
 
 def torchrl_copies(

@@ -1,7 +1,9 @@
 """Episodes of a trained policy in an environment that is drawn."""
 
 import argparse
-from collections.abc import Callable, Iterator
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,30 +84,68 @@ def drawn_env(policy: "Policy", args: argparse.Namespace, render_mode: str) -> "
     Raises:
         ArgumentError: it cannot be built, or not be drawn, with what would help.
     """
-    from collectors import make_env
-    from collectors.environments.gymnasium_env import gymnasium_env
-
     config = policy.training.get("config", {})
     name = args.env or policy.training.get("env")
     if name is None:
         problem = "does not say which environment it is for; give one with --env."
         raise ArgumentError("policy", args.policy, problem)
-    options = {
-        "max_episode_steps": args.max_episode_steps or config.get("max_episode_steps"),
-        **(config.get("env_kwargs") or {}),
-    }
-    if config.get("env_wrapper"):
-        options["wrappers"] = config["env_wrapper"]
+    limit = args.max_episode_steps or config.get("max_episode_steps")
+    arguments = {**(config.get("env_kwargs") or {}), "render_mode": render_mode}
     with drawing(name):
-        own = gymnasium_env(make_env(name, render_mode=render_mode, **options))
-        if own is None or own.envs[0].render_mode != render_mode:
+        env = _built(name, limit, arguments, config.get("env_wrapper") or ())
+        if env.render_mode != render_mode:
             raise RuntimeError("it has no picture of itself")
-    env = own.envs[0]
+        if render_mode == "human":
+            _check_glfw(env)
+            env.reset(seed=0)  # opens the window
     ours, theirs = policy.actions.space, env.action_space
     if ours.shape != theirs.shape:
         problem = f"takes the actions {theirs}, and the policy gives {ours}."
         raise ArgumentError("env", name, problem)
     return env
+
+
+def _built(
+    name: str, limit: int | None, arguments: dict[str, Any], wrappers: Sequence[str]
+) -> "gym.Env[Any, Any]":
+    """One copy of a Gymnasium environment, without histories and chunks: policies remember them."""
+    import gymnasium as gym
+
+    from collectors.environments.model_notices import known_notices_hidden
+    from collectors.environments.sources import environment_source
+
+    try:
+        with known_notices_hidden():
+            env = environment_source(name, limit, arguments, wrappers).build(1)
+    except ArgumentError as error:
+        if error.argument == "name":
+            raise ArgumentError("env", error.value, error.problem) from error
+        raise RuntimeError(str(error)) from error
+    if not isinstance(env, gym.Env):
+        raise RuntimeError("it is a TorchRL environment; only Gymnasium's draw themselves")
+    return env
+
+
+def _check_glfw(env: "gym.Env[Any, Any]") -> None:
+    """Raise RuntimeError if MuJoCo would end the process because it gets no window."""
+    module = sys.modules.get("gymnasium.envs.mujoco.mujoco_rendering")
+    if module is None:
+        return
+    if not any(isinstance(v, module.MujocoRenderer) for v in vars(env.unwrapped).values()):
+        return
+    import glfw
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        window = None
+        if glfw.init():
+            glfw.window_hint(glfw.VISIBLE, glfw.FALSE)
+            window = glfw.create_window(64, 64, "", None, None)
+            glfw.default_window_hints()
+    if not window:
+        words = "; ".join(str(warning.message) for warning in told)
+        raise RuntimeError(f"GLFW opens no window: {words}")
+    glfw.destroy_window(window)
 
 
 class drawing:
@@ -161,6 +201,7 @@ def episodes(
             # Evaluations seed an environment, and then begin an episode.
             env.reset(seed=seed + number)
             observation, _ = env.reset()
+            policy.reset()
             total, steps, ended = 0.0, 0, False
             while not ended:
                 each_step()

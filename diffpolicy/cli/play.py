@@ -15,7 +15,8 @@ def main(words: list[str]) -> int:
     acting.add_flags(parser)
     parser.add_argument("--episodes", type=int, metavar="N", help="default: until Ctrl-C")
     args = parser.parse_args(words)
-    displays = ("DISPLAY", "WAYLAND_DISPLAY")
+    # Pygame knows others.
+    displays = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
     if sys.platform == "linux" and not any(os.environ.get(name) for name in displays):
         parser.error(
             "there is no display to open a window on (DISPLAY is not set); make a video instead: "

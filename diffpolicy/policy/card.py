@@ -74,10 +74,9 @@ def _metadata(training: dict[str, Any], license: str | None) -> str:
 def _what(policy: "Policy") -> str:
     steps, process = policy.denoising_steps, policy.spec.actor.process
     kind = f"a denoising chain of {steps} steps" if process is not None else "a squashed Gaussian"
-    reads = ", ".join(f"{entry.name} {entry.space.shape}" for entry in policy.entries)
     low, high = policy.actions.low, policy.actions.high
     drives = f"actions {policy.actions.space.shape} in [{low.min():g}, {high.max():g}]"
-    return f"{kind} that reads {reads} and gives {drives}"
+    return f"{kind} that {policy.interface.words()}, and gives {drives}"
 
 
 def _usage() -> str:
@@ -85,6 +84,7 @@ def _usage() -> str:
         "```python\n"
         "from diffpolicy import load_policy\n\n"
         'policy = load_policy("user/name")  # this repository, or a folder with its files\n'
+        "policy.reset()  # when an episode begins\n"
         "action = policy.act(observation)  # NumPy in, NumPy out; one or a batch\n"
         "```"
     )

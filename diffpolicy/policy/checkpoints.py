@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchrl.envs import EnvBase
 
 from diffpolicy.errors import ArgumentError
 from diffpolicy.files import CHECKPOINT_FOLDER, CHECKPOINT_KEY, LAST_CHECKPOINT, read_plain
@@ -14,6 +15,7 @@ from diffpolicy.policy.spec import PolicySpec
 
 #: Where the state of a run's checkpoint holds the description of its policy.
 POLICY_KEY = "policy"
+_PROBLEM = "problem"
 _PARAMETERS = "loss.actor_network_params."
 
 
@@ -21,6 +23,19 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """``last.ckpt`` in a folder of checkpoints, else the numbered one with the most steps."""
     last = folder / LAST_CHECKPOINT
     return last if last.exists() else max(folder.glob("frames_*.ckpt"), default=None)
+
+
+def described_policy(actor: Any, env: EnvBase) -> dict[str, Any]:
+    """What a checkpoint says about the policy of a run, or why it cannot be described.
+
+    Args:
+        actor: what acts.
+        env: what it was built for, from :func:`collectors.make_env`.
+    """
+    try:
+        return PolicySpec.of(actor, env).plain()
+    except ArgumentError as error:
+        return {_PROBLEM: str(error)}
 
 
 def policy_from_checkpoint(path: Path, device: torch.device | str) -> Policy:
@@ -42,13 +57,17 @@ def policy_from_checkpoint(path: Path, device: torch.device | str) -> Policy:
             "source",
             str(path),
             "does not say how its policy is built: it is of an earlier version (a run that "
-            "continues it with --resume writes one that does), or of an actor that is not one of "
-            "diffpolicy.actors.",
+            "continues it with --resume writes one that does).",
         )
+    if _PROBLEM in plain:
+        problem = f"holds a policy that no file describes: {plain[_PROBLEM]}"
+        raise ArgumentError("source", str(path), problem)
     try:
         spec = PolicySpec.from_plain(plain)
         parameters = _parameters(content["state_dict"])
         policy = Policy(spec, parameters, training=_training(state), device=device)
+    except ArgumentError:  # says what is missing here
+        raise
     except (KeyError, TypeError, ValueError) as error:
         problem = f"is a checkpoint of another version: {error}."
         raise ArgumentError("source", str(path), problem) from error

@@ -1,7 +1,8 @@
 """Policies as files that other programs run: ONNX and torch.export.
 
 A file holds the policy as a function of tensors, with its number of denoising steps fixed and the
-batch size open. As by TorchRL's ``export_onnx_policy``, inputs and outputs have the names of the
+batch size open. It remembers nothing: where the policy reads histories and plans several actions,
+the file takes whole histories and returns whole chunks. As by TorchRL's ``export_onnx_policy``, inputs and outputs have the names of the
 policy's keys, joined by ``_`` where they are nested. Every file is run and compared with the policy
 before it takes its place.
 """
@@ -22,10 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from collectors.environments.spaces import Entry
 from diffpolicy.errors import ArgumentError
 from diffpolicy.files import write_atomically
 from diffpolicy.policy.functions import ActionFunction, Mode
+from diffpolicy.policy.interface import Interface
 from diffpolicy.policy.spaces import plain_space
 
 if TYPE_CHECKING:
@@ -56,34 +57,46 @@ class _Graph:
 
     def examples(self, batch: int, generator: np.random.Generator) -> tuple[NDArray[Any], ...]:
         """Inputs of a batch: observations, and noise where it is one of them."""
-        shapes = [entry.shape for entry in self.module.entries]
-        if len(self.inputs) > len(shapes):
-            shapes.append(self.module.function.noise_shape)
-        return tuple(generator.standard_normal((batch, *s), np.float32) for s in shapes)
+        entries = self.module.interface.entries
+        inputs: list[NDArray[Any]] = []
+        for entry in entries:
+            if entry.dtype is np.uint8:
+                inputs.append(generator.integers(0, 256, (batch, *entry.shape), np.uint8))
+            else:
+                inputs.append(generator.standard_normal((batch, *entry.shape), np.float32))
+        if len(self.inputs) > len(entries):
+            shape = (batch, *self.module.function.noise_shape)
+            inputs.append(generator.standard_normal(shape, np.float32))
+        return tuple(inputs)
 
 
 class _Exported(nn.Module):
     """The function of a policy with its mode fixed."""
 
     def __init__(
-        self, function: ActionFunction, mode: Mode, entries: Sequence[Entry], *, draws: bool
+        self, function: ActionFunction, mode: Mode, interface: Interface, *, draws: bool
     ) -> None:
         super().__init__()
         self.function = function
         self.mode: Mode = mode
-        self.entries = tuple(entries)
+        self.interface = interface
         self.draws = draws
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The action; with noise of its own that noise as well, so that it can be checked."""
-        count = len(self.entries)
+        count = len(self.interface.entries)
         observations, noise = inputs[:count], inputs[count] if len(inputs) > count else None
         if not self.draws:
-            action: Tensor = self.function(observations, noise, self.mode)
-            return action
+            return self._action(observations, noise)
         shape = (inputs[0].shape[0], *self.function.noise_shape)
         drawn = torch.randn_like(torch.zeros(shape))
-        return self.function(observations, drawn, self.mode), drawn
+        return self._action(observations, drawn), drawn
+
+    def _action(self, observations: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        """The action ``[batch, A]``, or a chunk of them, ``[batch, chunk, A]``."""
+        plan: Tensor = self.function(observations, noise, self.mode)
+        chunk = self.interface.chunk
+        return plan if chunk == 1 else plan.unflatten(-1, (chunk, -1))
 
 
 def export_policy(
@@ -98,14 +111,20 @@ def export_policy(
     """Write a policy to a file and check it; see :meth:`diffpolicy.Policy.export`."""
     path = Path(path)
     _check(path, format, noise)
-    policy.check_mode("mode", mode)
+    policy.function.check_mode("mode", mode)
     graph = _graph(policy, mode, denoising_steps, noise)
     write = {"onnx": _write_onnx, "torch": _write_torch}[format]
     metadata = json.dumps(_metadata(policy, graph, mode))
 
     def write_and_check(temporary: Path) -> None:
-        with _quiet(), torch.no_grad():
-            run = write(temporary, graph, metadata)
+        try:
+            with _quiet(), torch.no_grad():
+                run = write(temporary, graph, metadata)
+        except OSError:
+            raise
+        except Exception as error:  # of exporters, about networks that they cannot follow
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ExportError(f"{path} cannot be written: {words}") from error
         _compare(path, graph, run)
 
     write_atomically(path, write_and_check)
@@ -135,11 +154,12 @@ def _check(path: Path, format: str, noise: str) -> None:
 def _graph(policy: "Policy", mode: Mode, denoising_steps: int | None, noise: Noise) -> _Graph:
     own = type(policy)(policy.spec, policy.state_dict())
     own.denoising_steps = policy.denoising_steps if denoising_steps is None else denoising_steps
-    names = [key if isinstance(key, str) else "_".join(key) for key in (e.key for e in own.entries)]
+    keys = [entry.key for entry in own.interface.entries]
+    names = [key if isinstance(key, str) else "_".join(key) for key in keys]
     samples, draws = mode == "sample", mode == "sample" and noise == "drawn"
     if samples and not draws:
         names.append("noise")
-    module = _Exported(own.function, mode, own.entries, draws=draws).eval()
+    module = _Exported(own.function, mode, own.interface, draws=draws).eval()
     return _Graph(module, tuple(names), ("action", "noise") if draws else ("action",))
 
 
@@ -152,9 +172,16 @@ def _metadata(policy: "Policy", graph: _Graph, mode: Mode) -> dict[str, Any]:
         "denoising_steps": function.denoising_steps,
         "noise_shape": list(function.noise_shape) if mode == "sample" else None,
         "inputs": list(graph.inputs),
+        "frames": policy.interface.frames,
+        "chunk": policy.interface.chunk,
         "observation": [
-            {"name": e.name, "shape": list(e.shape), "space": plain_space(e.space)}
-            for e in policy.entries
+            {
+                "name": entry.name,
+                "shape": list(entry.shape),
+                "type": np.dtype(entry.dtype).name,
+                "space": plain_space(entry.space),
+            }
+            for entry in policy.interface.entries
         ],
         "action": plain_space(policy.actions.space, bounds=True),
     }
@@ -234,7 +261,7 @@ def _compare(path: Path, graph: _Graph, run: Run) -> None:
         except Exception as error:
             raise ExportError(f"{path} does not run on a batch of {batch}: {error}") from error
         checked = _Exported(
-            graph.module.function, graph.module.mode, graph.module.entries, draws=False
+            graph.module.function, graph.module.mode, graph.module.interface, draws=False
         )
         with torch.no_grad():
             expected = checked(*map(torch.from_numpy, (*inputs, *drawn)))

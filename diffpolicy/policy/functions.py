@@ -5,19 +5,25 @@ TensorDicts and exploration types stay outside: this is what acts, and what is e
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffpolicy.actors import ActionSquash, DenoisingActor, EncodedActor, GaussianChainActor
-from diffpolicy.policy.spec import PolicySpec
+from diffpolicy.errors import ArgumentError
+from diffpolicy.policy.interface import Interface
 
 Mode = Literal["mean", "flow", "published", "sample"]
 
 
 class ActionFunction(nn.Module, ABC):
     """A policy as a function of tensors.
+
+    Args:
+        interface: says what is read, and the bounds of what is planned.
 
     Attributes:
         denoising_steps: number of denoising steps; 1 without a chain.
@@ -27,14 +33,20 @@ class ActionFunction(nn.Module, ABC):
 
     modes: tuple[Mode, ...]
 
-    def __init__(self, spec: PolicySpec) -> None:
+    def __init__(self, interface: Interface) -> None:
         super().__init__()
-        self.action_dim = spec.action_dim
+        # Whatever bounds an actor was trained in, these are the units of the environment.
+        self.squash = ActionSquash(*map(torch.from_numpy, interface.bounds))
+
+    @property
+    def action_dim(self) -> int:
+        """Number of dimensions ``A`` of what is planned: those of all actions of a chunk."""
+        return self.squash.action_dim
 
     @property
     @abstractmethod
     def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the noise of one action."""
+        """Shape of the noise of one plan."""
 
     @property
     def denoising_steps(self) -> int:
@@ -43,26 +55,72 @@ class ActionFunction(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, observations: Sequence[Tensor], noise: Tensor | None, mode: Mode) -> Tensor:
-        """Actions ``[*B, A]`` in the units of the environment.
+        """Actions, or chunks of actions, ``[*B, A]`` in the units of the environment.
 
         Args:
-            observations: the entries of the spec, ``[*B, F]`` each.
+            observations: the entries of the interface, ``[*B, F]`` each.
             noise: standard normal ``[*B, *noise_shape]``; read if ``mode`` is ``"sample"``.
             mode: one of ``modes``.
         """
+
+    def check_mode(self, argument: str, mode: Mode, *without: Mode) -> Mode:
+        """Return one of ``modes``; ArgumentError otherwise.
+
+        Args:
+            argument: its name in the error.
+            mode: what was given.
+            *without: modes that do not go.
+        """
+        known = [own for own in self.modes if own not in without]
+        if mode not in known:
+            raise ArgumentError(argument, mode, f"must be one of {', '.join(known)} here.")
+        return mode
+
+    def read_noise(
+        self, noise: NDArray[np.float32] | None, batch: tuple[int, ...], deterministic: bool
+    ) -> NDArray[np.float32] | None:
+        """Noise of a batch of ``n`` rows as ``[n, *noise_shape]``, if there is any.
+
+        Raises:
+            ArgumentError: if it would not be read, or has another shape.
+        """
+        if noise is None:
+            return None
+        expected, problem = (*batch, *self.noise_shape), None
+        if deterministic:
+            problem = "is for sampled actions; give deterministic=False, too."
+        elif np.shape(noise) != expected:
+            problem = f"must have the shape {expected}."
+        if problem is not None:
+            raise ArgumentError("noise", f"of the shape {np.shape(noise)}", problem)
+        return np.asarray(noise, np.float32).reshape(-1, *self.noise_shape)
+
+    def plan(
+        self,
+        rows: Sequence[NDArray[Any]],
+        noise: Tensor | None,
+        mode: Mode,
+        device: torch.device,
+    ) -> NDArray[np.float32]:
+        """What :meth:`forward` returns for arrays, without gradients."""
+        with torch.inference_mode():
+            given = [torch.from_numpy(row).to(device) for row in rows]
+            plan = self(given, None if noise is None else noise.to(device), mode)
+        array: NDArray[np.float32] = plan.cpu().numpy()
+        return array
 
 
 class ChainFunction(ActionFunction):
     """A denoising chain.
 
     Args:
-        spec: of the policy.
+        interface: of the policy.
         actor: runs the chain.
         encoder: makes what the actor reads from all entries.
     """
 
-    def __init__(self, spec: PolicySpec, actor: DenoisingActor, encoder: nn.Module) -> None:
-        super().__init__(spec)
+    def __init__(self, interface: Interface, actor: DenoisingActor, encoder: nn.Module) -> None:
+        super().__init__(interface)
         self.actor = actor
         self.encoder = encoder
         first: Mode = actor.deterministic_step
@@ -91,7 +149,7 @@ class ChainFunction(ActionFunction):
         else:
             self.actor.deterministic_step = mode
             latent = self.actor.sample_latent(observation, deterministic=True)
-        action: Tensor = self.actor.squash(latent)
+        action: Tensor = self.squash(latent)
         return action
 
 
@@ -100,11 +158,9 @@ class GaussianFunction(ActionFunction):
 
     modes = ("mean", "sample")
 
-    def __init__(self, spec: PolicySpec, network: nn.Module) -> None:
-        super().__init__(spec)
+    def __init__(self, interface: Interface, network: nn.Module) -> None:
+        super().__init__(interface)
         self.network = network
-        low, high = torch.from_numpy(spec.actions.low), torch.from_numpy(spec.actions.high)
-        self.squash = ActionSquash(low, high)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -140,15 +196,15 @@ class _Joined(nn.Module):
         return torch.cat(observations, -1)
 
 
-def action_function(spec: PolicySpec, actor: nn.Module) -> ActionFunction:
-    """The function of an actor that was built as ``spec`` says; they share their parameters."""
+def action_function(interface: Interface, actor: nn.Module) -> ActionFunction:
+    """The function of an actor that was built for ``interface``; they share their parameters."""
     encoder: nn.Module = _Joined()
     if isinstance(actor, EncodedActor):
         # Builders put one encoder of all entries before the actor.
         encoder, actor = actor.encoder.module[0].module, actor.actor
     if isinstance(actor, DenoisingActor):
-        return ChainFunction(spec, actor, encoder)
+        return ChainFunction(interface, actor, encoder)
     if isinstance(actor, GaussianChainActor):
-        return GaussianFunction(spec, _MeanAndStd(actor, encoder))
+        return GaussianFunction(interface, _MeanAndStd(actor, encoder))
     # TorchRL's TanhNormal: a TensorDictModule, whose network takes the entries one by one.
-    return GaussianFunction(spec, actor.module[0].module)  # type: ignore[index,union-attr]
+    return GaussianFunction(interface, actor.module[0].module)  # type: ignore[index,union-attr]

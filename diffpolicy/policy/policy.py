@@ -6,15 +6,15 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torchrl.envs import EnvBase
 
 from collectors.environments.spaces import Actions, Entry
-from diffpolicy.errors import ArgumentError
 from diffpolicy.policy import sharing
 from diffpolicy.policy.export import Format, Noise, export_policy
 from diffpolicy.policy.functions import ChainFunction, Mode, action_function
+from diffpolicy.policy.memory import Memory
 from diffpolicy.policy.observations import read_observation
 from diffpolicy.policy.spec import PolicySpec
 
@@ -23,7 +23,8 @@ class Policy:
     """A policy without the rest of its training: no environment, critic or Lightning.
 
     :func:`diffpolicy.load_policy` reads one from a file; :meth:`of` takes an actor that was trained
-    in a loop of your own.
+    in a loop of your own. One that reads histories or plans several actions remembers its episodes:
+    call :meth:`reset` when they begin.
 
     Args:
         spec: what it reads and drives, and how its actor is built.
@@ -37,6 +38,7 @@ class Policy:
 
     Attributes:
         spec: see above.
+        interface: what it is given and what it gives, and what its network reads and plans.
         training: see above; empty if nothing is known.
         run_folder: the run that it was loaded from, None otherwise.
         device: see above.
@@ -51,6 +53,7 @@ class Policy:
         device: torch.device | str = "cpu",
     ) -> None:
         self.spec = spec
+        self.interface = spec.interface
         self.training = dict(training or {})
         self.run_folder: Path | None = None
         self.device = torch.device(device)
@@ -60,10 +63,11 @@ class Policy:
         except RuntimeError as error:
             raise ValueError(f"the parameters are not those of its actor: {error}") from error
         self._actor.requires_grad_(False)
-        self.function = action_function(spec, self._actor).to(self.device).eval()
+        self.function = action_function(self.interface, self._actor).to(self.device).eval()
         self._mode: Mode = self.function.modes[0]
         self._generator = torch.Generator(self.device)
         self._generator.seed()
+        self._memory = Memory(self.interface)
 
     @classmethod
     def of(cls, actor: torch.nn.Module, env: EnvBase, **options: Any) -> Self:
@@ -77,32 +81,23 @@ class Policy:
         Raises:
             ArgumentError: for another actor or environment.
         """
-        spec = PolicySpec.of(actor, env)
-        if spec is None:
-            raise ArgumentError(
-                "actor",
-                type(actor).__name__,
-                "must come from a builder of diffpolicy.actors, and env from "
-                "collectors.make_env: other actors cannot be described in a file.",
-            )
-        return cls(spec, actor.state_dict(), **options)
+        return cls(PolicySpec.of(actor, env), actor.state_dict(), **options)
 
     def __repr__(self) -> str:
         """What it is, in one line."""
         words = [str(self.training[key]) for key in ("method", "env") if key in self.training]
-        reads = ", ".join(f"{e.name} {e.space.shape}" for e in self.spec.entries)
         steps = f"{self.denoising_steps} denoising step{'s' if self.denoising_steps > 1 else ''}"
-        return f"Policy({' on '.join(words) or 'untrained'}; reads {reads}; {steps})"
+        return f"Policy({' on '.join(words) or 'untrained'}; {self.interface.words()}; {steps})"
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         """What it reads of an observation, with names and spaces."""
-        return self.spec.entries
+        return self.interface.observed
 
     @property
     def actions(self) -> Actions:
         """The action space and its bounds."""
-        return self.spec.actions
+        return self.interface.actions
 
     @property
     def denoising_steps(self) -> int:
@@ -123,8 +118,6 @@ class Policy:
     def deterministic_step(self) -> str:
         """What actions without noise follow: ``"mean"``, ``"flow"`` or ``"published"``; may be set.
 
-        A Gaussian has its mean only.
-
         Raises:
             ArgumentError: when set to another word.
         """
@@ -132,25 +125,36 @@ class Policy:
 
     @deterministic_step.setter
     def deterministic_step(self, value: Mode) -> None:
-        self._mode = self.check_mode("deterministic_step", value, "sample")
-
-    def check_mode(self, argument: str, mode: Mode, *without: Mode) -> Mode:
-        """Return a mode that this policy has; ArgumentError otherwise.
-
-        Args:
-            argument: its name in the error.
-            mode: what was given.
-            *without: modes that do not go.
-        """
-        known = [own for own in self.function.modes if own not in without]
-        if mode not in known:
-            raise ArgumentError(argument, mode, f"must be one of {', '.join(known)} here.")
-        return mode
+        self._mode = self.function.check_mode("deterministic_step", value, "sample")
 
     def seed(self, seed: int) -> Self:
         """Make the following sampled actions repeatable; returns the policy."""
         self._generator.manual_seed(seed)
         return self
+
+    def reset(self, rows: ArrayLike | None = None) -> None:
+        """Forget the last observations and the rest of the plan: an episode begins.
+
+        Args:
+            rows: booleans of the shape of the batch: the rows whose episodes begin. By default all,
+                and the next batch may have another shape.
+
+        Raises:
+            ArgumentError: for rows of another shape.
+        """
+        self._memory.reset(rows)
+
+    def replan(self) -> None:
+        """Forget the rest of the plan, so that the next action is the first one of a new plan."""
+        self._memory.replan()
+
+    @property
+    def planned(self) -> NDArray[Any] | None:
+        """The last plan of each row ``[*batch, chunk, *shape of the action space]``, as a whole.
+
+        None before the first action of an episode.
+        """
+        return self._memory.plan
 
     def act(
         self,
@@ -161,16 +165,19 @@ class Policy:
     ) -> NDArray[Any]:
         """The action for an observation, or those for a batch of observations.
 
-        Observations are normalised as in training.
+        Observations are normalised as in training. A policy that reads histories remembers those
+        that it was given since :meth:`reset`. One that plans several actions at once gives one of
+        them after the other, and plans anew when they are used up.
 
         Args:
-            observation: as the environment gives it: an array, or a dictionary of arrays, nested or
-                with dotted names (``"body.speed"``). With more dimensions than the observation
-                space it is a batch of any shape.
+            observation: as the environment gives it: an array, a dictionary of arrays, nested or
+                with dotted names (``"body.speed"``), or a TensorDict. With more dimensions than the
+                observation space it is a batch of any shape.
             deterministic: act without noise along :attr:`deterministic_step`; otherwise sample.
             noise: standard normal noise to sample with, ``[*batch, N + 1, A]`` for a chain of ``N``
-                steps and ``[*batch, A]`` for a Gaussian; by default it is drawn. Only for
-                ``deterministic=False``.
+                steps and ``[*batch, A]`` for a Gaussian, where ``A`` counts the dimensions of a
+                whole plan; by default it is drawn. Only for ``deterministic=False``. Rows that do
+                not plan in this step do not read theirs.
 
         Returns:
             An array of the type of the action space, inside of its bounds: ``[*batch, *shape of the
@@ -178,29 +185,21 @@ class Policy:
 
         Raises:
             ArgumentError: for an observation or noise of another shape, with other keys, or that is
-                not finite.
+                not finite, and for another batch than before in the same episodes.
         """
-        rows, batch = read_observation(self.spec.entries, observation)
-        mode: Mode = self._mode if deterministic else "sample"
-        drawn = self._noise(batch, deterministic, noise)
-        with torch.inference_mode():
-            given = [torch.from_numpy(row).to(self.device) for row in rows]
-            action = self.function(given, drawn, mode)
-        return self.spec.actions.to_environment(action.cpu().numpy())
-
-    def _noise(
-        self, batch: tuple[int, ...], deterministic: bool, noise: NDArray[np.float32] | None
-    ) -> Tensor | None:
-        if noise is None:
-            return None if deterministic else self.draw_noise(batch)
-        shape, expected = np.shape(noise), (*batch, *self.function.noise_shape)
-        if deterministic:
-            problem = "is for sampled actions; give deterministic=False, too."
-            raise ArgumentError("noise", f"of the shape {shape}", problem)
-        if shape != expected:
-            problem = f"must have the shape {expected}."
-            raise ArgumentError("noise", f"of the shape {shape}", problem)
-        return torch.as_tensor(noise, dtype=torch.float32, device=self.device)
+        given = read_observation(self.entries, observation)
+        noise = self.function.read_noise(noise, given.batch, deterministic)
+        rows = self._memory.observe(given)
+        due = self._memory.due
+        if due.any():
+            drawn = None
+            if not deterministic:
+                count = int(due.sum())
+                drawn = self.draw_noise((count,)) if noise is None else torch.from_numpy(noise[due])
+            mode: Mode = self._mode if deterministic else "sample"
+            plan = self.function.plan([row[due] for row in rows], drawn, mode, self.device)
+            self._memory.keep(self.interface.to_environment(plan))
+        return self._memory.next_action()
 
     def draw_noise(self, batch: tuple[int, ...] = ()) -> Tensor:
         """Standard normal noise ``[*batch, *noise_shape]`` from the generator of this policy."""
@@ -223,12 +222,13 @@ class Policy:
     ) -> Path:
         """Write this policy to a file that runs without this package, and check the file.
 
-        Inputs are the observation entries as vectors ``[batch, F]``, named after their keys
-        (``observation``, or ``observation_body_speed`` of a dictionary), and ``noise`` ``[batch,
-        *noise_shape]``, standard normal. The output is ``action`` ``[batch, A]``, float32, in the
-        units of the environment. The batch size is open, the number of denoising steps fixed. The
-        file also says what it is: in the metadata entry ``diffpolicy`` of ONNX, in the extra file
-        ``diffpolicy.json`` of torch.export.
+        Inputs are the observation entries as vectors ``[batch, F]``, or images, named after their
+        keys (``observation``, or ``observation_body_speed`` of a dictionary), and ``noise``
+        ``[batch, *noise_shape]``, standard normal. The output is ``action`` ``[batch, A]``,
+        float32, in the units of the environment. A file remembers nothing: it takes whole
+        histories, and gives whole chunks of actions, ``[batch, chunk, A]``. The batch size is open,
+        the number of denoising steps fixed. The file also says what it is: in the metadata entry
+        ``diffpolicy`` of ONNX, in the extra file ``diffpolicy.json`` of torch.export.
 
         The file is then run, ONNX with onnxruntime, on batches of several sizes and compared with
         this policy, to 1e-5.
@@ -283,7 +283,7 @@ class Policy:
         Args:
             source: the folder, or ``user/name``.
             revision: branch, tag or commit of the repository.
-            token: for private repositories; by default that of ``hf auth login``.
+            token: by default that of ``hf auth login``.
             device: where it acts.
 
         Raises:

@@ -83,6 +83,8 @@ def read_pretrained(folder: Path, device: torch.device | str) -> "Policy":
         spec = PolicySpec.from_plain(content["policy"])
         state = load_file(folder / WEIGHTS_FILE)
         return Policy(spec, state, training=content["training"], device=device)
+    except ArgumentError:  # says what is missing here
+        raise
     except Exception as error:  # damaged files fail in many ways
         problem = f"is not a policy that this version reads: {error}."
         raise ArgumentError("source", str(folder), problem) from error

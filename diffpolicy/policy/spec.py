@@ -1,25 +1,20 @@
-"""What a policy reads, what it drives, and how its actor is built, as plain data."""
+"""How the actor of a policy is built, and what it reads and drives, as plain data."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 from tensordict.utils import unravel_key
-from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from collectors.environments.gymnasium_env import gymnasium_env
-from collectors.environments.spaces import Actions, Entry, observation_entry
 from diffpolicy.actors import ActorKeys, ActorRecipe, observation_keys, recipe_of
 from diffpolicy.actors.build.actors import make_actor
 from diffpolicy.actors.build.sizes import read_sizes
 from diffpolicy.errors import ArgumentError
-from diffpolicy.policy.spaces import plain_space, space_from_plain
-
-_NAME = "the policy"
+from diffpolicy.policy.environment import interface_of
+from diffpolicy.policy.interface import Interface, Specs
 
 
 @dataclass(frozen=True)
@@ -28,46 +23,35 @@ class PolicySpec:
 
     Attributes:
         actor: how its actor is built.
-        entries: what it reads of an observation, in the order of their concatenation.
-        actions: how its actions get to the environment.
+        interface: what it is given and what it gives.
     """
 
     actor: ActorRecipe
-    entries: tuple[Entry, ...]
-    actions: Actions
+    interface: Interface
 
     @classmethod
-    def of(cls, actor: Any, env: EnvBase) -> Self | None:
+    def of(cls, actor: Any, env: EnvBase) -> Self:
         """The spec of an actor of one of our builders in an environment of :func:`make_env`.
 
-        Returns:
-            None for another actor or environment, which no plain data describes; also where
-            transforms change what the actor reads or how its actions get to the simulator.
+        Raises:
+            ArgumentError: for another actor or environment, which no plain data describes; also
+                where transforms that were added later change what the actor reads or does.
         """
-        recipe, own = recipe_of(actor), gymnasium_env(env)
-        if recipe is None or own is None or not _is_plain(recipe):
-            return None
+        recipe = recipe_of(actor)
+        if recipe is None:
+            raise ArgumentError(
+                "actor",
+                type(actor).__name__,
+                "must come from a builder of diffpolicy.actors: other actors cannot be described "
+                "in a file.",
+            )
+        _check_plain(recipe)
         keys = [unravel_key(key) for key in observation_keys(actor)]
-        by_key = {entry.key: entry for entry in own.entries}
-        if not by_key.keys() >= set(keys):
-            return None
-        spec = cls(recipe, tuple(by_key[key] for key in keys), own.actions)
-        return spec if spec._describes(env) else None
-
-    def _describes(self, env: EnvBase) -> bool:
-        """Whether an environment still has these entries and actions behind its transforms."""
-        specs, action = env.observation_spec_unbatched, env.full_action_spec_unbatched["action"]
-        own = _Specs(self)
-        same = own.full_action_spec_unbatched["action"] == action.cpu()
-        return same and all(specs[e.key].shape == torch.Size(e.shape) for e in self.entries)
+        return cls(recipe, interface_of(env, keys))
 
     def plain(self) -> dict[str, Any]:
         """Numbers, text and their containers, for a file."""
-        observation = [
-            {"path": list(entry.path), "space": plain_space(entry.space)} for entry in self.entries
-        ]
-        action = plain_space(self.actions.space, bounds=True)
-        return {"actor": self.actor.plain(), "observation": observation, "action": action}
+        return {"actor": self.actor.plain(), **self.interface.plain()}
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Self:
@@ -75,23 +59,14 @@ class PolicySpec:
 
         Raises:
             ValueError: if this version cannot read it, with the reason.
+            ArgumentError: if an encoder of one's own cannot be imported.
         """
-        entries = (
-            observation_entry(_NAME, tuple(entry["path"]), space_from_plain(entry["space"]))
-            for entry in data["observation"]
-        )
-        actions = Actions.of(_NAME, space_from_plain(data["action"]))
-        return cls(ActorRecipe.from_plain(data["actor"]), tuple(entries), actions)
-
-    @property
-    def action_dim(self) -> int:
-        """Number of action dimensions ``A``."""
-        return len(self.actions.low)
+        return cls(ActorRecipe.from_plain(data["actor"]), Interface.from_plain(data))
 
     def build_actor(self, device: torch.device | str = "cpu") -> Any:
         """The actor, with fresh parameters."""
-        keys = [entry.key for entry in self.entries]
-        sizes = read_sizes(_Specs(self), keys, self.actor.network, ActorKeys())
+        keys = [entry.key for entry in self.interface.entries]
+        sizes = read_sizes(Specs(self.interface), keys, self.actor.network, ActorKeys())
         return make_actor(self.actor, sizes, device)
 
     def check_steps(self, denoising_steps: int) -> None:
@@ -108,22 +83,10 @@ class PolicySpec:
             raise ArgumentError("denoising_steps", denoising_steps, f"{problem}.")
 
 
-def _is_plain(recipe: ActorRecipe) -> bool:
-    """Whether a file can hold a recipe: a network of one's own in its options has no words."""
+def _check_plain(recipe: ActorRecipe) -> None:
+    """Raise ArgumentError if no file can hold a recipe: for a network of one's own in it."""
     try:
         json.dumps(recipe.plain())
-    except TypeError:
-        return False
-    return True
-
-
-class _Specs:
-    """The specs of an environment, of which builders need no more."""
-
-    def __init__(self, spec: PolicySpec) -> None:
-        low, high = torch.from_numpy(spec.actions.low), torch.from_numpy(spec.actions.high)
-        self.full_action_spec_unbatched = Composite(action=Bounded(low, high, dtype=torch.float32))
-        self.observation_spec_unbatched = Composite()
-        for entry in spec.entries:
-            dtype = torch.uint8 if entry.dtype is np.uint8 else torch.float32
-            self.observation_spec_unbatched[entry.key] = Unbounded(entry.shape, dtype=dtype)
+    except TypeError as error:
+        problem = f"has a network of your own, which cannot be described in a file ({error})."
+        raise ArgumentError("actor", recipe.kind, problem) from error

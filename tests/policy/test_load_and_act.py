@@ -16,7 +16,7 @@ from small_methods import DIFFUSION, small_config
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
-from torchrl.envs import CatFrames, TransformedEnv
+from torchrl.envs import ActionScaling, CatFrames, GymEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from collectors import evaluate, make_env
@@ -29,7 +29,7 @@ from diffpolicy.actors import (
 )
 from diffpolicy.errors import ArgumentError
 from diffpolicy.files import read_plain, write_plain
-from diffpolicy.policy.spec import PolicySpec
+from diffpolicy.policy.checkpoints import described_policy
 from diffpolicy.trainers import EVALUATION_SEED, METHODS, RLModule, prepare, train
 
 Runs = dict[str, Path]
@@ -263,13 +263,14 @@ def test_an_actor_of_a_loop_of_ones_own() -> None:
     assert "mine" in repr(policy)
     with pytest.raises(ArgumentError, match=r"actor='Linear' must come from a builder"):
         Policy.of(torch.nn.Linear(3, 1), env)
-    # Actions that a transform maps to those of the simulator, observations that one changes.
-    rescaled = make_env("Pendulum-v1", rescale_actions=True)
+    # Transforms of one's own that change observations or actions.
     frames = CatFrames(2, -1, ["observation"])
-    scaled = TransformedEnv(make_env("Pendulum-v1"), frames, auto_unwrap=False)
-    for other in (rescaled, scaled):
-        with pytest.raises(ArgumentError, match="must come from a builder"):
+    for transform in (frames, ActionScaling()):
+        other = TransformedEnv(make_env("Pendulum-v1"), transform, auto_unwrap=False)
+        with pytest.raises(ArgumentError, match="has transforms around it that change what is"):
             Policy.of(build_dime_networks(other).actor, other)
+    with pytest.raises(ArgumentError, match=r"env='GymEnv' must be an environment of collectors"):
+        Policy.of(actor, GymEnv("Pendulum-v1"))
 
 
 def test_entries_in_the_order_of_the_actor(robot: str) -> None:
@@ -297,11 +298,10 @@ def test_a_network_that_no_file_describes_leaves_checkpoints_without_a_policy(
 ) -> None:
     module = make_module("diffppo")
     env = make_env("Pendulum-v1")
-    assert PolicySpec.of(module.actor, env) is not None
     network = dataclasses.replace(NetworkConfig(), step_activation=torch.nn.GELU())
     actor = build_dime_networks(env, network=network).actor
-    module.policy_spec = PolicySpec.of(actor, env)
-    with pytest.raises(ArgumentError, match="does not say how its policy is built"):
+    module.described_policy = described_policy(actor, env)
+    with pytest.raises(ArgumentError, match="no file describes: .* has a network of your own"):
         load_policy(write_run(module, tmp_path / "run"))
 
 

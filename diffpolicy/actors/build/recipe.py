@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, get_args
 
+from diffpolicy.actors.build.own_encoders import encoder_from_plain, plain_encoder
 from diffpolicy.actors.configs import NetworkConfig, ProcessConfig
-from diffpolicy.networks import ImageEncoder
 from diffpolicy.sde import DeterministicStep
 
 ActorKind = Literal["denoising", "gaussian_chain", "gaussian_ppo", "gaussian_sac"]
 ConfigT = TypeVar("ConfigT")
-# What files call ImageEncoder; they name nothing that would have to be imported from elsewhere.
-_IMAGE_ENCODER = "cnn"
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,14 @@ class ActorRecipe:
     deterministic_step: DeterministicStep = "mean"
 
     def plain(self) -> dict[str, Any]:
-        """Plain data for a file, unless there is an encoder of one's own, which stays as it is."""
+        """Plain data for a file; networks of one's own in the options stay as they are.
+
+        Raises:
+            ArgumentError: for an encoder of one's own that no file can describe.
+        """
+        encoder = plain_encoder(self.network.encoder)
         values = dataclasses.asdict(self)
-        if self.network.encoder is ImageEncoder:
-            values["network"]["encoder"] = _IMAGE_ENCODER
+        values["network"]["encoder"] = encoder
         return values
 
     @classmethod
@@ -52,6 +54,7 @@ class ActorRecipe:
 
         Raises:
             ValueError: if it is of another version, naming what is unknown.
+            ArgumentError: if an encoder of one's own cannot be imported.
         """
         values = dict(data)
         if values.get("kind") not in get_args(ActorKind):
@@ -60,10 +63,7 @@ class ActorRecipe:
                 f"{', '.join(get_args(ActorKind))}"
             )
         network = dict(values.get("network", {}))
-        if network.get("encoder") == _IMAGE_ENCODER:
-            network["encoder"] = ImageEncoder
-        elif network.get("encoder") is not None:
-            raise ValueError(f"this version does not know the encoder {network['encoder']!r}")
+        network["encoder"] = encoder_from_plain(network.get("encoder"))
         values["network"] = _config(NetworkConfig, network)
         if values.get("process") is not None:
             values["process"] = _config(ProcessConfig, values["process"])

@@ -14,7 +14,6 @@ from torchrl.collectors import BaseCollector
 from torchrl.objectives import LossModule
 
 from diffpolicy.policy.checkpoints import POLICY_KEY
-from diffpolicy.policy.spec import PolicySpec
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io.console import warn
@@ -73,8 +72,8 @@ class RLModule(L.LightningModule, ABC):
             there are none.
         warm_parts: which networks another run's parameters have been put into: ``"actor"``, and
             ``"critic"`` as well or not.
-        policy_spec: what checkpoints say about the policy, so that it acts without its trainer;
-            None for an actor that cannot be described.
+        described_policy: what checkpoints say about the policy, so that it acts without its
+            trainer; empty where nothing is known.
         schedule: of the learning rate, for methods with ``--lr-schedule linear``.
     """
 
@@ -94,7 +93,7 @@ class RLModule(L.LightningModule, ABC):
         self.disk = Disk()
         self.replay_folder: str | None = None
         self.warm_parts: tuple[str, ...] = ()
-        self.policy_spec: PolicySpec | None = None
+        self.described_policy: dict[str, Any] = {}
         self.schedule = LinearSchedule()
         self._stop_requested = False
         self._loaded: dict[str, Any] | None = None
@@ -217,7 +216,7 @@ class RLModule(L.LightningModule, ABC):
         checkpoint[CHECKPOINT_KEY] = {
             "metadata": self.metadata(),
             "config": self.config.plain(),
-            POLICY_KEY: None if self.policy_spec is None else self.policy_spec.plain(),
+            POLICY_KEY: self.described_policy or None,
             "versions": versions(),
             **self.progress.state_dict(),
             # Before the first step there is nothing but the seed.

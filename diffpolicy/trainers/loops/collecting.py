@@ -17,7 +17,7 @@ from torchrl.envs import EnvBase
 
 from collectors import EpisodeStats, UnsupportedStateError, derive_seed
 from collectors.randomness import load_random_state, random_state, seed_random_state
-from diffpolicy.policy.spec import PolicySpec
+from diffpolicy.policy.checkpoints import described_policy
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.config.on_policy import OnPolicyConfig
 from diffpolicy.trainers.errors import TrainingError
@@ -80,7 +80,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
                     env.close()
                 raise
         super().__init__(config, parts.loss)
-        self.policy_spec = PolicySpec.of(self.actor, env)
+        self.described_policy = described_policy(self.actor, env)
         self.attempt_to_close(partial(env.close, raise_if_closed=False))
         self.parts = parts
         self.notes = notes
