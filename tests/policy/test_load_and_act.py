@@ -301,7 +301,7 @@ def test_a_network_that_no_file_describes_leaves_checkpoints_without_a_policy(
     network = dataclasses.replace(NetworkConfig(), step_activation=torch.nn.GELU())
     actor = build_dime_networks(env, network=network).actor
     module.described_policy = described_policy(actor, env)
-    with pytest.raises(ArgumentError, match="no file describes: .* has a network of your own"):
+    with pytest.raises(ArgumentError, match=r"no file describes: .* has a network of your own"):
         load_policy(write_run(module, tmp_path / "run"))
 
 
