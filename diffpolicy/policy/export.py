@@ -2,9 +2,9 @@
 
 A file holds the policy as a function of tensors, with its number of denoising steps fixed and the
 batch size open. It remembers nothing: where the policy reads histories and plans several actions,
-the file takes whole histories and returns whole chunks. As by TorchRL's ``export_onnx_policy``, inputs and outputs have the names of the
-policy's keys, joined by ``_`` where they are nested. Every file is run and compared with the policy
-before it takes its place.
+the file takes whole histories and returns whole chunks. As by TorchRL's ``export_onnx_policy``,
+inputs and outputs have the names of the policy's keys, joined by ``_`` where they are nested. Every
+file is run and compared with the policy before it takes its place.
 """
 
 import io
