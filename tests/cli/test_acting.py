@@ -1,11 +1,14 @@
 """Trained policies that are filmed, watched, exported and shared."""
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import imageio_ffmpeg
 import pytest
+from small_methods import small_words
 
 from diffpolicy.cli import main
 
@@ -88,6 +91,84 @@ def test_what_cannot_be_done_is_one_line(
     monkeypatch.setattr("sys.platform", "linux")
     given = [str(dime_run) if word == "RUN" else word for word in words]
     assert message in wrong(capsys, *given)
+
+
+def test_a_window_is_opened_by_pygame(
+    dime_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks at it here; the steps of the policy are those of the evaluation."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    acting = ("--eval-policy", "deterministic", "--episodes", "2")
+    said = lines(capsys, "play", str(dime_run), *acting)
+    returns = [float(line.split("return ")[1].split(",")[0]) for line in said]
+    (evaluation,) = lines(capsys, "eval", str(dime_run), *acting, "--json")
+    assert len(returns) == 2
+    assert sum(returns) / 2 == pytest.approx(json.loads(evaluation)["return_mean"], abs=0.1)
+
+
+def test_a_window_that_mujoco_does_not_get_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GLFW would end the process."""
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", ":987")
+    said = wrong(capsys, "play", "pretrained:diffppo-InvertedPendulum-v5", "--episodes", "1")
+    assert "--env InvertedPendulum-v5 cannot be drawn (RuntimeError: GLFW opens no window" in said
+    assert "MUJOCO_GL" in said
+
+
+def make_torchrl(render_mode: str = "human") -> Any:
+    """An environment that does not draw itself."""
+    from torchrl.envs import GymEnv
+
+    return GymEnv("InvertedPendulum-v5")
+
+
+def make_blind() -> Any:
+    """A factory that cannot be asked to draw."""
+    import gymnasium as gym
+
+    return gym.make("InvertedPendulum-v5")
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (make_torchrl, "only Gymnasium's draw themselves"),
+        (make_blind, "unexpected keyword argument 'render_mode'"),
+    ],
+)
+def test_environments_without_a_window(
+    factory: Any,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    module = types.ModuleType("factories_of_this_test")
+    module.make = factory  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    env = f"{module.__name__}:make"
+    said = wrong(capsys, "play", "pretrained:diffppo-InvertedPendulum-v5", "--env", env)
+    assert f"--env {env} cannot be drawn" in said
+    assert message in said
+
+
+def test_a_film_of_a_policy_that_remembers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = small_words("diffppo", frame_stack=2, action_chunk=3, rollout_steps=7, total_frames=40)
+    assert main(["train", "diffppo", *words, "--output", str(run)]) == 0
+    acting = ("--eval-policy", "deterministic", "--episodes", "2")
+    film = str(tmp_path / "a.gif")
+    said = lines(capsys, "record", str(run), *acting, "--output", film)
+    returns = [float(line.split("return ")[1].split(",")[0]) for line in said[:2]]
+    (evaluation,) = lines(capsys, "eval", str(run), *acting, "--json")
+    assert sum(returns) / 2 == pytest.approx(json.loads(evaluation)["return_mean"], abs=0.1)
 
 
 def test_a_policy_goes_to_the_hub_and_comes_back(
