@@ -14,11 +14,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import onnxruntime
+from gymnasium.wrappers import FrameStackObservation
 from numpy.typing import NDArray
 
 
 class ExportedPolicy:
-    """A file of ``Policy.export``; noise comes from a NumPy generator."""
+    """A file of ``Policy.export``; noise comes from a NumPy generator.
+
+    The file returns whole chunks of actions where the policy plans several: :meth:`act` gives one
+    after the other.
+    """
 
     def __init__(self, path: str, seed: int) -> None:
         options = onnxruntime.SessionOptions()
@@ -28,19 +33,30 @@ class ExportedPolicy:
         )
         self.told = json.loads(self.session.get_modelmeta().custom_metadata_map["diffpolicy"])
         self.generator = np.random.default_rng(seed)
+        self.planned: list[NDArray[np.float32]] = []
+
+    def reset(self) -> None:
+        """Forget the rest of a chunk, because an episode begins."""
+        self.planned = []
 
     def act(self, observation: Any, space: gym.Space[Any]) -> NDArray[np.float32]:
         """The action ``[A]`` for one observation, an element of ``space``."""
+        if not self.planned:
+            self.planned = list(self.plan(observation, space))
+        return self.planned.pop(0)
+
+    def plan(self, observation: Any, space: gym.Space[Any]) -> NDArray[np.float32]:
+        """The chunk of actions ``[chunk, A]`` for one observation."""
         names = self.told["inputs"]
         inputs = {}
         for name, entry in zip(names, self.told["observation"], strict=False):
             vector = flat(entry["name"], observation, space)
-            inputs[name] = vector.astype(np.float32).reshape(1, *entry["shape"])
+            inputs[name] = vector.astype(entry["type"]).reshape(1, *entry["shape"])
         if "noise" in names:
             shape = (1, *self.told["noise_shape"])
             inputs["noise"] = self.generator.standard_normal(shape, np.float32)
-        action: NDArray[np.float32] = self.session.run(["action"], inputs)[0][0]
-        return action
+        action: NDArray[np.float32] = self.session.run(["action"], inputs)[0]
+        return action.reshape(self.told["chunk"], -1)
 
 
 def flat(name: str, observation: Any, space: gym.Space[Any]) -> NDArray[Any]:
@@ -54,6 +70,7 @@ def flat(name: str, observation: Any, space: gym.Space[Any]) -> NDArray[Any]:
 
 def episode_return(policy: ExportedPolicy, env: gym.Env[Any, Any], seed: int) -> float:
     observation, _ = env.reset(seed=seed)
+    policy.reset()
     space = env.action_space
     assert isinstance(space, gym.spaces.Box)
     total, done = 0.0, False
@@ -75,6 +92,10 @@ def main() -> None:
     args = parser.parse_args()
     policy = ExportedPolicy(args.file, args.seed)
     env = gym.make(args.env or policy.told["env"])
+    if policy.told["frames"] > 1:
+        if any(entry["type"] == "uint8" for entry in policy.told["observation"]):
+            parser.error("histories of images have to be joined along their channels, see docs.")
+        env = FrameStackObservation(env, policy.told["frames"], padding_type="reset")
     for episode in range(args.episodes):
         total = episode_return(policy, env, args.seed + episode)
         print(f"episode {episode}: return {total:.1f}")

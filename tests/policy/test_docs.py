@@ -22,7 +22,7 @@ def test_the_page_and_the_torch_free_example(
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "policies.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "policies.md", "exec"), names)
