@@ -41,7 +41,7 @@ def read_observation(entries: Sequence[Entry], observation: Any) -> Observation:
         ArgumentError: naming what was expected and what was given.
     """
     if isinstance(observation, TensorDictBase):
-        observation = observation.to_dict()
+        observation = observation.detach().cpu().to_dict()
     values = tuple(_numbers(entry, _value(entry, observation)) for entry in entries)
     dims = [len(_shape(entry)) for entry in entries]
     batches = [v.shape[: v.ndim - count] for v, count in zip(values, dims, strict=True)]
@@ -79,7 +79,8 @@ def _value(entry: Entry, observation: Any) -> Any:
         return observation[entry.name]
     value = observation
     # What a TorchRL environment calls "observation" may be given as it is.
-    for key in () if entry.name == OBSERVATION_KEY else entry.path:
+    whole = entry.name == OBSERVATION_KEY and not isinstance(observation, Mapping)
+    for key in () if whole else entry.path:
         value = _item(value, key)
         if value is None:
             raise _misses(entry, observation)
