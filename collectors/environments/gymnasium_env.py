@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
@@ -136,14 +136,14 @@ class GymnasiumEnv(EnvBase):
         return rows.tensordict()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        actions = _array(tensordict.get("action"))
+        actions = self.actions.to_environment(_array(tensordict.get("action")))
         chosen = tensordict.get("_step", None)
         rows = _Rows(self.entries, len(self.envs))
         # What float32 cannot hold becomes infinite, and is refused where the rollout is read.
         with np.errstate(over="ignore"):
             for index, env in enumerate(self.envs):
                 if chosen is None or bool(chosen[index]):
-                    rows.step(index, env.step(self.actions.to_environment(actions[index])))
+                    rows.step(index, env.step(actions[index].copy()))
         if chosen is None:
             return rows.tensordict(rewards=True)
         # A copy that waits stays where it is.
@@ -170,9 +170,9 @@ class _Rows:
     def __init__(self, entries: Sequence[Entry], num_envs: int) -> None:
         self._entries = entries
         self._observations = [np.zeros((num_envs, *e.shape), e.dtype) for e in entries]
-        self._rewards = np.zeros((num_envs, 1), np.float32)
-        self._terminated = np.zeros((num_envs, 1), np.bool_)
-        self._truncated = np.zeros((num_envs, 1), np.bool_)
+        self._rewards = np.zeros(num_envs, np.float32)
+        self._terminated = np.zeros(num_envs, np.bool_)
+        self._truncated = np.zeros(num_envs, np.bool_)
 
     def observe(self, index: int, observation: Any) -> None:
         """Take what a copy observes."""
@@ -203,15 +203,24 @@ class _Rows:
 
     def tensordict(self, *, rewards: bool = False) -> TensorDictBase:
         """All rows, with or without the rewards."""
-        terminated, truncated = map(torch.from_numpy, (self._terminated, self._truncated))
-        flags = {"done": terminated | truncated, "terminated": terminated, "truncated": truncated}
-        num_envs = len(self._rewards)
-        out = TensorDict(flags, [num_envs])
+        terminated, truncated = map(_column, (self._terminated, self._truncated))
+        out: dict[NestedKey, Tensor] = {
+            "done": terminated | truncated,
+            "terminated": terminated,
+            "truncated": truncated,
+        }
         if rewards:
-            out.set("reward", torch.from_numpy(self._rewards))
-        for entry, rows in zip(self._entries, self._observations, strict=True):
-            out.set(entry.key, torch.from_numpy(rows))
-        return out
+            out["reward"] = _column(self._rewards)
+        out |= {
+            entry.key: torch.from_numpy(rows)
+            for entry, rows in zip(self._entries, self._observations, strict=True)
+        }
+        return TensorDict(out, [len(self._rewards)])
+
+
+def _column(values: NDArray[Any]) -> Tensor:
+    """``[num_envs, 1]``, in the memory of ``values`` ``[num_envs]``."""
+    return torch.from_numpy(values[:, None])
 
 
 def _for_copy(index: int, arguments: dict[str, Any]) -> dict[str, Any]:

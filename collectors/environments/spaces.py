@@ -56,12 +56,14 @@ class Entry:
         for key in self.path:
             value = _item(value, key, self.name)
         flat = self.flatten(value)
-        if flat.size != row.size:
-            raise ValueError(
-                f"the environment observes {self.name} of the shape {np.shape(value)}, but its "
-                f"observation space says {self.space}."
-            )
-        row[...] = flat.reshape(row.shape)
+        if flat.shape != row.shape:
+            if flat.size != row.size:
+                raise ValueError(
+                    f"the environment observes {self.name} of the shape {np.shape(value)}, but its "
+                    f"observation space says {self.space}."
+                )
+            flat = flat.reshape(row.shape)
+        row[...] = flat
 
 
 def observation_entries(
