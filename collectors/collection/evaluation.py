@@ -7,7 +7,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
-from collectors.environments.observed import EPISODE_REWARD_KEY, STEP_COUNT_KEY
+from collectors.environments.spaces import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 from collectors.errors import NonFiniteError, UnfinishedEpisodeError
 from collectors.randomness import RandomStream
 from collectors.seeding import derive_seed

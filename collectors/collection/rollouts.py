@@ -7,7 +7,8 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torchrl.collectors import BaseCollector
 
-from collectors.environments.observed import CHUNK_STEPS_KEY, EPISODE_REWARD_KEY
+from collectors.environments.observed import CHUNK_STEPS_KEY
+from collectors.environments.spaces import EPISODE_REWARD_KEY
 from collectors.errors import CollectionError, NonFiniteError, describe
 
 #: How many environment steps a row is, in rollouts of chunks of actions.

@@ -14,7 +14,13 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
 
 from collectors.environments.outside_state import changed, outside_state
-from collectors.environments.spaces import Actions, Entry, observation_entries
+from collectors.environments.spaces import (
+    EPISODE_REWARD_KEY,
+    STEP_COUNT_KEY,
+    Actions,
+    Entry,
+    observation_entries,
+)
 from diffpolicy.errors import ArgumentError
 
 
@@ -27,6 +33,10 @@ class GymnasiumEnv(EnvBase):
     Observations have one place of their own, ``"observation"``: a tensor ``[num_envs, F]``, or a
     TensorDict with the entries of a dictionary. So no name of an entry can be that of something
     else. See :func:`collectors.observation_entries` for what becomes of each space.
+
+    ``"episode_reward"`` and ``"step_count"``, both ``[num_envs, 1]``, are sums since the reset of a
+    copy, as those of TorchRL's ``RewardSum`` and ``StepCounter``: two transforms around the
+    environment would take longer than all else that TorchRL does in a step.
 
     Simulators and rows share no memory: a copy gets its action as an array of its own, in the type
     and inside of the bounds of its space, and what it returns is copied at once.
@@ -97,6 +107,8 @@ class GymnasiumEnv(EnvBase):
         for entry in self.entries:
             dtype = torch.uint8 if entry.dtype is np.uint8 else torch.float32
             self.observation_spec[entry.key] = Unbounded((num_envs, *entry.shape), dtype=dtype)
+        self.observation_spec[EPISODE_REWARD_KEY] = Unbounded((num_envs, 1))
+        self.observation_spec[STEP_COUNT_KEY] = Unbounded((num_envs, 1), dtype=torch.int64)
         self.reward_spec = Unbounded((num_envs, 1))
         flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
         names = ("done", "terminated", "truncated")
@@ -133,7 +145,7 @@ class GymnasiumEnv(EnvBase):
                 if chosen is None or bool(chosen[index]):
                     rows.reset(index, env.reset(**_for_copy(index, kwargs)))
         # TorchRL keeps the entries of the copies that go on as they are.
-        return rows.tensordict()
+        return rows.started()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         actions = self.actions.to_environment(_array(tensordict.get("action")))
@@ -145,10 +157,10 @@ class GymnasiumEnv(EnvBase):
                 if chosen is None or bool(chosen[index]):
                     rows.step(index, env.step(actions[index].copy()))
         if chosen is None:
-            return rows.tensordict(rewards=True)
+            return rows.stepped(tensordict)
         # A copy that waits stays where it is.
         skipped = self._skip_tensordict(tensordict)
-        return rows.tensordict(rewards=True).where(chosen.reshape(self.batch_size), skipped)
+        return rows.stepped(tensordict).where(chosen.reshape(self.batch_size), skipped)
 
 
 class EnvLayer(EnvBase):
@@ -201,19 +213,30 @@ class _Rows:
         self._terminated[index] = _number("terminated", terminated)
         self._truncated[index] = _number("truncated", truncated)
 
-    def tensordict(self, *, rewards: bool = False) -> TensorDictBase:
-        """All rows, with or without the rewards."""
+    def started(self) -> TensorDictBase:
+        """All rows at the start of an episode."""
+        zeros = torch.zeros(len(self._rewards), 1, dtype=torch.int64)
+        return self._tensordict({EPISODE_REWARD_KEY: zeros.float(), STEP_COUNT_KEY: zeros})
+
+    def stepped(self, before: TensorDictBase) -> TensorDictBase:
+        """All rows after a step from ``before``."""
+        reward, steps = _column(self._rewards), before.get(STEP_COUNT_KEY, None)
+        return self._tensordict(
+            {
+                "reward": reward,
+                EPISODE_REWARD_KEY: before.get(EPISODE_REWARD_KEY, 0.0) + reward,
+                STEP_COUNT_KEY: torch.ones_like(reward).long() if steps is None else steps + 1,
+            }
+        )
+
+    def _tensordict(self, out: dict[NestedKey, Tensor]) -> TensorDictBase:
+        for entry, rows in zip(self._entries, self._observations, strict=True):
+            out[entry.key] = torch.from_numpy(rows)
         terminated, truncated = map(_column, (self._terminated, self._truncated))
-        out: dict[NestedKey, Tensor] = {
+        out |= {
             "done": terminated | truncated,
             "terminated": terminated,
             "truncated": truncated,
-        }
-        if rewards:
-            out["reward"] = _column(self._rewards)
-        out |= {
-            entry.key: torch.from_numpy(rows)
-            for entry, rows in zip(self._entries, self._observations, strict=True)
         }
         return TensorDict(out, [len(self._rewards)])
 

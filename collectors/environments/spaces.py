@@ -14,6 +14,10 @@ from diffpolicy.errors import ArgumentError
 
 #: Where environments write what they observe, and nothing else.
 OBSERVATION_KEY = "observation"
+#: What environments of :func:`collectors.make_env` write besides: the sum of the rewards since the
+#: reset, and the number of steps.
+EPISODE_REWARD_KEY = "episode_reward"
+STEP_COUNT_KEY = "step_count"
 #: What joins the keys of dictionaries in dictionaries to one name: ``body.speed``.
 SEPARATOR = "."
 

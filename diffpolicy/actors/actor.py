@@ -134,8 +134,9 @@ class DenoisingActor(ActorModule):
         if self.return_chain:
             tensordict.set(keys.latents, chain.latents)
         if self.return_chain is True:
-            tensordict.set(keys.log_prob, chain.log_prob)
-            tensordict.set(keys.log_ratio, chain.log_ratio)
+            log_prob = chain.log_prob
+            tensordict.set(keys.log_prob, log_prob)
+            tensordict.set(keys.log_ratio, log_prob - chain.noising_log_prob)
             tensordict.set(keys.kernel_mean, chain.denoising.mean)
             tensordict.set(keys.kernel_std, chain.denoising.std)
         if self.return_entropy_bound:
