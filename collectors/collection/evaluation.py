@@ -46,6 +46,8 @@ def episode_stats(rollout: TensorDictBase) -> EpisodeStats:
         Counts and sums; the mean return is ``return_sum / count`` when ``count > 0``.
     """
     done = rollout["next", "done"]
+    if not done.any():
+        return EpisodeStats(0, 0.0, 0)
     return EpisodeStats(
         int(done.sum()),
         float(rollout["next", EPISODE_REWARD_KEY][done].double().sum()),
