@@ -13,6 +13,7 @@ import platform
 import uuid
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,12 @@ def write_text(path: Path, text: str) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
+    # Each is looked up among all packages that are installed: a tenth of a second for all of them.
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -7,7 +7,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
-from collectors.environments.observed import EPISODE_REWARD_KEY, STEP_COUNT_KEY
+from collectors.environments.spaces import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 from collectors.errors import NonFiniteError, UnfinishedEpisodeError
 from collectors.randomness import RandomStream
 from collectors.seeding import derive_seed
@@ -46,6 +46,8 @@ def episode_stats(rollout: TensorDictBase) -> EpisodeStats:
         Counts and sums; the mean return is ``return_sum / count`` when ``count > 0``.
     """
     done = rollout["next", "done"]
+    if not done.any():
+        return EpisodeStats(0, 0.0, 0)
     return EpisodeStats(
         int(done.sum()),
         float(rollout["next", EPISODE_REWARD_KEY][done].double().sum()),

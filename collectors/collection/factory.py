@@ -128,8 +128,12 @@ def make_collector(
             _close(env)
             raise
         if not num_workers:
-            options |= {"total_frames": total_frames, "init_random_frames": random_frames}
-            return _local(env, acting, seed, device, frames_per_batch=frames_per_batch, **options)
+            options |= {
+                "frames_per_batch": frames_per_batch,
+                "total_frames": total_frames,
+                "init_random_frames": random_frames,
+            }
+            return _local(env, acting, seed, device, **options)
         _close(env)
     options["frames_per_batch"] = frames_per_batch
     return WorkerCollector(
@@ -169,8 +173,22 @@ def _local(
         auto_register_policy_transforms=False,
         pre_collect_hook=stream.enter,
         post_collect_hook=stream.leave,
+        **(_new_memory(policy, options["init_random_frames"]) if on_cpu else {}),
         **options,
     )
+
+
+def _new_memory(policy: TensorDictModuleBase | None, random_frames: int) -> dict[str, bool]:
+    """Arguments that have every rollout stacked into memory of its own.
+
+    By default TorchRL stacks it into a buffer, which it has first to make from the specs, and then
+    copies that.
+    """
+    written = [] if policy is None else list(policy.out_keys)
+    if random_frames and len(written) > 1:
+        # The buffer holds zeros where random steps lack what the policy writes.
+        return {}
+    return {"use_buffers": False, "return_same_td": True}
 
 
 def _start(

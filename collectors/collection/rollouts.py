@@ -5,9 +5,10 @@ from functools import partial
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from torchrl.collectors import BaseCollector
+from torchrl.collectors import BaseCollector, Collector
 
-from collectors.environments.observed import CHUNK_STEPS_KEY, EPISODE_REWARD_KEY
+from collectors.environments.observed import CHUNK_STEPS_KEY
+from collectors.environments.spaces import EPISODE_REWARD_KEY
 from collectors.errors import CollectionError, NonFiniteError, describe
 
 #: How many environment steps a row is, in rollouts of chunks of actions.
@@ -27,6 +28,7 @@ class RolloutReader:
     def __init__(self, collector: BaseCollector) -> None:
         self.frames = 0
         self._collector = collector
+        self._has_copies = not _acts_itself(collector)
         self._rollouts: Iterator[TensorDictBase] | None = None
 
     def read(self) -> TensorDictBase:
@@ -39,7 +41,7 @@ class RolloutReader:
         """
         if self._rollouts is None:
             self._rollouts = iter(self._collector)
-        elif isinstance(self._collector.policy, torch.nn.Module):  # not a random policy
+        elif self._has_copies and isinstance(self._collector.policy, torch.nn.Module):
             self._collector.update_policy_weights_()
         try:
             rollout = next(self._rollouts, None)
@@ -60,6 +62,19 @@ class RolloutReader:
             rollout.set(CHUNK_LENGTH_KEY, lengths)
         self.frames += environment_steps(rollout)
         return rollout
+
+
+def _acts_itself(collector: BaseCollector) -> bool:
+    """Whether a collector acts with the policy itself, and would copy its parameters to themselves.
+
+    In rollouts of one step that takes longer than many an environment.
+    """
+    return (
+        type(collector) is Collector
+        and collector.get_weights_fn is None
+        # It counts how often the policy has changed.
+        and collector.policy_version_tracker is None
+    )
 
 
 def environment_steps(rollout: TensorDictBase) -> int:

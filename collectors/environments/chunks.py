@@ -10,11 +10,8 @@ from torchrl.data import Bounded, Unbounded
 from torchrl.envs import EnvBase
 
 from collectors.environments.gymnasium_env import EnvLayer, GymnasiumEnv
-from collectors.environments.observed import (
-    CHUNK_STEPS_KEY,
-    EPISODE_REWARD_KEY,
-    STEP_COUNT_KEY,
-)
+from collectors.environments.observed import CHUNK_STEPS_KEY
+from collectors.environments.spaces import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 
 
 class ChunkedEnv(EnvLayer):

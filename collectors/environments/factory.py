@@ -21,8 +21,8 @@ from collectors.environments.chunks import ChunkedEnv
 from collectors.environments.frames import FramesAsChannels
 from collectors.environments.gymnasium_env import GymnasiumEnv
 from collectors.environments.model_notices import known_notices_hidden
-from collectors.environments.observed import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 from collectors.environments.sources import EnvLike, Source, environment_source
+from collectors.environments.spaces import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 from collectors.environments.torchrl_env import FramedEnv, torchrl_copies
 from collectors.randomness import RandomStream
 from collectors.seeding import derive_seed

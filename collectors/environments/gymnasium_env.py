@@ -8,14 +8,20 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
 
 from collectors.environments.frames import FramesAsChannels
 from collectors.environments.outside_state import changed, outside_state
-from collectors.environments.spaces import Actions, Entry, observation_entries
+from collectors.environments.spaces import (
+    EPISODE_REWARD_KEY,
+    STEP_COUNT_KEY,
+    Actions,
+    Entry,
+    observation_entries,
+)
 from diffpolicy.errors import ArgumentError
 
 
@@ -28,6 +34,10 @@ class GymnasiumEnv(EnvBase):
     Observations have one place of their own, ``"observation"``: a tensor ``[num_envs, F]``, or a
     TensorDict with the entries of a dictionary. So no name of an entry can be that of something
     else. See :func:`collectors.observation_entries` for what becomes of each space.
+
+    ``"episode_reward"`` and ``"step_count"``, both ``[num_envs, 1]``, are sums since the reset of a
+    copy, as those of TorchRL's ``RewardSum`` and ``StepCounter``: two transforms around the
+    environment would take longer than all else that TorchRL does in a step.
 
     Simulators and rows share no memory: a copy gets its action as an array of its own, in the type
     and inside of the bounds of its space, and what it returns is copied at once.
@@ -103,6 +113,8 @@ class GymnasiumEnv(EnvBase):
         for entry in self.entries:
             dtype = torch.uint8 if entry.dtype is np.uint8 else torch.float32
             self.observation_spec[entry.key] = Unbounded((num_envs, *entry.shape), dtype=dtype)
+        self.observation_spec[EPISODE_REWARD_KEY] = Unbounded((num_envs, 1))
+        self.observation_spec[STEP_COUNT_KEY] = Unbounded((num_envs, 1), dtype=torch.int64)
         self.reward_spec = Unbounded((num_envs, 1))
         flag = Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
         names = ("done", "terminated", "truncated")
@@ -139,22 +151,22 @@ class GymnasiumEnv(EnvBase):
                 if chosen is None or bool(chosen[index]):
                     rows.reset(index, env.reset(**_for_copy(index, kwargs)))
         # TorchRL keeps the entries of the copies that go on as they are.
-        return rows.tensordict()
+        return rows.started()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        actions = _array(tensordict.get("action"))
+        actions = self.actions.to_environment(_array(tensordict.get("action")))
         chosen = tensordict.get("_step", None)
         rows = _Rows(self.entries, len(self.envs))
         # What float32 cannot hold becomes infinite, and is refused where the rollout is read.
         with np.errstate(over="ignore"):
             for index, env in enumerate(self.envs):
                 if chosen is None or bool(chosen[index]):
-                    rows.step(index, env.step(self.actions.to_environment(actions[index])))
+                    rows.step(index, env.step(actions[index].copy()))
         if chosen is None:
-            return rows.tensordict(rewards=True)
+            return rows.stepped(tensordict)
         # A copy that waits stays where it is.
         skipped = self._skip_tensordict(tensordict)
-        return rows.tensordict(rewards=True).where(chosen.reshape(self.batch_size), skipped)
+        return rows.stepped(tensordict).where(chosen.reshape(self.batch_size), skipped)
 
 
 class EnvLayer(EnvBase):
@@ -176,9 +188,9 @@ class _Rows:
     def __init__(self, entries: Sequence[Entry], num_envs: int) -> None:
         self._entries = entries
         self._observations = [np.zeros((num_envs, *e.shape), e.dtype) for e in entries]
-        self._rewards = np.zeros((num_envs, 1), np.float32)
-        self._terminated = np.zeros((num_envs, 1), np.bool_)
-        self._truncated = np.zeros((num_envs, 1), np.bool_)
+        self._rewards = np.zeros(num_envs, np.float32)
+        self._terminated = np.zeros(num_envs, np.bool_)
+        self._truncated = np.zeros(num_envs, np.bool_)
 
     def observe(self, index: int, observation: Any) -> None:
         """Take what a copy observes."""
@@ -207,17 +219,37 @@ class _Rows:
         self._terminated[index] = _number("terminated", terminated)
         self._truncated[index] = _number("truncated", truncated)
 
-    def tensordict(self, *, rewards: bool = False) -> TensorDictBase:
-        """All rows, with or without the rewards."""
-        terminated, truncated = map(torch.from_numpy, (self._terminated, self._truncated))
-        flags = {"done": terminated | truncated, "terminated": terminated, "truncated": truncated}
-        num_envs = len(self._rewards)
-        out = TensorDict(flags, [num_envs])
-        if rewards:
-            out.set("reward", torch.from_numpy(self._rewards))
+    def started(self) -> TensorDictBase:
+        """All rows at the start of an episode."""
+        zeros = torch.zeros(len(self._rewards), 1, dtype=torch.int64)
+        return self._tensordict({EPISODE_REWARD_KEY: zeros.float(), STEP_COUNT_KEY: zeros})
+
+    def stepped(self, before: TensorDictBase) -> TensorDictBase:
+        """All rows after a step from ``before``."""
+        reward, steps = _column(self._rewards), before.get(STEP_COUNT_KEY, None)
+        return self._tensordict(
+            {
+                "reward": reward,
+                EPISODE_REWARD_KEY: before.get(EPISODE_REWARD_KEY, 0.0) + reward,
+                STEP_COUNT_KEY: torch.ones_like(reward).long() if steps is None else steps + 1,
+            }
+        )
+
+    def _tensordict(self, out: dict[NestedKey, Tensor]) -> TensorDictBase:
         for entry, rows in zip(self._entries, self._observations, strict=True):
-            out.set(entry.key, torch.from_numpy(rows))
-        return out
+            out[entry.key] = torch.from_numpy(rows)
+        terminated, truncated = map(_column, (self._terminated, self._truncated))
+        out |= {
+            "done": terminated | truncated,
+            "terminated": terminated,
+            "truncated": truncated,
+        }
+        return TensorDict(out, [len(self._rewards)])
+
+
+def _column(values: NDArray[Any]) -> Tensor:
+    """``[num_envs, 1]``, in the memory of ``values`` ``[num_envs]``."""
+    return torch.from_numpy(values[:, None])
 
 
 def _for_copy(index: int, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,9 @@ from tensordict import NestedKey
 from torchrl.envs import EnvBase
 
 from collectors.environments.gymnasium_env import gymnasium_env
-from collectors.environments.spaces import SEPARATOR
+from collectors.environments.spaces import EPISODE_REWARD_KEY, SEPARATOR, STEP_COUNT_KEY
 from diffpolicy.errors import ArgumentError
 
-#: What environments of :func:`collectors.make_env` write besides what they observe.
-EPISODE_REWARD_KEY = "episode_reward"
-STEP_COUNT_KEY = "step_count"
 #: How many steps a chunk of actions took, in environments that execute chunks.
 CHUNK_STEPS_KEY = "chunk_steps"
 _STATISTICS = (EPISODE_REWARD_KEY, STEP_COUNT_KEY, CHUNK_STEPS_KEY)

@@ -14,6 +14,10 @@ from diffpolicy.errors import ArgumentError
 
 #: Where environments write what they observe, and nothing else.
 OBSERVATION_KEY = "observation"
+#: What environments of :func:`collectors.make_env` write besides: the sum of the rewards since the
+#: reset, and the number of steps.
+EPISODE_REWARD_KEY = "episode_reward"
+STEP_COUNT_KEY = "step_count"
 #: What joins the keys of dictionaries in dictionaries to one name: ``body.speed``.
 SEPARATOR = "."
 
@@ -65,12 +69,14 @@ class Entry:
         for key in self.path:
             value = _item(value, key, self.name)
         flat = self.flatten(value)
-        if flat.size != row.size:
-            raise ValueError(
-                f"the environment observes {self.name} of the shape {np.shape(value)}, but its "
-                f"observation space says {self.space}."
-            )
-        row[...] = flat.reshape(row.shape)
+        if flat.shape != row.shape:
+            if flat.size != row.size:
+                raise ValueError(
+                    f"the environment observes {self.name} of the shape {np.shape(value)}, but its "
+                    f"observation space says {self.space}."
+                )
+            flat = flat.reshape(row.shape)
+        row[...] = flat
 
 
 def observation_entries(

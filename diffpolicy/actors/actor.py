@@ -9,7 +9,7 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 
 from diffpolicy.actors.exploration import is_deterministic
-from diffpolicy.actors.keys import ActorKeys, required
+from diffpolicy.actors.keys import ActorKeys, ReturnedChain, required
 from diffpolicy.actors.module import ActorModule
 from diffpolicy.actors.protocol import PathSample
 from diffpolicy.actors.squashing import ActionSquash
@@ -24,6 +24,7 @@ from diffpolicy.sde import (
     prior_log_prob,
     rollout_chain,
     rollout_last,
+    rollout_latents,
     sampled_log_ratio,
     tanh_log_det,
 )
@@ -43,7 +44,8 @@ class DenoisingActor(ActorModule):
         squash: maps the last latent to the action.
         in_keys: observation keys, concatenated over their last dimension.
         keys: names of everything else that is read or written.
-        return_chain: also write the chain, its log-probabilities and kernels.
+        return_chain: also write the chain, its log-probabilities and kernels; ``"latents"``
+            writes the latents alone, which costs no more than acting does.
         return_entropy_bound: also write the entropy-bound estimate.
         deterministic_step: what a chain without noise follows: ``"mean"``, the mean of each
             denoising kernel, ``"flow"``, the probability flow of the process, or ``"published"``,
@@ -76,7 +78,7 @@ class DenoisingActor(ActorModule):
         *,
         in_keys: Sequence[NestedKey] = ("observation",),
         keys: ActorKeys | None = None,
-        return_chain: bool = False,
+        return_chain: ReturnedChain = False,
         return_entropy_bound: bool = False,
         deterministic_step: DeterministicStep = "mean",
         noise_key: NestedKey | None = None,
@@ -100,7 +102,7 @@ class DenoisingActor(ActorModule):
         self.return_entropy_bound = return_entropy_bound
         self.out_keys = [
             self.keys.action,
-            *(self.keys.chain if return_chain else ()),
+            *self.keys.written(return_chain),
             *((self.keys.entropy_bound,) if return_entropy_bound else ()),
         ]
 
@@ -115,17 +117,26 @@ class DenoisingActor(ActorModule):
 
     def _write(self, tensordict: TensorDictBase) -> TensorDictBase:
         observation, noise = self.observation(tensordict), self.given_noise(tensordict)
-        deterministic = is_deterministic()
-        if not (self.return_chain or self.return_entropy_bound):
+        deterministic, keys = is_deterministic(), self.keys
+        if self.return_chain is True or self.return_entropy_bound:
+            chain = self.sample_chain(observation, noise, deterministic=deterministic)
+            tensordict.set(keys.action, self.squash(chain.latents[..., -1, :]))
+            return self._write_chain(tensordict, chain)
+        if not self.return_chain:
             latent = self.sample_latent(observation, noise, deterministic=deterministic)
-            return tensordict.set(self.keys.action, self.squash(latent))
-        chain = self.sample_chain(observation, noise, deterministic=deterministic)
+            return tensordict.set(keys.action, self.squash(latent))
+        latents = self.sample_latents(observation, noise, deterministic=deterministic)
+        tensordict.set(keys.action, self.squash(latents[..., -1, :]))
+        return tensordict.set(keys.latents, latents)
+
+    def _write_chain(self, tensordict: TensorDictBase, chain: Chain) -> TensorDictBase:
         keys = self.keys
-        tensordict.set(keys.action, self.squash(chain.latents[..., -1, :]))
         if self.return_chain:
             tensordict.set(keys.latents, chain.latents)
-            tensordict.set(keys.log_prob, chain.log_prob)
-            tensordict.set(keys.log_ratio, chain.log_ratio)
+        if self.return_chain is True:
+            log_prob = chain.log_prob
+            tensordict.set(keys.log_prob, log_prob)
+            tensordict.set(keys.log_ratio, log_prob - chain.noising_log_prob)
             tensordict.set(keys.kernel_mean, chain.denoising.mean)
             tensordict.set(keys.kernel_std, chain.denoising.std)
         if self.return_entropy_bound:
@@ -145,6 +156,13 @@ class DenoisingActor(ActorModule):
         """
         process, score, noise, mode = self._rollout_inputs(observation, noise, deterministic)
         return rollout_chain(process, score, noise, mode=mode)
+
+    def sample_latents(
+        self, observation: Tensor, noise: Tensor | None = None, *, deterministic: bool = False
+    ) -> Tensor:
+        """The latents ``x_0 .. x_N`` ``[*B, N+1, A]``; arguments as in :meth:`sample_chain`."""
+        process, score, noise, mode = self._rollout_inputs(observation, noise, deterministic)
+        return rollout_latents(process, score, noise, mode=mode)
 
     def sample_latent(
         self, observation: Tensor, noise: Tensor | None = None, *, deterministic: bool = False

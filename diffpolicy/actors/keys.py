@@ -3,10 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from itertools import combinations, product
+from typing import Literal
 
 from tensordict import NestedKey, TensorDictBase
 from tensordict.utils import unravel_key
 from torch import Tensor
+
+ReturnedChain = bool | Literal["latents"]
+"""What acting writes of a chain: nothing, all of it, or its latents alone."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,18 @@ class ActorKeys:
     def chain(self) -> tuple[NestedKey, ...]:
         """Everything that describes a chain."""
         return (self.latents, *self.per_step)
+
+    def written(self, chain: ReturnedChain) -> tuple[NestedKey, ...]:
+        """The entries of a chain that acting writes.
+
+        Raises:
+            ValueError: for anything that is no :data:`ReturnedChain`.
+        """
+        if chain == "latents":
+            return (self.latents,)
+        if not isinstance(chain, bool):
+            raise ValueError(f"return_chain must be True, False or 'latents', got {chain!r}.")
+        return self.chain if chain else ()
 
     @property
     def all(self) -> tuple[NestedKey, ...]:

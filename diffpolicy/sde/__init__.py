@@ -17,6 +17,7 @@ from diffpolicy.sde.rollout import (
     draw_noise,
     rollout_chain,
     rollout_last,
+    rollout_latents,
     sampled_log_ratio,
 )
 from diffpolicy.sde.schedules import SCHEDULES, schedule_factors
@@ -36,6 +37,7 @@ __all__ = [
     "prior_log_prob",
     "rollout_chain",
     "rollout_last",
+    "rollout_latents",
     "sampled_log_ratio",
     "schedule_factors",
     "tanh_log_det",

@@ -140,6 +140,23 @@ def rollout_chain(
     return Chain(path, Gaussian(mean, (2 * step_sizes).sqrt().expand_as(mean)), noising)
 
 
+def rollout_latents(
+    process: DenoisingProcess,
+    score: ScoreFunction,
+    noise: Tensor,
+    *,
+    mode: RolloutMode = "sample",
+) -> Tensor:
+    """The latents ``x_0 .. x_N`` ``[*B, N+1, A]`` of a chain, without its kernels.
+
+    Arguments and errors are those of :func:`rollout_chain`.
+    """
+    _check_noise(process, noise)
+    denoised = _denoise(process, process.step_sizes(), score, noise, mode)
+    first = noise[..., 0, :] * process.prior_std
+    return torch.stack([first, *(latent for _, latent in denoised)], -2)
+
+
 def rollout_last(
     process: DenoisingProcess,
     score: ScoreFunction,

@@ -329,6 +329,31 @@ def test_without_noise_the_mean_is_followed_by_default(make_actor: Actor) -> Non
     assert make_actor().deterministic_step == "mean"
 
 
+@pytest.mark.parametrize("exploration", [RANDOM, DETERMINISTIC])
+def test_latents_alone_are_those_of_the_whole_chain(
+    make_actor: Actor, make_data: Data, exploration: ExplorationType
+) -> None:
+    actor, data = make_actor(return_chain=True), make_data(5)
+    written = {}
+    for choice in (True, "latents", False):
+        alike = make_actor(return_chain=choice)
+        alike.load_state_dict(actor.state_dict())
+        torch.manual_seed(0)
+        with set_exploration_type(exploration):
+            written[choice] = alike(data.copy()).exclude(*data.keys())
+        assert set(alike.out_keys) == set(written[choice].keys())
+    assert set(written["latents"].keys()) == {"action", "latents"}
+    assert set(written[False].keys()) == {"action"}
+    for choice in ("latents", False):
+        for key, value in written[choice].items():
+            assert torch.equal(value, written[True][key])
+
+
+def test_what_is_written_of_a_chain_is_checked(make_actor: Actor) -> None:
+    with pytest.raises(ValueError, match="return_chain must be True, False or 'latents', got 'a'"):
+        make_actor(return_chain="a")
+
+
 @pytest.mark.parametrize("return_chain", [False, True])
 def test_acting_without_noise_leaves_the_generator_alone(
     make_actor: Actor, make_data: Data, return_chain: bool

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import NestedKey, TensorDict
 from torch import nn
 from torchrl.data import OneHot, Unbounded
 from torchrl.envs import EnvBase
@@ -42,6 +42,11 @@ NESTED = ActorKeys(
 BUILDERS = pytest.mark.parametrize("build", [build_diffsac_networks, build_diffwpo_networks])
 
 
+def written(build: Build, keys: ActorKeys) -> tuple[NestedKey, ...]:
+    """What of a chain the losses read: that of DiffSAC takes nothing but latents from replay."""
+    return (keys.latents,) if build is build_diffsac_networks else keys.chain
+
+
 def ensemble(networks: ActorCritic) -> DenoisingQEnsemble:
     (found,) = [m for m in networks.critic.modules() if isinstance(m, DenoisingQEnsemble)]
     return found
@@ -63,7 +68,7 @@ def test_networks_have_the_sizes_of_the_environment(
     critic = CriticConfig(hidden=(9, 10), ensemble_size=3, normalization=None, **head)
     networks = build(env, denoising_steps=3, critic=critic)
     assert networks.actor.denoising_steps == 3
-    assert networks.actor.out_keys == ["action", *ActorKeys().chain]
+    assert networks.actor.out_keys == ["action", *written(build, ActorKeys())]
     assert networks.critic.in_keys == ["observation", "next_latent", "step"]
     logits = [] if bins is None else ["state_action_value_logits"]
     assert networks.critic.out_keys == ["state_action_value", *logits]
@@ -93,7 +98,7 @@ def test_keys_may_be_renamed_and_nested(make_env: MakeEnv, build: Build) -> None
     names = list(SEVERAL)
     networks = build(env, observation_keys=names, keys=NESTED, denoising_steps=3)
     assert networks.actor.in_keys == names
-    assert networks.actor.out_keys == [NESTED.action, *NESTED.chain]
+    assert networks.actor.out_keys == [NESTED.action, *written(build, NESTED)]
     assert networks.critic.in_keys == [*names, NESTED.next_latent, NESTED.step]
     networks.critic.eval()
     data = sampled(env, networks)

@@ -12,6 +12,7 @@ from diffpolicy.sde import (
     log_ratio,
     rollout_chain,
     rollout_last,
+    rollout_latents,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -112,17 +113,18 @@ def test_chain_without_noise_needs_the_prior_sample_only(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_last_latent_is_that_of_the_chain(mode: str) -> None:
+def test_latents_are_those_of_the_chain(mode: str) -> None:
     process = process_with_own_step_sizes()
     noise = torch.randn(3, 4, 6, 2)
     chain = rollout_chain(process, score, noise, mode=mode)
     last = rollout_last(process, score, noise, mode=mode)
     assert torch.equal(last, chain.latents[..., -1, :])
+    assert torch.equal(rollout_latents(process, score, noise, mode=mode), chain.latents)
 
 
 def test_unknown_mode_is_refused() -> None:
     process = process_with_own_step_sizes()
-    for rollout in (rollout_chain, rollout_last):
+    for rollout in (rollout_chain, rollout_latents, rollout_last):
         with pytest.raises(ValueError, match=r"mode must be 'sample', 'mean', .* got 'ode'"):
             rollout(process, score, torch.randn(6, 2), mode="ode")
 

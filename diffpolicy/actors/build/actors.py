@@ -15,7 +15,7 @@ from diffpolicy.actors.build.recipe import ActorKind, ActorRecipe
 from diffpolicy.actors.build.sizes import Sizes, read_sizes
 from diffpolicy.actors.configs import NetworkConfig, ProcessConfig
 from diffpolicy.actors.gaussian import GaussianChainActor
-from diffpolicy.actors.keys import ActorKeys
+from diffpolicy.actors.keys import ActorKeys, ReturnedChain
 from diffpolicy.actors.squashing import ActionSquash
 from diffpolicy.networks import RunningNorm, ScoreNetwork, StepEmbedding, mlp
 from diffpolicy.sde import DenoisingProcess, DeterministicStep
@@ -30,7 +30,7 @@ def build_denoising_actor(
     observation_keys: Sequence[NestedKey] = ("observation",),
     keys: ActorKeys | None = None,
     normalizer: RunningNorm | None = None,
-    return_chain: bool = False,
+    return_chain: ReturnedChain = False,
     deterministic_step: DeterministicStep = "mean",
     noise_key: NestedKey | None = None,
     device: torch.device | str | None = None,
@@ -55,7 +55,8 @@ def build_denoising_actor(
         keys: names of the entries that the actor reads and writes; ``keys.action`` says which of
             the environment's actions it is for.
         normalizer: observation statistics to use; None builds them if the network asks for them.
-        return_chain: whether acting writes the chain, as on-policy losses need.
+        return_chain: whether acting writes the chain, as on-policy losses need, or its
+            ``"latents"`` alone, which DiffSAC needs.
         deterministic_step: see :class:`DenoisingActor`.
         noise_key: see :class:`DenoisingActor`.
         device: where to put the parameters.
@@ -94,7 +95,7 @@ def _denoising(
     sizes: Sizes,
     device: torch.device | str | None,
     *,
-    return_chain: bool = False,
+    return_chain: ReturnedChain = False,
     noise_key: NestedKey | None = None,
 ) -> DenoisingActor:
     process, network, denoising_steps = recipe.process, recipe.network, recipe.denoising_steps

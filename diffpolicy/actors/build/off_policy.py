@@ -22,7 +22,7 @@ from diffpolicy.actors.configs import (
     NetworkConfig,
     ProcessConfig,
 )
-from diffpolicy.actors.keys import ActorKeys
+from diffpolicy.actors.keys import ActorKeys, ReturnedChain
 from diffpolicy.errors import ArgumentError
 
 _DIFFSAC_NETWORK = NetworkConfig(actor_hidden=(128, 128), normalize_observations=False)
@@ -85,10 +85,11 @@ def build_diffsac_networks(
     critic: CriticConfig | None = None,
     observation_keys: Sequence[NestedKey] = ("observation",),
     keys: ActorKeys | None = None,
+    return_chain: ReturnedChain = "latents",
     noise_key: NestedKey | None = None,
     device: torch.device | str | None = None,
 ) -> ActorCritic:
-    """Actor (with chains) and Q ensemble ``Q_j(s, x_{n+1}, n)`` for DiffSAC.
+    """Actor (with the latents of its chains) and Q ensemble ``Q_j(s, x_{n+1}, n)`` for DiffSAC.
 
     Args:
         env: a TorchRL environment, batched or not; only its specs are read.
@@ -99,6 +100,7 @@ def build_diffsac_networks(
         critic: options of the Q ensemble; None has two scalar ones with layer normalisation.
         observation_keys: observation entries to read, concatenated.
         keys: names of the entries that the actor reads and writes.
+        return_chain: what acting writes of a chain; the loss reads the latents and nothing else.
         noise_key: see :class:`DenoisingActor`.
         device: where to put the parameters.
 
@@ -115,7 +117,7 @@ def build_diffsac_networks(
     check_no_value_function(network)
     sizes = read_sizes(env, observation_keys, network, keys or ActorKeys())
     recipe = ActorRecipe("denoising", network, denoising_steps, process)
-    actor = make_actor(recipe, sizes, device, return_chain=True, noise_key=noise_key)
+    actor = make_actor(recipe, sizes, device, return_chain=return_chain, noise_key=noise_key)
     q_module = make_denoising_critic(sizes, denoising_steps, critic, network, process.prior_std)
     return ActorCritic(actor, q_module.to(device), sizes.statistics)
 

@@ -103,6 +103,7 @@ def build_diffwpo_networks(
         critic=critic or _WPO_CRITIC,
         observation_keys=observation_keys,
         keys=keys,
+        return_chain=True,
         noise_key=noise_key,
         device=device,
     )

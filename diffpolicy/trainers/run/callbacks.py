@@ -128,7 +128,10 @@ def _cell(value: float | str) -> float | str:
 
 
 class ResultsFile(RunCallback):
-    """``results.json`` and ``returns.png``, rewritten at every evaluation and at the end."""
+    """``results.json`` and ``returns.png``, rewritten at every evaluation and at the end.
+
+    The curve comes with its second point: nobody waits for a picture before the first step.
+    """
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -137,19 +140,25 @@ class ResultsFile(RunCallback):
         """Write both files."""
         if trainer.is_global_zero:
             self._write(module)
-            plot = self.output / files.PLOT_FILE
-            title = f"{module.config.method} on {module.config.env_name}"
-            curve = learning_curve(module.progress.evaluations, title)
-            module.disk.attempt(
-                str(plot),
-                lambda: files.write_atomically(plot, lambda p: curve.savefig(p, format="png")),
-            )
+            if len(module.progress.evaluations) > 1:
+                self._draw(module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the final counters."""
+        """Write the final counters, and the curve of a run with one evaluation."""
         assert isinstance(pl_module, RLModule)
         if trainer.is_global_zero:
             self._write(pl_module)
+            if len(pl_module.progress.evaluations) == 1:
+                self._draw(pl_module)
+
+    def _draw(self, module: RLModule) -> None:
+        plot = self.output / files.PLOT_FILE
+        title = f"{module.config.method} on {module.config.env_name}"
+        curve = learning_curve(module.progress.evaluations, title)
+        module.disk.attempt(
+            str(plot),
+            lambda: files.write_atomically(plot, lambda p: curve.savefig(p, format="png")),
+        )
 
     def _write(self, module: RLModule) -> None:
         seconds = module.progress.wall_seconds
