@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from project import PACKAGES, ROOT, copy_project
 
 import diffpolicy
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("diffpolicy", "objectives", "collectors")
 MAX_FILE_BYTES = 1_000_000
 MAX_MODULE_LINES = 320
 MAX_EXAMPLE_LINES = 120
@@ -57,16 +55,6 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
         text=True,
         check=False,
     )
-
-
-def copy_project(destination: Path) -> Path:
-    """Copy what a build needs, so that it leaves nothing behind in the repository."""
-    ignore = shutil.ignore_patterns("__pycache__")
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, destination / package, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, destination)
-    return destination
 
 
 def repository_files() -> Iterator[Path]:
