@@ -67,7 +67,7 @@ class RolloutReader:
 def _acts_itself(collector: BaseCollector) -> bool:
     """Whether a collector acts with the policy itself, and would copy its parameters to themselves.
 
-    In rollouts of one step that takes longer than many an environment.
+    Rollouts of one step, as those of off-policy methods, would do so at every step.
     """
     return (
         type(collector) is Collector

@@ -36,8 +36,8 @@ class GymnasiumEnv(EnvBase):
     else. See :func:`collectors.observation_entries` for what becomes of each space.
 
     ``"episode_reward"`` and ``"step_count"``, both ``[num_envs, 1]``, are sums since the reset of a
-    copy, as those of TorchRL's ``RewardSum`` and ``StepCounter``: two transforms around the
-    environment would take longer than all else that TorchRL does in a step.
+    copy, as those of TorchRL's ``RewardSum`` and ``StepCounter``, without two transforms that go
+    through the rows of every step once more.
 
     Simulators and rows share no memory: a copy gets its action as an array of its own, in the type
     and inside of the bounds of its space, and what it returns is copied at once.
