@@ -46,12 +46,11 @@ def episode_stats(rollout: TensorDictBase) -> EpisodeStats:
         Counts and sums; the mean return is ``return_sum / count`` when ``count > 0``.
     """
     done = rollout["next", "done"]
+    returns, lengths = rollout["next", EPISODE_REWARD_KEY], rollout["next", STEP_COUNT_KEY]
     if not done.any():
         return EpisodeStats(0, 0.0, 0)
     return EpisodeStats(
-        int(done.sum()),
-        float(rollout["next", EPISODE_REWARD_KEY][done].double().sum()),
-        int(rollout["next", STEP_COUNT_KEY][done].sum()),
+        int(done.sum()), float(returns[done].double().sum()), int(lengths[done].sum())
     )
 
 
