@@ -7,8 +7,6 @@ scripts, :func:`prepare` and :func:`train` are its two halves. A method of your 
 :class:`OffPolicyParts`, which :class:`OnPolicyModule` and :class:`OffPolicyModule` train.
 """
 
-# The first import of Lightning.
-import diffpolicy.trainers.light  # noqa: F401 # isort: skip
 from collectors import EVALUATION_SEED
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.config.on_policy import OnPolicyConfig
