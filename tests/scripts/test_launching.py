@@ -300,5 +300,5 @@ def test_the_scaling_benchmark_measures_every_run(
         assert speed["updates_per_second"] == pytest.approx(expected)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 2
-    assert rows[2].startswith("| ppo | 1 |")
+    assert rows[2].startswith("| gaussian_ppo | 1 |")
     assert rows[2].endswith("| x 1.00 |")
