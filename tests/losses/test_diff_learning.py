@@ -139,7 +139,7 @@ def learn(name: str, reward: Reward) -> DenoisingActor:
     ("name", "number", "std"),
     [
         pytest.param("sac", 5, 0.2, marks=pytest.mark.slow),
-        ("sac", 2, 0.3),
+        pytest.param("sac", 2, 0.3, marks=pytest.mark.slow),
         pytest.param("wpo", 5, 0.2, marks=pytest.mark.slow),
         pytest.param("preconditioned wpo", 2, 0.3, marks=pytest.mark.slow),
     ],

@@ -224,7 +224,10 @@ OF_ONE = {
         (["--sampled-steps", "3"], "--sampled-steps must be at most --denoising-steps 2, got 3."),
         (["--target-steps", "0"], "--target-steps must be at least 1, got 0."),
         (["--critic-head", "c51"], "--critic-head must be one of scalar, hl_gauss, got 'c51'."),
-        (["--critic-head", "hl_gauss"], "--critic-head hl_gauss needs --value-range MIN MAX"),
+        (
+            ["--critic-head", "hl_gauss", "--no-normalize-rewards"],
+            "--critic-head hl_gauss with --no-normalize-rewards needs --value-range MIN MAX",
+        ),
         (["--value-range", "0", "1"], "--value-range is for --critic-head hl_gauss"),
         (
             ["--critic-normalization", "batch"],
@@ -234,7 +237,10 @@ OF_ONE = {
     "diffwpo": [
         (["--kl-bound", "0"], "--kl-bound must be greater than 0, got 0.0."),
         (["--temperature", "0"], "--temperature must be greater than 0 to be learned, got 0.0;"),
-        (["--critic-head", "hl_gauss"], "--critic-head hl_gauss needs --value-range MIN MAX"),
+        (
+            ["--critic-head", "hl_gauss", "--no-normalize-rewards"],
+            "--critic-head hl_gauss with --no-normalize-rewards needs --value-range MIN MAX",
+        ),
         (["--critic-reduction", "max"], "--critic-reduction must be one of mean, min, got 'max'."),
         (["--minibatch-size", "81"], "--minibatch-size must be at most 80, the rows of a rollout"),
         (["--clip-epsilon", "0.1"], "there is no flag --clip-epsilon"),
@@ -254,7 +260,8 @@ OF_ONE = {
             "--value-range is for --critic-head categorical; leave one of them out.",
         ),
         (["--critic-reduction", "min"], "--critic-reduction min needs --critic-head scalar."),
-        (["--gamma", "1"], "--gamma 1 leaves the range of values open"),
+        (["--no-normalize-rewards"], "--no-normalize-rewards needs --value-range MIN MAX"),
+        (["--reward-scale", "2"], "--reward-scale 2 changes nothing about normalised rewards"),
         (["--delay-critic"], "--delay-critic does not go with --critic-normalization batch"),
         (["--preset", "tiny"], "--preset must be one of cpu, paper, got 'tiny'."),
         (["--env", "dmc:cheetah-fly"], "--env dmc:cheetah-fly is not a task"),

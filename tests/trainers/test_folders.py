@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,16 @@ def test_new_folders_of_the_same_second_differ(
         assert folder.name.startswith("diffppo-InvertedPendulum-v5-seed0-20260101-120000-")
 
 
-def _has_ended(pid: int) -> bool:
-    """Whether all threads of a process have: until then its files stay open."""
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-        return len(threads) == 1 and "Z" in Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+def _acquired_soon(lock: FolderLock) -> None:
+    """Acquire a lock whose process is being ended: the kernel closes its files a moment later."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return lock.acquire()
+        except ArgumentError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize("grandchild", [False, True])
@@ -81,11 +85,9 @@ def test_a_lock_is_free_again_once_its_last_process_is_killed(
     with pytest.raises(ArgumentError, match=r"is in use by a run \(process \d+ on .+\); wait"):
         lock.acquire()
     os.kill(pid, signal.SIGKILL)
+    _acquired_soon(lock)
     if not grandchild:
         os.waitpid(pid, 0)
-    while not _has_ended(pid):
-        pass
-    lock.acquire()
     lock.acquire()  # the second time it is held already
     with pytest.raises(ArgumentError, match=f"process {os.getpid()} on "):
         FolderLock(tmp_path).acquire()
