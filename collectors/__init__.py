@@ -4,6 +4,7 @@ from collectors.collection.evaluation import EpisodeStats, episode_stats, evalua
 from collectors.collection.factory import make_collector
 from collectors.collection.ray_workers import check_ray
 from collectors.collection.rollouts import check_finite, environment_steps
+from collectors.environments.envpool_env import EnvPoolEnv
 from collectors.environments.factory import make_env
 from collectors.environments.gymnasium_env import GymnasiumEnv
 from collectors.environments.spaces import Entry, observation_entries
@@ -37,6 +38,7 @@ __all__ = [
     "EVALUATION_SEED",
     "CollectionError",
     "Entry",
+    "EnvPoolEnv",
     "EpisodeStats",
     "GymnasiumEnv",
     "ModeCoverage",

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchrl.data import Bounded, Unbounded
 from torchrl.envs import EnvBase
 
-from collectors.environments.gymnasium_env import EnvLayer, GymnasiumEnv
 from collectors.environments.observed import CHUNK_STEPS_KEY
+from collectors.environments.simulator_env import EnvLayer, simulator_env
 from collectors.environments.spaces import EPISODE_REWARD_KEY, STEP_COUNT_KEY
 
 
@@ -91,9 +91,12 @@ class ChunkedEnv(EnvLayer):
 
     def _advance(self, state: TensorDictBase, active: Tensor) -> TensorDictBase:
         """One step of the environment; what it does to the copies that wait is not used."""
-        if isinstance(self.base_env, GymnasiumEnv):
+        own = simulator_env(self.base_env)
+        if own is not None:
             # Its copies must not go on after their end.
-            return self.base_env._step(state.set("_step", active.reshape(self.batch_size)))
+            state = state.set("_step", active.reshape(self.batch_size))
+        if own is self.base_env:
+            return own._step(state)
         return self.base_env.step(state)["next"]
 
     def _written(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torchrl.envs import (
     ActionScaling,
@@ -18,6 +18,7 @@ from torchrl.envs import (
 )
 
 from collectors.environments.chunks import ChunkedEnv
+from collectors.environments.envpool_env import envpool_source
 from collectors.environments.frames import FramesAsChannels
 from collectors.environments.gymnasium_env import GymnasiumEnv
 from collectors.environments.model_notices import known_notices_hidden
@@ -27,6 +28,9 @@ from collectors.environments.torchrl_env import FramedEnv, torchrl_copies
 from collectors.randomness import RandomStream
 from collectors.seeding import derive_seed
 from diffpolicy.errors import ArgumentError
+
+#: Who runs the tasks that have a name.
+Simulators = Literal["gymnasium", "envpool"]
 
 
 def make_env(
@@ -43,6 +47,7 @@ def make_env(
     action_chunk: int = 1,
     gamma: float = 1.0,
     keep_batch: bool = False,
+    source: Simulators = "gymnasium",
     **env_kwargs: Any,
 ) -> TransformedEnv:
     """Build ``num_envs`` copies of an environment, stepped together in this process.
@@ -110,6 +115,10 @@ def make_env(
         gamma: discount of a step of the environment inside of a chunk.
         keep_batch: whether a TorchRL environment that has a batch of a size of its own keeps it,
             whatever ``num_envs`` says.
+        source: ``"gymnasium"``, or ``"envpool"`` for the tasks that EnvPool has (needs
+            ``pip install 'diffpolicy[envpool]'``): ids of Gymnasium, ``"dmc:domain-task"``, and its
+            own ids. Threads of C++ step all copies at once (:class:`collectors.EnvPoolEnv`). Seeds
+            give other initial states there, and ``wrappers`` are TorchRL's.
         **env_kwargs: passed to the constructor of the environment, or to the factory.
 
     Returns:
@@ -136,8 +145,13 @@ def make_env(
             reward_scale,
             "must be a positive finite number; 1.0 leaves rewards as they are.",
         )
-    source = environment_source(name, max_episode_steps, env_kwargs, wrappers)
-    build = partial(_copies, source, num_envs, frame_stack, observation_keys, keep_batch)
+    if source not in get_args(Simulators):
+        raise ArgumentError("source", source, f"must be {' or '.join(get_args(Simulators))}.")
+    if source == "envpool":
+        found = envpool_source(name, max_episode_steps, env_kwargs, wrappers, observation_keys)
+    else:
+        found = environment_source(name, max_episode_steps, env_kwargs, wrappers)
+    build = partial(_copies, found, num_envs, frame_stack, observation_keys, keep_batch)
     with known_notices_hidden():
         if seed is None:
             env = build()

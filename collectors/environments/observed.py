@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tensordict import NestedKey
 from torchrl.envs import EnvBase
 
-from collectors.environments.gymnasium_env import gymnasium_env
+from collectors.environments.simulator_env import simulator_env
 from collectors.environments.spaces import EPISODE_REWARD_KEY, SEPARATOR, STEP_COUNT_KEY
 from diffpolicy.errors import ArgumentError
 
@@ -46,7 +46,7 @@ def observed_entries(env: EnvBase, names: Sequence[str] | None = None) -> list[O
     Raises:
         ArgumentError: there is no entry of this name, or none that could be read.
     """
-    own = gymnasium_env(env)
+    own = simulator_env(env)
     spec = env.observation_spec_unbatched
     if own is not None:
         # It has chosen already, and knows the names.

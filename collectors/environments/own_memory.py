@@ -3,7 +3,7 @@
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
-from collectors.environments.gymnasium_env import gymnasium_env
+from collectors.environments.simulator_env import simulator_env
 
 
 def with_own_memory(env: EnvBase) -> EnvBase:
@@ -14,7 +14,7 @@ def with_own_memory(env: EnvBase) -> EnvBase:
     what it gave before. Environments of :func:`collectors.make_env` are returned as they are:
     they copy already.
     """
-    if gymnasium_env(env) is not None:
+    if simulator_env(env) is not None:
         return env
     if isinstance(env, TransformedEnv):
         env.append_transform(OwnMemory())

@@ -22,7 +22,8 @@ from diffpolicy.names import close_matches, imported, named_object, shown
 AnyEnv: TypeAlias = gym.Env[Any, Any] | EnvBase
 #: What :func:`collectors.make_env` takes: a name, a factory, or an environment.
 EnvLike: TypeAlias = str | Callable[..., AnyEnv] | AnyEnv
-_SUITE = "dmc:"
+#: Begins the names of tasks of the DeepMind Control Suite.
+SUITE = "dmc:"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def environment_source(
         named_object(item, "wrappers") if isinstance(item, str) else item for item in wrappers
     )
     own = dict(arguments)
-    if isinstance(env, str) and env.startswith(_SUITE):
+    if isinstance(env, str) and env.startswith(SUITE):
         return _suite_source(env, max_episode_steps, own, around)
     if isinstance(env, str):
         module, _, name = env.rpartition(":")
@@ -141,7 +142,7 @@ def _suite_source(
         # The task's own limit ends an episode too, and Gymnasium's can only come before it.
         limit = {"time_limit": math.inf}
         arguments["task_kwargs"] = limit | arguments.pop("task_kwargs", {})
-    env_id = f"dm_control/{name.removeprefix(_SUITE)}-v0"
+    env_id = f"dm_control/{name.removeprefix(SUITE)}-v0"
     make = partial(gym.make, env_id, max_episode_steps=max_episode_steps, **arguments)
     # Scalars (the height of walker) and vectors become one vector, in the order of their names.
     return Source(name, partial(built, name, make), arguments, (FlattenObservation, *wrappers))
@@ -153,6 +154,10 @@ def _wrapped(env: AnyEnv, wrapper: Callable[[Any], Any]) -> AnyEnv:
     try:
         wrapped = wrapper(env)
     except TypeError as error:
+        if not isinstance(env, gym.Env) and "gymnasium.Env" in str(error):
+            problem = "is for an environment of Gymnasium, and this one is of TorchRL; give a "
+            hint = "transform of TorchRL, for example torchrl.envs:RewardSum."
+            raise ArgumentError("wrappers", shown(wrapper), problem + hint) from error
         if "argument" not in str(error):
             raise
         problem = f"cannot be called with an environment alone ({error}); name a function that can."
@@ -227,17 +232,17 @@ def _check_suite_task(name: str) -> None:
             f"is a task of the DeepMind Control Suite, which is not installed ({error}); "
             "pip install 'diffpolicy[dmc]'.",
         ) from error
-    tasks = [f"{_SUITE}{domain}-{task}" for domain, task in suite.ALL_TASKS if domain != "lqr"]
+    tasks = [f"{SUITE}{domain}-{task}" for domain, task in suite.ALL_TASKS if domain != "lqr"]
     if name in tasks:
         return
-    if name.startswith(f"{_SUITE}lqr-"):
+    if name.startswith(f"{SUITE}lqr-"):
         raise ArgumentError(
             "name",
             name,
             "is not supported: lqr has no bounds on its actions, and another model whenever it is "
-            f"built; choose another domain, for example {_SUITE}point_mass-easy.",
+            f"built; choose another domain, for example {SUITE}point_mass-easy.",
         )
-    domains = ", ".join(dict.fromkeys(task.split("-")[0].removeprefix(_SUITE) for task in tasks))
+    domains = ", ".join(dict.fromkeys(task.split("-")[0].removeprefix(SUITE) for task in tasks))
     hint = close_matches(name, tasks) or f"the domains are {domains}"
     raise ArgumentError("name", name, f"is not a task of the DeepMind Control Suite; {hint}.")
 

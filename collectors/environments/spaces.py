@@ -78,6 +78,20 @@ class Entry:
             flat = flat.reshape(row.shape)
         row[...] = flat
 
+    def of_batch(self, observations: Any, count: int) -> NDArray[Any]:
+        """This entry of ``count`` observations at once, in new memory ``[count, *shape]``.
+
+        Args:
+            observations: arrays ``[count, ...]``, in dictionaries where the space has them.
+            count: number of observations.
+        """
+        value = observations
+        for key in self.path:
+            value = _item(value, key, self.name)
+        if not isinstance(self.space, spaces.Box):
+            value = np.stack([self.flatten(item) for item in value])
+        return np.array(value, self.dtype).reshape(count, *self.shape)
+
 
 def observation_entries(
     env: str, space: gym.Space[Any], names: Sequence[str] | None = None

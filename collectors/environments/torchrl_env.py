@@ -8,8 +8,8 @@ from tensordict import TensorDictBase
 from torchrl.data import Bounded
 from torchrl.envs import CatFrames, Compose, EnvBase, SerialEnv, TransformedEnv
 
-from collectors.environments.gymnasium_env import EnvLayer
 from collectors.environments.observed import observed_entries
+from collectors.environments.simulator_env import EnvLayer
 from collectors.environments.sources import Source
 from diffpolicy.errors import ArgumentError
 from diffpolicy.networks.encoders import channels_last

@@ -90,7 +90,9 @@ def drawn_env(policy: "Policy", args: argparse.Namespace, render_mode: str) -> "
         problem = "does not say which environment it is for; give one with --env."
         raise ArgumentError("policy", args.policy, problem)
     limit = args.max_episode_steps or config.get("max_episode_steps")
-    arguments = {**(config.get("env_kwargs") or {}), "render_mode": render_mode}
+    arguments = {**_task_arguments(config), "render_mode": render_mode}
+    if config.get("env_source") == "envpool":
+        sys.stderr.write(f"EnvPool draws nothing here: this is {name} of Gymnasium\n")
     with drawing(name):
         env = _built(name, limit, arguments, config.get("env_wrapper") or ())
         if env.render_mode != render_mode:
@@ -146,6 +148,16 @@ def _check_glfw(env: "gym.Env[Any, Any]") -> None:
         words = "; ".join(str(warning.message) for warning in told)
         raise RuntimeError(f"GLFW opens no window: {words}")
     glfw.destroy_window(window)
+
+
+def _task_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the environment of a run, without those about EnvPool's threads."""
+    from collectors.environments.envpool_env import POOL_ARGUMENTS
+
+    given = config.get("env_kwargs") or {}
+    if config.get("env_source") != "envpool":
+        return given
+    return {key: value for key, value in given.items() if key not in POOL_ARGUMENTS}
 
 
 class drawing:

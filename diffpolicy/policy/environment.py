@@ -10,7 +10,7 @@ from tensordict import NestedKey
 from torchrl.envs import EnvBase, TransformedEnv
 
 from collectors.environments.factory import MadeEnv
-from collectors.environments.gymnasium_env import EnvLayer, GymnasiumEnv
+from collectors.environments.simulator_env import EnvLayer, SimulatorEnv
 from collectors.environments.spaces import Actions, Entry, observation_entry
 from collectors.environments.torchrl_env import FramedEnv
 from diffpolicy.errors import ArgumentError
@@ -32,15 +32,15 @@ def interface_of(env: EnvBase, keys: Sequence[NestedKey]) -> Interface:
     if made is None:
         raise _refused(env, "must be an environment of collectors.make_env")
     inner, frames = made.unchunked, 1
-    if isinstance(inner, GymnasiumEnv):
+    if isinstance(inner, FramedEnv):
+        frames, inner = inner.frames, inner.base_env
+    if isinstance(inner, SimulatorEnv):
         by_key = {entry.key: entry for entry in inner.frame_entries}
         if not by_key.keys() >= set(keys):
             raise _refused(env, "gets what the actor reads from a transform")
         observed = [by_key[key] for key in keys]
-        frames, actions = inner.frames, inner.actions
+        frames, actions = max(frames, inner.frames), inner.actions
     else:
-        if isinstance(inner, FramedEnv):
-            frames, inner = inner.frames, inner.base_env
         observed = [_tensor_entry(inner, key) for key in keys]
         actions = _tensor_actions(inner)
     interface = Interface(tuple(observed), actions, frames, made.chunk, made.rescales)

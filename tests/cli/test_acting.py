@@ -53,6 +53,21 @@ def test_a_video_is_kept_with_its_run(dime_run: Path, capsys: pytest.CaptureFixt
     assert (dime_run / "episodes.mp4").read_bytes()[4:8] == b"ftyp"
 
 
+def test_what_envpool_has_trained_is_drawn_by_gymnasium(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("envpool")
+    run = str(tmp_path / "run")
+    options = {"env_source": "envpool", "total_frames": 40, "env_kwargs": "{num_threads: 1}"}
+    assert main(["train", "diffppo", *small_words("diffppo", **options), "--output", run]) == 0
+    capsys.readouterr()
+    assert main(["record", run, "--episodes", "1", "--output", str(tmp_path / "a.gif")]) == 0
+    said = "EnvPool draws nothing here: this is Pendulum-v1 of Gymnasium\n"
+    assert capsys.readouterr().err == said
+    (line,) = lines(capsys, "eval", run, "--json")
+    assert json.loads(line)["env"] == "Pendulum-v1"
+
+
 def test_an_exported_policy_is_kept_with_its_run(
     dime_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

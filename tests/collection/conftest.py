@@ -1,6 +1,8 @@
 """Small environments and policies with known behaviour."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +11,9 @@ import pytest
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torchrl.envs import ExplorationType, exploration_type
+from torchrl.envs import EnvBase, ExplorationType, exploration_type
+
+from collectors import make_env
 
 
 class CountingEnv(gym.Env[Any, Any]):
@@ -67,6 +71,26 @@ def counting_env() -> Iterator[None]:
     gym.register("Counting-v0", entry_point=CountingEnv, disable_env_checker=True)
     yield
     del gym.registry["Counting-v0"]
+
+
+@pytest.fixture(
+    params=[
+        "gymnasium",
+        pytest.param(
+            "envpool",
+            marks=pytest.mark.skipif(find_spec("envpool") is None, reason="needs EnvPool"),
+        ),
+    ]
+)
+def source(request: pytest.FixtureRequest) -> str:
+    """Who runs the tasks of a test: it passes with each of them."""
+    return str(request.param)
+
+
+@pytest.fixture
+def pendulum(source: str) -> Callable[..., EnvBase]:
+    """Build two pendulums."""
+    return partial(make_env, "Pendulum-v1", num_envs=2, source=source)
 
 
 class GaussianNet(nn.Module):

@@ -48,10 +48,10 @@ class TestEvaluate:
         assert len(set(lengths)) > 1
 
     def test_the_same_seed_gives_the_same_result_in_any_state(
-        self, make_policy: MakePolicy
+        self, source: str, make_policy: MakePolicy
     ) -> None:
         policy = make_policy(3, 1, 2.0)
-        env = make_env("Pendulum-v1", num_envs=2, max_episode_steps=20)
+        env = make_env("Pendulum-v1", num_envs=2, max_episode_steps=20, source=source)
         run = partial(evaluate, policy, env, 2, exploration_type=ExplorationType.RANDOM)
         first = run(seed=0)
         env.rollout(7)
@@ -65,8 +65,8 @@ class TestEvaluate:
         assert returns == [10.0] * 5
         assert lengths == [4] * 5
 
-    def test_rounds_use_different_states(self, make_policy: MakePolicy) -> None:
-        env = make_env("Pendulum-v1", num_envs=2, max_episode_steps=10)
+    def test_rounds_use_different_states(self, source: str, make_policy: MakePolicy) -> None:
+        env = make_env("Pendulum-v1", num_envs=2, max_episode_steps=10, source=source)
         returns, _ = evaluate(make_policy(3, 1, 2.0), env, 6, seed=0)
         assert len(set(returns)) == 6
 
@@ -74,8 +74,10 @@ class TestEvaluate:
         env = make_env("Counting-v0", length=4, reward_scale=0.01)
         assert evaluate(make_policy(2, 1), env, 1, seed=0) == ([10.0], [4])
 
-    def test_exploration_type_reaches_the_policy(self, make_policy: MakePolicy) -> None:
-        env = make_env("Pendulum-v1", num_envs=2, max_episode_steps=10)
+    def test_exploration_type_reaches_the_policy(
+        self, source: str, make_policy: MakePolicy
+    ) -> None:
+        env = make_env("Pendulum-v1", num_envs=2, max_episode_steps=10, source=source)
         run = partial(evaluate, make_policy(3, 1, 2.0), env, 2, seed=0)
         assert run() == run(exploration_type=ExplorationType.DETERMINISTIC)
         assert run() != run(exploration_type=ExplorationType.RANDOM)

@@ -11,7 +11,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.collectors import BaseCollector
-from torchrl.envs import ExplorationType
+from torchrl.envs import EnvBase, ExplorationType
 
 import collectors
 from collectors import make_collector, make_env
@@ -20,6 +20,7 @@ from collectors.collection.factory import Backend
 from diffpolicy.actors import build_ppo_networks
 
 MakePolicy = Callable[..., TensorDictModule]
+MakeEnv = Callable[..., EnvBase]
 pendulum = partial(make_env, "Pendulum-v1", num_envs=2)
 
 
@@ -50,7 +51,9 @@ def same(first: TensorDictBase, second: TensorDictBase) -> bool:
 
 
 class TestOneProcess:
-    def test_rollouts_are_environments_by_time(self, make_policy: MakePolicy) -> None:
+    def test_rollouts_are_environments_by_time(
+        self, pendulum: MakeEnv, make_policy: MakePolicy
+    ) -> None:
         policy = make_policy(3, 1, 2.0)
         collector = make_collector(pendulum, policy, frames_per_batch=20, total_frames=40, seed=0)
         batches = list(collector)
@@ -59,7 +62,9 @@ class TestOneProcess:
         assert batches[1]["step_count"][:, 0, 0].tolist() == [10, 10]
         collector.shutdown()
 
-    def test_the_seed_fixes_simulators_and_noise(self, make_policy: MakePolicy) -> None:
+    def test_the_seed_fixes_simulators_and_noise(
+        self, pendulum: MakeEnv, make_policy: MakePolicy
+    ) -> None:
         results = []
         for seed, global_seed in [(1, 0), (1, 99), (2, 0)]:
             torch.manual_seed(global_seed)
@@ -71,21 +76,27 @@ class TestOneProcess:
         assert not torch.equal(results[0][0]["observation"], results[2][0]["observation"])
         assert not torch.equal(results[0][0]["action"], results[2][0]["action"])
 
-    def test_noise_goes_on_from_rollout_to_rollout(self, make_policy: MakePolicy) -> None:
+    def test_noise_goes_on_from_rollout_to_rollout(
+        self, pendulum: MakeEnv, make_policy: MakePolicy
+    ) -> None:
         policy = make_policy(3, 1, 1e9)
         nn.init.zeros_(policy.module.linear.weight)
         collector = make_collector(pendulum, policy, frames_per_batch=20, seed=0)
         first, second = rollouts(collector, 2)
         assert len(torch.cat([first["action"], second["action"]]).unique()) == 40
 
-    def test_collecting_leaves_the_global_random_state_alone(self, make_policy: MakePolicy) -> None:
+    def test_collecting_leaves_the_global_random_state_alone(
+        self, pendulum: MakeEnv, make_policy: MakePolicy
+    ) -> None:
         collector = make_collector(pendulum, make_policy(3, 1, 2.0), frames_per_batch=20, seed=0)
         torch.manual_seed(7)
         before = torch.get_rng_state()
         rollouts(collector, 2)
         assert torch.equal(before, torch.get_rng_state())
 
-    def test_changes_to_the_policy_are_seen_at_once(self, make_policy: MakePolicy) -> None:
+    def test_changes_to_the_policy_are_seen_at_once(
+        self, pendulum: MakeEnv, make_policy: MakePolicy
+    ) -> None:
         policy = make_policy(3, 1, 2.0)
         collector = make_collector(pendulum, policy, frames_per_batch=20, seed=0)
         iterator = iter(collector)
@@ -95,7 +106,9 @@ class TestOneProcess:
         assert (next(iterator)["action"] == 2.0).all()
         collector.shutdown()
 
-    def test_deterministic_exploration_reaches_the_policy(self, make_policy: MakePolicy) -> None:
+    def test_deterministic_exploration_reaches_the_policy(
+        self, pendulum: MakeEnv, make_policy: MakePolicy
+    ) -> None:
         policy = make_policy(3, 1, 2.0)
         collector = make_collector(
             pendulum,
@@ -110,7 +123,7 @@ class TestOneProcess:
         torch.testing.assert_close(rollout["action"], expected)
 
     def test_a_compiled_policy_is_the_policy_as_it_is_now(
-        self, make_policy: MakePolicy, compiled: list[nn.Module]
+        self, pendulum: MakeEnv, make_policy: MakePolicy, compiled: list[nn.Module]
     ) -> None:
         both = []
         for compile_policy in (False, True):
@@ -159,7 +172,7 @@ class TestOneProcess:
         assert compiled == ([] if graphs else [policy])
         assert (built["acting"] is policy) == graphs
 
-    def test_rollouts_carry_no_gradient(self, make_policy: MakePolicy) -> None:
+    def test_rollouts_carry_no_gradient(self, pendulum: MakeEnv, make_policy: MakePolicy) -> None:
         collector = make_collector(pendulum, make_policy(3, 1, 2.0), frames_per_batch=20, seed=0)
         (rollout,) = rollouts(collector, 1)
         assert not any(value.requires_grad for value in rollout.values(True, True))

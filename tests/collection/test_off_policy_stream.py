@@ -170,8 +170,8 @@ class TestRows:
             assert row["next", "reward"].flatten().tolist() == [1, 2, 3, 4, 5, 1, 2, 3]
             assert row["next", "observation"][:, 1].equal(row["action"].flatten())
 
-    def test_a_time_limit_is_stored_as_one(self) -> None:
-        env_fn = partial(make_env, "Pendulum-v1", num_envs=ENVS, max_episode_steps=3)
+    def test_a_time_limit_is_stored_as_one(self, source: str) -> None:
+        env_fn = partial(make_env, "Pendulum-v1", num_envs=ENVS, max_episode_steps=3, source=source)
         collector = make_collector(env_fn, None, frames_per_batch=ENVS, seed=0)
         stream = make_stream(collector=collector)
         rows = stream.warm_up(4 * ENVS)[::ENVS]
@@ -264,10 +264,12 @@ class TestCounters:
 
 
 class TestSeeds:
-    def read(self, make_policy: MakePolicy, seed: int, global_seed: int) -> TensorDictBase:
+    def read(
+        self, make_policy: MakePolicy, source: str, seed: int, global_seed: int
+    ) -> TensorDictBase:
         torch.manual_seed(global_seed)
         before = torch.get_rng_state()
-        env_fn = partial(make_env, "Pendulum-v1", num_envs=ENVS)
+        env_fn = partial(make_env, "Pendulum-v1", num_envs=ENVS, source=source)
         policy = make_policy(3, 1, 2.0)
         collector = make_collector(
             env_fn, policy, frames_per_batch=ENVS, seed=seed, random_frames=2 * ENVS
@@ -281,10 +283,10 @@ class TestSeeds:
         return batches
 
     def test_the_seeds_fix_the_batches_and_the_global_random_state_has_no_part(
-        self, make_policy: MakePolicy
+        self, make_policy: MakePolicy, source: str
     ) -> None:
         first, again, other = (
-            self.read(make_policy, *seeds) for seeds in [(0, 0), (0, 99), (1, 0)]
+            self.read(make_policy, source, *seeds) for seeds in [(0, 0), (0, 99), (1, 0)]
         )
         assert (first == again).all()
         assert not torch.equal(first["observation"], other["observation"])

@@ -15,6 +15,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.collectors import BaseCollector
+from torchrl.envs import EnvBase
 
 from collectors import (
     OffPolicyStream,
@@ -88,13 +89,13 @@ def nodes_of(collector: BaseCollector) -> set[str]:
 
 @pytest.mark.slow
 def test_the_same_rollouts_as_with_processes_from_two_nodes(
-    collect: Callable[..., BaseCollector],
+    collect: Callable[..., BaseCollector], pendulum: Callable[..., EnvBase]
 ) -> None:
     """Two nodes act with the weights of the learner, also after they have changed."""
     results: list[list[TensorDictBase]] = []
     for backend in ("ray", "process"):
         actor = small_actor()
-        collector = collect(policy=actor, backend=backend)
+        collector = collect(pendulum, policy=actor, backend=backend)
         reader = RolloutReader(collector)
         rollouts = [reader.read().clone()]
         with torch.no_grad():
@@ -122,9 +123,11 @@ def test_the_same_rollouts_as_with_processes_from_two_nodes(
 
 
 @pytest.mark.slow
-def test_random_frames_and_buffers_of_the_policy(collect: Callable[..., BaseCollector]) -> None:
+def test_random_frames_and_buffers_of_the_policy(
+    collect: Callable[..., BaseCollector], pendulum: Callable[..., EnvBase]
+) -> None:
     policy = TensorDictModule(Constant(), ["observation"], ["action"])
-    collector = collect(policy=policy, frames_per_batch=4, random_frames=8)
+    collector = collect(pendulum, policy=policy, frames_per_batch=4, random_frames=8)
     buffer = make_replay_buffer(100, batch_size=8, seed=0)
     stream = OffPolicyStream(collector, buffer, frames=8, updates_per_step=0.25)
     rows = stream.warm_up(12)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch.utils.data import DataLoader
+from torchrl.envs import EnvBase
 
 from collectors import (
     NonFiniteError,
@@ -349,10 +350,9 @@ class TestCheckFinite:
 
 @pytest.mark.parametrize("rollouts", [1, 3])
 def test_the_stream_reads_a_random_policy_quietly(
-    rollouts: int, capfd: pytest.CaptureFixture[str]
+    rollouts: int, pendulum: Callable[..., EnvBase], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    env_fn = partial(make_env, "Pendulum-v1", num_envs=2)
-    collector = make_collector(env_fn, None, frames_per_batch=8, seed=0)
+    collector = make_collector(pendulum, None, frames_per_batch=8, seed=0)
     stream = OnPolicyStream(
         collector,
         lambda rollout: rollout.reshape(-1),
@@ -367,13 +367,11 @@ def test_the_stream_reads_a_random_policy_quietly(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_stream_reads_a_real_collector_with_chains() -> None:
+def test_the_stream_reads_a_real_collector_with_chains(pendulum: Callable[..., EnvBase]) -> None:
     from diffpolicy.actors import build_ppo_networks, chain_rows
 
-    env_fn: Callable[..., object] = partial(make_env, "Pendulum-v1", num_envs=2)
-    env = env_fn()
-    actor = build_ppo_networks(env, denoising_steps=3).actor
-    collector = make_collector(env_fn, actor, frames_per_batch=8, seed=0)
+    actor = build_ppo_networks(pendulum(), denoising_steps=3).actor
+    collector = make_collector(pendulum, actor, frames_per_batch=8, seed=0)
     stream = OnPolicyStream(
         collector,
         lambda rollout: chain_rows(rollout).reshape(-1),

@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
+from torchrl.envs import EnvBase
 
 from collectors import (
     CollectionError,
@@ -27,6 +29,7 @@ from collectors.collection.rollouts import RolloutReader
 from collectors.collection.signals import OUTLIVED
 from collectors.collection.workers import WorkerCollector, WorkerEnv
 
+MakeEnv = Callable[..., EnvBase]
 pendulum = partial(make_env, "Pendulum-v1", num_envs=2)
 
 
@@ -184,7 +187,7 @@ class TestProcesses:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("when", ["before weights are sent", "before a rollout"])
-    def test_a_worker_that_is_killed_while_it_waits(self, when: str) -> None:
+    def test_a_worker_that_is_killed_while_it_waits(self, pendulum: MakeEnv, when: str) -> None:
         policy = TensorDictModule(nn.Linear(3, 1), ["observation"], ["action"])
         collector = make_collector(
             pendulum, policy, frames_per_batch=40, seed=0, backend="process", num_workers=2
@@ -203,7 +206,7 @@ class TestProcesses:
         assert not multiprocessing.active_children()
 
     @pytest.mark.slow
-    def test_kill_at_any_moment(self) -> None:
+    def test_kill_at_any_moment(self, pendulum: MakeEnv) -> None:
         """A worker that is killed again and again, at moments that nobody chooses."""
         policy = TensorDictModule(nn.Linear(3, 1), ["observation"], ["action"])
         lines: list[str] = []
@@ -232,7 +235,7 @@ class TestProcesses:
         assert all("SIGKILL" in line for line in lines)
 
     @pytest.mark.slow
-    def test_a_process_that_torchrl_has_closed(self) -> None:
+    def test_a_process_that_torchrl_has_closed(self, pendulum: MakeEnv) -> None:
         """It closes those that it finds alive at first and dead a moment later."""
         collector = make_collector(
             pendulum, None, frames_per_batch=40, seed=0, backend="process", num_workers=2
@@ -249,7 +252,7 @@ class TestProcesses:
         assert not multiprocessing.active_children()
 
     @pytest.mark.slow
-    def test_signals_are_left_to_the_parent(self) -> None:
+    def test_signals_are_left_to_the_parent(self, pendulum: MakeEnv) -> None:
         collector = make_collector(
             pendulum, None, frames_per_batch=40, seed=0, backend="process", num_workers=2
         )
@@ -263,7 +266,7 @@ class TestProcesses:
         assert not multiprocessing.active_children()
 
     @pytest.mark.slow
-    def test_signals_while_workers_start(self) -> None:
+    def test_signals_while_workers_start(self, pendulum: MakeEnv) -> None:
         """All processes get them, also the one of Python's that watches over shared resources."""
         sent: list[int] = []
 
@@ -316,7 +319,7 @@ class TestProcesses:
         assert not alive
 
     @pytest.mark.slow
-    def test_the_off_policy_stream(self) -> None:
+    def test_the_off_policy_stream(self, pendulum: MakeEnv) -> None:
         """One step of every environment at a time; buffers that change reach the workers."""
         policy = TensorDictModule(Constant(), ["observation"], ["action"])
         collector = make_collector(

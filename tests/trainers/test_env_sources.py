@@ -1,5 +1,6 @@
 """Runs on environments from anywhere: factories, instances, TorchRL's, chunks, histories."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,25 @@ def test_an_object_without_a_name_is_said_to_end_resuming(tmp_path: Path) -> Non
     run = prepare(small_config("dime", env=local, **options))
     assert run.frames == 80
     assert not run.module.notes.inexact
+
+
+def test_envpool_is_trained_on_and_a_resumed_run_begins_new_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("envpool")
+    options = {"env_source": "envpool", "env_kwargs": {"num_threads": 1}, "total_frames": 80}
+    run = prepare(small_config("diffppo", output=str(tmp_path / "run"), **options))
+    assert "new episodes, because those of EnvPool cannot be saved" in run.module.notes.inexact
+    assert train(run)
+    again = {**options, "resume": str(tmp_path / "run/checkpoints/last.ckpt"), "total_frames": 120}
+    run = prepare(small_config("diffppo", **again))
+    assert run.frames == 80
+    assert train(run)
+    assert run.module.progress.frames == 120
+    message = r"^env_source='envpool' needs EnvPool, .*pip install 'diffpolicy\[envpool\]'"
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(ArgumentError, match=message):
+        prepare(small_config("dime", env_source="envpool"))
 
 
 def clipped(env: Any) -> Any:

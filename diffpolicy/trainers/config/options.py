@@ -249,6 +249,7 @@ def _bases_first(cls: type[Any]) -> Iterator[type[Any]]:
 _OPTIONS = {
     "name": "env",
     "wrappers": "env_wrapper",
+    "source": "env_source",
     "backend": "collector",
     "prioritized": "prioritized_replay",
     "initial": "temperature",

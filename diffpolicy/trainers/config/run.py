@@ -43,6 +43,13 @@ class RunConfig(Options):
         "TorchRL's; repeat the flag for several, the first one innermost",
         fixed=True,
     )
+    env_source: Literal["gymnasium", "envpool"] = option(
+        "gymnasium",
+        "who runs an environment that has a name: Gymnasium, or EnvPool, whose threads are faster "
+        "on the tasks that it has (seeds give other initial states there)",
+        choices=("gymnasium", "envpool"),
+        fixed=True,
+    )
     max_episode_steps: int | None = option(
         None,
         "steps after which an episode is cut off (default: the environment's own limit)",

@@ -10,6 +10,7 @@ from torchrl.envs import EnvBase
 from collectors import RandomStream, UnsupportedStateError, make_env
 from collectors.environments.gymnasium_env import gymnasium_env
 from collectors.environments.observed import observed_entries
+from collectors.environments.simulator_env import simulator_env
 from collectors.state.simulators import simulator_state
 from diffpolicy.errors import ArgumentError
 from diffpolicy.names import shown
@@ -30,9 +31,10 @@ def spec_env(config: RunConfig) -> EnvBase:
         with RandomStream(config.seed):
             return _env(config, 1, keep_batch=True)
     except ArgumentError as error:
-        if error.argument != "name":
+        renamed = {"name": "env", "source": "env_source"}.get(error.argument)
+        if renamed is None:
             raise
-        raise ArgumentError("env", error.value, error.problem) from error
+        raise ArgumentError(renamed, error.value, error.problem) from error
 
 
 def training_env(config: OnPolicyConfig | OffPolicyConfig, num_envs: int) -> EnvBase:
@@ -54,6 +56,7 @@ def _env(config: RunConfig, num_envs: int, **options: Any) -> EnvBase:
         wrappers=config.env_wrapper or (),
         frame_stack=config.frame_stack,
         action_chunk=config.action_chunk,
+        source=config.env_source,
         **options,
         **(config.env_kwargs or {}),
     )
@@ -158,7 +161,8 @@ def _unsaved(env: EnvBase) -> list[str]:
     """Why the state of an environment cannot be saved."""
     own = gymnasium_env(env)
     if own is None:
-        return ["a resumed run starts new episodes, because TorchRL environments cannot be saved"]
+        kind = "those of EnvPool" if simulator_env(env) is not None else "TorchRL environments"
+        return [f"a resumed run starts new episodes, because {kind} cannot be saved"]
     try:
         with RandomStream(0):
             own.reset()
