@@ -112,7 +112,11 @@ def make_collector(
     device = _with_index(torch.device(device))
     _check_policy_device(policy, device)
     on_cpu = device.type == "cpu"
-    acting, options = policy, {"exploration_type": exploration_type}
+    acting = policy
+    options: dict[str, Any] = {
+        "exploration_type": exploration_type,
+        "frames_per_batch": frames_per_batch,
+    }
     if compile_policy and policy is not None:
         if on_cpu or backend == "ray":
             acting = torch.compile(policy)
@@ -128,14 +132,9 @@ def make_collector(
             _close(env)
             raise
         if not num_workers:
-            options |= {
-                "frames_per_batch": frames_per_batch,
-                "total_frames": total_frames,
-                "init_random_frames": random_frames,
-            }
+            options |= {"total_frames": total_frames, "init_random_frames": random_frames}
             return _local(env, acting, seed, device, **options)
         _close(env)
-    options["frames_per_batch"] = frames_per_batch
     return WorkerCollector(
         partial(_start, backend, env_fn, acting, seed, num_workers, device, options),
         acting,

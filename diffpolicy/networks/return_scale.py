@@ -114,7 +114,3 @@ class ReturnScale(nn.Module):
         variance = squares / number.clamp_min(1) - (total / number.clamp_min(1)).square()
         std = variance.clamp_min(0).sqrt()
         self.size.copy_(torch.maximum(std, self.largest / self.limit))
-
-    def restart(self) -> None:
-        """Forget the running episodes, which have been cut off."""
-        self.running = None

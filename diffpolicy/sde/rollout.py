@@ -125,13 +125,8 @@ def rollout_chain(
     Raises:
         ValueError: if ``noise`` does not end in ``[N+1, A]``, or for an unknown mode.
     """
-    _check_noise(process, noise)
     step_sizes = process.step_sizes()
-    latents, scores = [noise[..., 0, :] * process.prior_std], []
-    for value, latent in _denoise(process, step_sizes, score, noise, mode):
-        scores.append(value)
-        latents.append(latent)
-    path = torch.stack(latents, -2)
+    path, scores = _path(process, step_sizes, score, noise, mode)
     shrunk = process.contraction(step_sizes) * path[..., :-1, :]
     mean = torch.addcmul(shrunk, step_sizes, torch.stack(scores, -2))
     noising = process.noising_kernel(
@@ -151,10 +146,8 @@ def rollout_latents(
 
     Arguments and errors are those of :func:`rollout_chain`.
     """
-    _check_noise(process, noise)
-    denoised = _denoise(process, process.step_sizes(), score, noise, mode)
-    first = noise[..., 0, :] * process.prior_std
-    return torch.stack([first, *(latent for _, latent in denoised)], -2)
+    path, _ = _path(process, process.step_sizes(), score, noise, mode)
+    return path
 
 
 def rollout_last(
@@ -179,6 +172,22 @@ def _check_noise(process: DenoisingProcess, noise: Tensor) -> None:
         raise ValueError(
             f"noise must have shape [*B, {expected[0]}, {expected[1]}], got {tuple(noise.shape)}."
         )
+
+
+def _path(
+    process: DenoisingProcess,
+    step_sizes: Tensor,
+    score: ScoreFunction,
+    noise: Tensor,
+    mode: RolloutMode,
+) -> tuple[Tensor, list[Tensor]]:
+    """The latents ``[*B, N+1, A]`` of a chain, and the score at all of them but the last."""
+    _check_noise(process, noise)
+    latents, scores = [noise[..., 0, :] * process.prior_std], []
+    for value, latent in _denoise(process, step_sizes, score, noise, mode):
+        scores.append(value)
+        latents.append(latent)
+    return torch.stack(latents, -2), scores
 
 
 def _denoise(
