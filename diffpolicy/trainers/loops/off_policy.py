@@ -87,8 +87,8 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         super().__init__(config, build, device)
         self._end_warm_up: Callable[[], None] = lambda: None
         self._collected = 0
-        # Optimisers that wait for a reward.
-        self._waiting: set[str] = set()
+        # Without those that wait for a reward.
+        self._moving = dict(self.parts.optimizers)
         self._totals: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -175,11 +175,12 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     def on_train_epoch_start(self) -> None:
         """Start the averages of this iteration."""
         self.progress.tick()
-        self._waiting = (
-            set()
-            if self.rewards.seen
-            else {name for name, options in self.parts.optimizers.items() if options.needs_rewards}
-        )
+        seen = self.rewards.seen
+        self._moving = {
+            name: options
+            for name, options in self.parts.optimizers.items()
+            if seen or not options.needs_rewards
+        }
         self._collected = self.stream.collected
         self._totals.clear()
         self._counts.clear()
@@ -191,8 +192,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         """One update; the policy takes part in every ``--policy-delay``-th."""
         self.rewards.scale_(batch)
         policy_moves = (self.progress.gradient_steps + 1) % self.config.policy_delay == 0
-        parts = self.parts
-        options = {n: o for n, o in parts.optimizers.items() if n not in self._waiting}
+        parts, options = self.parts, self._moving
         later = [name for name, o in options.items() if o.delayed] if policy_moves else []
         first = [name for name, o in options.items() if not o.delayed]
         if parts.update_policy is None:
