@@ -16,7 +16,7 @@ from objectives.chain_checks import MISLED, ChainCheck, chain_check, inspect_cha
 from objectives.draws import Draws
 from objectives.q_critic import CriticReduction, QNetworks
 from objectives.replay_loss import ReplayLoss
-from objectives.replayed_steps import REPLAY_DRAWS, ReplayedSteps
+from objectives.replayed_steps import REPLAY_DRAWS, LookAhead, ReplayedSteps
 from objectives.temperature import LearnedTemperature, Temperature
 
 
@@ -73,6 +73,11 @@ class DiffSACLoss(ReplayLoss):
         sampled_steps: steps of each chain in an update (kappa), of the N different ones.
         target_steps: steps of the current policy that a target simulates before it bootstraps.
             One is the cheapest; more carry rewards through the chain in fewer updates.
+        actor_steps: steps that the actor's loss takes, at most to the end of the chain, before the
+            critics judge. One, as published, asks the critics of the step itself. With more the
+            gradient also goes through the steps after it, whose parameters are held: with exact
+            critics its mean is the same, and with ``actor_steps=N`` only the critics of finished
+            actions count.
         fresh_chains: train on chains that the current policy draws for the observations of the
             batch; of those that acted only the last steps remain, for the critics, because they
             were rewarded. Inside a chain the environment has no part, so nothing else is lost. It
@@ -120,6 +125,7 @@ class DiffSACLoss(ReplayLoss):
         num_qvalue_nets: int | None = None,
         sampled_steps: int = 1,
         target_steps: int = 1,
+        actor_steps: int = 1,
         delay_qvalue: bool = True,
         critic_reduction: CriticReduction = "min",
         loss_function: fn.ValueLoss = "l2",
@@ -155,6 +161,7 @@ class DiffSACLoss(ReplayLoss):
                 "center_entropy=True needs a LearnedTemperature, whose target is subtracted; "
                 f"got {type(self.temperature).__name__}."
             )
+        self.actor_steps = self.replayed.checked_steps("actor_steps", actor_steps)
         self.fresh_chains = fresh_chains
         self.center_entropy = center_entropy
         self.check_chains = chain_check(check_chains, self.actor_network)
@@ -184,13 +191,18 @@ class DiffSACLoss(ReplayLoss):
         With kappa ``sampled_steps`` and M ``target_steps``: ``step`` ``[*B, kappa, 1]``, the steps
         that are trained on; ``proposal`` ``[*B, kappa, A]``, noise of the actor loss; ``prior``
         ``[*B, kappa, A]`` and ``target`` ``[*B, kappa, M, A]``, noise of the steps after them; with
-        ``fresh_chains`` also ``chain`` ``[*B, N+1, A]``. All are optional in ``draws``.
+        ``fresh_chains`` also ``chain`` ``[*B, N+1, A]``, and with L > 1 ``actor_steps``
+        ``continuation`` ``[*B, kappa, L-1, A]``. All are optional in ``draws``.
         """
         tensordict = self._enter(tensordict)
         draws = self.replayed.draw(tensordict)
         if self.fresh_chains:
             latents = required(tensordict, self.chain_keys.latents)
             draws.set("chain", torch.randn_like(latents))
+        if self.actor_steps > 1:
+            shape = list(draws["target"].shape)
+            shape[-2] = self.actor_steps - 1
+            draws.set("continuation", torch.randn_like(draws["target"].new_empty(shape)))
         return draws
 
     @dispatch
@@ -229,7 +241,7 @@ class DiffSACLoss(ReplayLoss):
     def _batch(self, tensordict: TensorDictBase, draws: TensorDictBase | None) -> _Batch:
         transitions = self._enter(tensordict)
         misled = inspect_chains(self.check_chains, self.mdp, transitions)
-        given = Draws(draws, transitions.batch_size, (*REPLAY_DRAWS, "chain"))
+        given = Draws(draws, transitions.batch_size, (*REPLAY_DRAWS, "chain", "continuation"))
         optional = (self.value_estimator.tensor_keys.steps_to_next_obs, *self._loss_mask_keys())
         rows = self.replayed.rows(
             transitions, self.tensor_keys, given.get("step", 1), optional_keys=optional
@@ -278,13 +290,26 @@ class DiffSACLoss(ReplayLoss):
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
             proposed = self.mdp.propose(rows, batch.draws.get("proposal", 1))
             cost = self.replayed.cost(proposed)
-        inputs = proposed.select(*self.qvalue_network.in_keys)
+        ahead = self._actor_path(proposed, cost, batch.draws)
+        inputs = ahead.rows.select(*self.qvalue_network.in_keys)
         with evaluation_mode(self.qvalue_network):
             params = self.qvalue_network_params.detach()
             values = self.critic.evaluate(params, inputs, self.tensor_keys)
-        loss = self.temperature() * cost - self.critic.over_critics(values.value)
+        value = ahead.weight * self.critic.over_critics(values.value)
+        loss = self.temperature() * ahead.cost - value
         entropies = {"entropy": -self.mdp.denoising_steps * average(cost.detach(), transitions)}
         if self.mdp.bounds_entropy:
             bound = self.mdp.entropy_bound(proposed.detach())
             entropies["entropy_bound"] = average(bound.detach(), transitions)
         return self._reduce(average(loss, transitions), transitions), entropies
+
+    def _actor_path(self, proposed: TensorDictBase, cost: Tensor, draws: Draws) -> LookAhead:
+        """The proposed steps ``[kappa, *B]`` and those that the actor's loss takes after them."""
+        if self.actor_steps == 1:
+            return LookAhead(proposed, cost, torch.ones_like(cost))
+        noise = draws.get("continuation", 2)
+        noise = None if noise is None else noise.movedim(1, 0)
+        params = self.actor_network_params.detach()
+        with params.to_module(self.actor_network, preserve_module_state=False):
+            path = self.mdp.go_on(proposed, self.actor_steps - 1, noise)
+            return self.replayed.summed(path, self.value_estimator.gamma)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives.value import ValueEstimatorBase
 
-from diffpolicy.actors import DenoisingMDP, observation_keys
+from diffpolicy.actors import DenoisingMDP, SimulatedStep, observation_keys
 from diffpolicy.actors.keys import required
 from objectives import functional as fn
 from objectives.checks import check_choice, check_known
@@ -77,12 +77,6 @@ class ReplayedSteps:
         discount_mode: fn.DiscountMode,
         squashed_entropy: bool = False,
     ) -> None:
-        for name, number in (("sampled_steps", sampled_steps), ("target_steps", target_steps)):
-            if not 1 <= number <= mdp.denoising_steps:
-                raise ValueError(
-                    f"{name} must be between 1 and the actor's {mdp.denoising_steps} denoising "
-                    f"steps, got {number}."
-                )
         check_choice("discount_mode", discount_mode, ("env", "denoising_step"))
         if squashed_entropy and not hasattr(mdp.actor, "squash_log_det"):
             raise TypeError(
@@ -93,10 +87,19 @@ class ReplayedSteps:
         check_known("qvalue_network", critic.network.in_keys, known)
         self.mdp = mdp
         self.critic = critic
-        self.sampled_steps = sampled_steps
-        self.target_steps = target_steps
+        self.sampled_steps = self.checked_steps("sampled_steps", sampled_steps)
+        self.target_steps = self.checked_steps("target_steps", target_steps)
         self.discount_mode = discount_mode
         self.squashed_entropy = squashed_entropy
+
+    def checked_steps(self, name: str, number: int) -> int:
+        """A number of steps of a chain; raises a ValueError if it has fewer."""
+        if not 1 <= number <= self.mdp.denoising_steps:
+            raise ValueError(
+                f"{name} must be between 1 and the actor's {self.mdp.denoising_steps} denoising "
+                f"steps, got {number}."
+            )
+        return number
 
     def rows(
         self,
@@ -190,6 +193,12 @@ class ReplayedSteps:
         noise = draws.get("target", 2)
         noise = None if noise is None else noise.movedim(1, 0)
         path = self.mdp.simulate(following, self.target_steps, noise)
+        return self.summed(path, gamma, step_entropy)
+
+    def summed(
+        self, path: Sequence[SimulatedStep], gamma: Tensor, step_entropy: float = 0.0
+    ) -> LookAhead:
+        """The costs of steps of a path together, see :meth:`look_ahead`."""
         costs = [self.cost(step.rows) + step_entropy for step in path]
         cost, weight = fn.discounted_cost(costs, [step.taken for step in path], self.inside(gamma))
         return LookAhead(path[-1].rows, cost, weight)

@@ -225,10 +225,25 @@ class DenoisingMDP(StepEntropy):
         Returns:
             ``steps`` of them, the first one always taken.
         """
+        first = self.propose(rows, None if noise is None else noise[0])
+        return self.go_on(first, steps - 1, None if noise is None else noise[1:])
+
+    def go_on(
+        self, rows: TensorDictBase, steps: int, noise: Tensor | None = None
+    ) -> list[SimulatedStep]:
+        """Take up to ``steps`` steps of the actor after the steps that rows are.
+
+        Args:
+            rows: steps ``[*R]`` of :meth:`propose`.
+            steps: how many, at least 0.
+            noise: ``[steps, *R, A]``.
+
+        Returns:
+            ``rows`` and ``steps`` more, the first one always taken.
+        """
         keys = self.keys
-        rows = self.propose(rows, None if noise is None else noise[0])
         path = [SimulatedStep(rows, torch.ones_like(rows[keys.step], dtype=torch.bool))]
-        for index in range(1, steps):
+        for index in range(steps):
             taken = ~self.is_last(rows)
             state = rows.copy()
             state.set(keys.latent, torch.where(taken, rows[keys.next_latent], rows[keys.latent]))

@@ -505,6 +505,7 @@ def test_trained_critics_are_the_soft_values_of_the_next_step(target_steps: int)
         ({"sampled_steps": STEPS + 1}, f"sampled_steps must be between.*got {STEPS + 1}"),
         ({"target_steps": 0}, "target_steps must be between.*got 0"),
         ({"target_steps": STEPS + 1}, f"target_steps must be between.*got {STEPS + 1}"),
+        ({"actor_steps": STEPS + 1}, f"actor_steps must be between.*got {STEPS + 1}"),
         ({"critic_reduction": "max"}, "critic_reduction must be"),
         ({"loss_function": "huber"}, "loss_function must be"),
         ({"discount_mode": "step"}, "discount_mode must be"),

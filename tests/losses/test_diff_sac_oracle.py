@@ -1,5 +1,6 @@
 """Values and gradients of the DiffSAC loss against direct computations in float64."""
 
+import copy
 from itertools import combinations
 from typing import Any
 
@@ -93,16 +94,24 @@ def critic_terms(loss: DiffSACLoss, batch: TensorDictBase, target: Tensor) -> Te
     return torch.stack(rows)
 
 
-def policy_terms(loss: DiffSACLoss, batch: TensorDictBase, reduction: str) -> tuple[Tensor, Tensor]:
-    """``T LR - Q`` at a fresh pathwise sample, and ``LR``, both ``[*B, N]``."""
+def policy_terms(
+    loss: DiffSACLoss, batch: TensorDictBase, reduction: str, inside: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """``T LR`` minus the value after a fresh pathwise sample, and ``LR``, both ``[*B, N]``."""
     hand = by_hand(loss, reduction)
+    held = by_hand(copy.deepcopy(loss), reduction)
+    budget = loss.actor_steps - 1
     terms, ratios = [], []
     for row in batch:
         for n in range(STEPS):
             latent, observation = row["latents"][n], row["observation"]
             following = hand.sample(latent, observation, n)
             ratio = hand.log_ratio(latent, following, observation, n)
-            terms.append(ALPHA * ratio - hand.q(observation, following, n))
+            if budget == 0 or n == STEPS - 1:
+                value = hand.q(observation, following, n)
+            else:
+                value = inside * held.soft_value(following, observation, n + 1, budget, inside)
+            terms.append(ALPHA * ratio - value)
             ratios.append(ratio)
     return torch.stack(terms).reshape(-1, STEPS), torch.stack(ratios).reshape(-1, STEPS)
 
@@ -193,6 +202,22 @@ def test_actor_and_temperature_losses(categorical: bool, squashed: bool, reducti
     torch.testing.assert_close(alpha, expected)
     (slope,) = torch.autograd.grad(alpha, loss.temperature.log_alpha)
     torch.testing.assert_close(slope, expected)
+
+
+@pytest.mark.parametrize("mode", ["env", "denoising_step"])
+@pytest.mark.parametrize("number", [2, STEPS])
+def test_actor_loss_through_the_steps_after_its_own(number: int, mode: str) -> None:
+    """Their parameters are held: the gradient is that of the one step, through all others."""
+    loss = build(actor_steps=number, discount_mode=mode, squashed_entropy=True)
+    batch = transitions(loss)
+    value, diagnostics = loss.actor_loss(batch, draws=rowwise_draws(loss, batch))
+    inside = 1.0 if mode == "env" else GAMMA
+    terms, ratios = policy_terms(loss, batch, "min", inside)
+    torch.testing.assert_close(value, terms.mean())
+    assert_gradients_equal(loss, value, terms.mean(), "actor_network_params.")
+    torch.testing.assert_close(
+        diagnostics["entropy"], -STEPS * ratios.mean(-1, keepdim=True).detach()
+    )
 
 
 def drawn(loss: DiffSACLoss, batch: TensorDictBase) -> TensorDictBase:

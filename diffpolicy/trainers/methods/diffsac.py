@@ -64,10 +64,16 @@ class DiffSACConfig(ChainConfig, DenoisingMDPOptions):
         "denoising steps that a target simulates before it bootstraps (default: whole chains)",
         valid=at_least(1),
     )
+    actor_steps: int | None = option(
+        1,
+        "denoising steps that the policy's loss takes before the critics judge, with its gradient "
+        "through all of them; 1 is as published (default: to the ends of chains)",
+        valid=at_least(1),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("sampled_steps", "target_steps"):
+        for name in ("sampled_steps", "target_steps", "actor_steps"):
             if (getattr(self, name) or 1) > self.denoising_steps:
                 raise ValueError(
                     f"{flag_name(name)} must be at most --denoising-steps "
@@ -119,6 +125,7 @@ def _loss(networks: ActorCritic, config: DiffSACConfig) -> DiffSACLoss:
         temperature=temperature(config, networks.actor.process.action_dim),
         sampled_steps=config.sampled_steps,
         target_steps=config.target_steps or config.denoising_steps,
+        actor_steps=config.actor_steps or config.denoising_steps,
         delay_qvalue=config.delay_critic,
         critic_reduction=config.critic_reduction,
         discount_mode=config.discount_mode,

@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
-from torchrl.objectives import SACLoss, SoftUpdate
+from torchrl.objectives import SACLoss
 
 from diffpolicy.actors import NetworkConfig, build_gaussian_sac_networks
 from diffpolicy.trainers.config.critic import QCriticOptions, TargetNetworkOptions
@@ -15,7 +15,7 @@ from diffpolicy.trainers.loops.environments import observation_keys
 from diffpolicy.trainers.loops.off_policy import OffPolicyParts
 from diffpolicy.trainers.methods.method import Method
 from diffpolicy.trainers.methods.networks import network_options, scalar_critic_config
-from diffpolicy.trainers.methods.soft import SoftConfig, optimizers
+from diffpolicy.trainers.methods.soft import SoftConfig, TargetUpdate, optimizers
 from objectives.bounds import BOUNDS
 
 
@@ -66,7 +66,7 @@ def sac_parts(env: EnvBase, config: SACConfig, device: torch.device) -> OffPolic
         update=update,
         keys=sorted(loss.in_keys, key=str),
         optimizers=optimizers(config, critic="qvalue_network_params", temperature="log_alpha"),
-        after_update=SoftUpdate(loss, tau=config.tau).step,
+        after_update=TargetUpdate(loss, tau=config.tau).step,
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.objectives import SoftUpdate
+from torchrl.objectives import LossModule, SoftUpdate
 
 from diffpolicy.trainers.config.critic import DelayedCriticOptions, QHeadOptions
 from diffpolicy.trainers.config.network import NetworkOptions
@@ -95,8 +95,35 @@ def delayed_update(
 
 def target_updates(loss: DIMELoss | DiffSACLoss, config: ChainConfig) -> Callable[[], None]:
     """What moves the target networks after an update, where there are any."""
-    return SoftUpdate(loss, tau=config.tau).step if config.delay_critic else _nothing
+    return TargetUpdate(loss, tau=config.tau).step if config.delay_critic else _nothing
 
 
 def _nothing() -> None:
     pass
+
+
+class TargetUpdate(SoftUpdate):
+    """TorchRL's soft update of target networks, in one call for all of their parameters.
+
+    The numbers are the same; ``SoftUpdate`` builds TensorDicts for every step, which on a CPU takes
+    twenty times as long as the arithmetic.
+
+    Args:
+        loss: its targets are moved; on the device where it stays.
+        tau: share of the networks in the new targets.
+    """
+
+    def __init__(self, loss: LossModule, *, tau: float) -> None:
+        super().__init__(loss, tau=tau)
+        self._leaves: tuple[list[Tensor], list[Tensor]] | None = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every target parameter by ``tau`` towards its network's."""
+        if self._leaves is None:
+            # A loss moves to its device before the first step.
+            keys = list(self._sources.keys(True, True))
+            targets = [self._targets[f"target_{name}", *rest] for name, *rest in keys]
+            self._leaves = targets, [self._sources[key] for key in keys]
+        targets, sources = self._leaves
+        torch._foreach_lerp_(targets, sources, 1 - self.eps)

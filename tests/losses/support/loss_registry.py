@@ -417,6 +417,7 @@ CASES: tuple[LossCase, ...] = (
         alpha=True,
         temperature=lambda: LearnedTemperature(0.2, target_entropy=-8.0),
         target_steps=STEPS,
+        actor_steps=STEPS,
         squashed_entropy=True,
         fresh_chains=True,
         center_entropy=True,

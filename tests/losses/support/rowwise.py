@@ -116,6 +116,11 @@ def _replayed(loss: LossModule, batch: TensorDictBase) -> TensorDictBase:
         "prior": start_of(seen, size),
         "target": torch.stack(target, -2),
     }
+    onward = getattr(loss, "actor_steps", 1) - 1
+    if onward:
+        later = [(step + 1 + k).clamp(max=steps - 1) for k in range(onward)]
+        noise = [noise_of(observation, index, size) for index in later]
+        draws["continuation"] = torch.stack(noise, -2)
     if getattr(loss, "fresh_chains", False):
         draws["chain"] = path_noise(observation.squeeze(-2), steps, size)
     return TensorDict(draws, batch.batch_size)
