@@ -80,6 +80,8 @@ class CriticConfig:
         hl_gauss: train a categorical head on smoothed scalar targets (:class:`HLGauss`), as the
             critics of the denoising MDP do; DIME's are distributional.
         support_ends: what lies at the ends of that head's support, see :class:`HLGauss`.
+        value_scale: factor on the values of a scalar head, see
+            :class:`~diffpolicy.networks.QEnsemble`.
         warmup_steps: training forwards of plain batch normalisation before its correction.
         eps_in_correction: see :class:`~diffpolicy.networks.BatchRenorm`.
     """
@@ -91,6 +93,7 @@ class CriticConfig:
     value_range: tuple[float, float] = (-200.0, 200.0)
     hl_gauss: bool = False
     support_ends: SupportEnds = "edges"
+    value_scale: float = 1.0
     warmup_steps: int = 100_000
     eps_in_correction: bool = True
 

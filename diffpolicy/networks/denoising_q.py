@@ -30,6 +30,7 @@ class DenoisingQEnsemble(nn.Module):
         normalizer: statistics that standardise the observation, or None.
         embedding: step embedding; by default :class:`StepEmbedding` with its defaults.
         latent_scale: see above; use the prior std.
+        value_scale: factor on the values of a scalar head, see :class:`QEnsemble`.
         warmup_steps: training forwards of plain batch normalisation.
         eps_in_correction: see :class:`BatchRenorm`.
 
@@ -56,6 +57,7 @@ class DenoisingQEnsemble(nn.Module):
         normalizer: RunningNorm | None = None,
         embedding: StepEmbedding | None = None,
         latent_scale: float = 1.0,
+        value_scale: float = 1.0,
         warmup_steps: int = 100_000,
         eps_in_correction: bool = True,
     ) -> None:
@@ -70,6 +72,7 @@ class DenoisingQEnsemble(nn.Module):
             hidden_sizes=hidden_sizes,
             normalization=normalization,
             support=support,
+            value_scale=value_scale,
             warmup_steps=warmup_steps,
             eps_in_correction=eps_in_correction,
         )

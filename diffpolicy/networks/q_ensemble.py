@@ -92,6 +92,8 @@ class QEnsemble(nn.Module):
             network mapped to [-1, 1]. None leaves it as it is.
         action_high: upper bounds of the action ``[A]``.
         normalizer: statistics that standardise the observation, or None.
+        value_scale: factor on the values of a scalar head. An optimiser such as Adam then moves
+            values so much less in one step, relative to their size; for values of the order of one.
         warmup_steps: training forwards of plain batch normalisation, see :class:`BatchRenorm`.
         eps_in_correction: see :class:`BatchRenorm`.
 
@@ -119,6 +121,7 @@ class QEnsemble(nn.Module):
         action_low: Tensor | None = None,
         action_high: Tensor | None = None,
         normalizer: RunningNorm | None = None,
+        value_scale: float = 1.0,
         warmup_steps: int = 100_000,
         eps_in_correction: bool = True,
     ) -> None:
@@ -133,8 +136,14 @@ class QEnsemble(nn.Module):
                 "ensemble_size and every layer width must be at least 1, got "
                 f"{ensemble_size} and {widths}."
             )
+        if not value_scale > 0:
+            raise ValueError(f"value_scale must be greater than 0, got {value_scale}.")
+        if support is not None and value_scale != 1:
+            head = type(support).__name__
+            raise ValueError(f"value_scale is for scalar heads, got {value_scale} with a {head}.")
         self.ensemble_size = ensemble_size
         self.support = support
+        self.value_scale = value_scale
         self.normalizer = normalizer
         center, scale = _action_range(action_dim, action_low, action_high)
         self.register_buffer("action_center", center)
@@ -178,7 +187,7 @@ class QEnsemble(nn.Module):
         rows = features.reshape(1, math.prod(batch), -1).expand(self.ensemble_size, -1, -1)
         out = self.net(rows).movedim(0, -2)
         out = out.reshape(*batch, *out.shape[-2:])
-        return out if self.support is None else (self.support.mean(out), out)
+        return self.value_scale * out if self.support is None else (self.support.mean(out), out)
 
 
 def _action_range(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, relu
 
-from diffpolicy.networks import BatchRenorm, CategoricalSupport, QEnsemble
+from diffpolicy.networks import BatchRenorm, CategoricalSupport, HLGauss, QEnsemble
 from diffpolicy.networks.q_ensemble import EnsembleLayerNorm, EnsembleLinear
 
 
@@ -113,9 +113,18 @@ def test_support_range() -> None:
         CategoricalSupport(atoms=1)
 
 
+def test_value_scale_is_a_factor_on_scalar_values() -> None:
+    plain, scaled = QEnsemble(3, 2), QEnsemble(3, 2, value_scale=0.25)
+    scaled.load_state_dict(plain.state_dict())
+    rows = torch.randn(5, 3), torch.randn(5, 2)
+    assert torch.equal(scaled(*rows), 0.25 * plain(*rows))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"value_scale": 0.0}, "value_scale must be greater than 0, got 0.0"),
+        ({"value_scale": 0.5, "support": HLGauss(-1, 1, 5)}, "for scalar heads, got 0.5.*HLGauss"),
         ({"normalization": "group"}, "normalization must be 'batch', 'layer' or None"),
         ({"ensemble_size": 0}, "ensemble_size and every layer width"),
         ({"hidden_sizes": (0,)}, "ensemble_size and every layer width"),

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from diffpolicy.networks import BatchRenorm
+from diffpolicy.networks import BatchRenorm, QEnsemble
 from diffpolicy.networks.q_ensemble import EnsembleLayerNorm
 from diffpolicy.trainers import METHODS, DiffSACConfig, Method, OffPolicyModule, prepare, train
 from diffpolicy.trainers.run.cli import parse_config
@@ -268,6 +268,21 @@ def test_sac_is_torchrls_with_the_options_of_the_run(build: Build) -> None:
     assert len({name for name, _ in normalised.named_parameters()} - plain) == 2
 
 
+@pytest.mark.parametrize("method", [SAC, DIFFSAC])
+def test_scalar_critics_are_scaled_to_normalised_rewards(build: Build, method: Named) -> None:
+    """Unless told otherwise, and never with rewards as they are."""
+
+    def scale(**options: Any) -> float:
+        loss = METHODS[method.name].module(build(method, **options), CPU).loss
+        parts = loss.qvalue_network.modules()
+        (found,) = {part.value_scale for part in parts if isinstance(part, QEnsemble)}
+        return float(found)
+
+    assert scale() == 1 / 32
+    assert scale(normalize_rewards=False) == 1
+    assert scale(value_scale=0.5) == scale(value_scale=0.5, normalize_rewards=False) == 0.5
+
+
 def test_diffsac_takes_the_options_of_the_run(build: Build) -> None:
     options: dict[str, Any] = {
         "denoising_steps": 4,
@@ -431,6 +446,12 @@ def test_critics_do_without_targets(build: Build, normalization: str) -> None:
             {"critic_head": "hl_gauss", "value_range": (1.0, 0.0)},
             "--value-range must be a smaller and a greater number, got 1 0",
         ),
+        (
+            "diffsac",
+            {"critic_head": "hl_gauss", "value_scale": 0.5},
+            "--value-scale 0.5 is for --critic-head scalar",
+        ),
+        ("diffsac", {"actor_steps": 4}, "--actor-steps must be at most --denoising-steps 3"),
         ("diffsac", {"critic_normalization": "batch"}, "--delay-critic does not go with"),
         ("diffsac", {"bins": 1}, "--bins must be at least 2, got 1"),
         ("diffsac", {"bins": 101}, "--bins is for --critic-head hl_gauss; leave one of them out"),

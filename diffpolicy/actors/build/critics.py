@@ -68,6 +68,7 @@ def make_denoising_critic(
         normalizer=sizes.normalizer,
         embedding=_embedding(denoising_steps, network),
         latent_scale=latent_scale,
+        value_scale=critic.value_scale,
         warmup_steps=critic.warmup_steps,
         eps_in_correction=critic.eps_in_correction,
     )
@@ -140,6 +141,7 @@ def _q_ensemble(sizes: Sizes, critic: CriticConfig) -> QEnsemble:
         action_low=low,
         action_high=high,
         normalizer=sizes.normalizer,
+        value_scale=critic.value_scale,
         warmup_steps=critic.warmup_steps,
         eps_in_correction=critic.eps_in_correction,
     )

@@ -5,6 +5,7 @@ from typing import Literal
 
 from diffpolicy.trainers.config.options import (
     Options,
+    above,
     at_least,
     between,
     configuration,
@@ -36,6 +37,13 @@ class QCriticOptions(CriticOptions):
         "none",
         "normalisation inside the Q networks: batch renormalisation, layer normalisation or none",
         choices=("batch", "layer", "none"),
+        fixed=True,
+    )
+    value_scale: float | None = option(
+        None,
+        "factor on the outputs of scalar Q networks, so that values of normalised rewards are not "
+        "moved too far by one step of Adam (default: 1/32 with --normalize-rewards, else 1)",
+        valid=above(0),
         fixed=True,
     )
 
@@ -130,3 +138,11 @@ class DelayedCriticOptions(TargetNetworkOptions):
 @configuration()
 class QHeadOptions(QReductionOptions, CriticHeadOptions):
     """Ensembles of Q networks with any head."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic_head != "scalar" and self.value_scale is not None:
+            raise ValueError(
+                f"--value-scale {self.value_scale:g} is for --critic-head scalar; leave one of "
+                "them out."
+            )

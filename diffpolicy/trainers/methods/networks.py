@@ -12,11 +12,15 @@ from diffpolicy.sde import DenoisingProcess
 from diffpolicy.trainers.config.critic import QCriticOptions
 from diffpolicy.trainers.config.network import NetworkOptions
 from diffpolicy.trainers.config.process import ProcessOptions
+from diffpolicy.trainers.config.reward import RewardOptions
 from diffpolicy.trainers.config.temperature import TemperatureOptions
 from objectives import LearnedTemperature
 
 # Values of normalised rewards: twice what their returns come to, for entropies.
 _VALUE_LIMIT = 2 * RETURN_LIMIT
+# One step of Adam at 1e-3 moves the output of a layer-normalised critic by about 0.1, a fiftieth of
+# the returns. A power of two, so that it rounds nothing.
+_VALUE_SCALE = 1 / 32
 
 
 class ValueOptions(Protocol):
@@ -70,11 +74,14 @@ def network_options(config: NetworkOptions, base: NetworkConfig) -> NetworkConfi
 
 def scalar_critic_config(config: QCriticOptions) -> CriticConfig:
     """The ensemble of Q networks that the options describe, with scalar heads."""
+    assert isinstance(config, RewardOptions)
+    scale = config.value_scale or (_VALUE_SCALE if config.normalize_rewards else 1.0)
     return CriticConfig(
         hidden=config.critic_hidden_sizes,
         ensemble_size=config.num_qvalue_nets,
         normalization=normalization(config.critic_normalization),
         atoms=None,
+        value_scale=scale,
     )
 
 
@@ -91,6 +98,7 @@ def with_head(critic: CriticConfig, config: ValueOptions) -> CriticConfig:
         atoms=config.bins,
         value_range=value_range(config),
         hl_gauss=config.critic_head == "hl_gauss",
+        value_scale=1.0,
     )
 
 
