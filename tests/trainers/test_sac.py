@@ -331,7 +331,7 @@ def test_diffsac_by_default(build: Build) -> None:
     assert longer.replayed.target_steps == 5
     assert (loss.critic.reduction, loss.delay_qvalue, config.tau) == ("min", True, 0.05)
     assert any(isinstance(module, EnsembleLayerNorm) for module in loss.qvalue_network.modules())
-    assert float(loss.temperature()) == pytest.approx(0.01)
+    assert float(loss.temperature()) == pytest.approx(0.001)
 
 
 @pytest.mark.parametrize("name", NEW_OPTIONS)

@@ -30,7 +30,7 @@ from objectives.bounds import BOUNDS
     critic_normalization=changed("none", choices=("layer", "none")),
     num_qvalue_nets=changed(2, text="number of Q networks, whose smallest value is a target"),
     # TorchRL's loss keeps the logarithm.
-    temperature=changed(0.01, valid=above(0)),
+    temperature=changed(0.001, valid=above(0)),
 )
 class SACConfig(SoftConfig, QCriticOptions, TargetNetworkOptions):
     """SAC: the Gaussian baseline, TorchRL's loss with the published settings."""

@@ -29,6 +29,7 @@ from objectives import DiffWPOLoss
     ),
     critic_head=changed("scalar", choices=("scalar", "hl_gauss")),
     critic_normalization=changed("none", choices=("layer", "none")),
+    temperature=0.001,
 )
 class WPOConfig(
     OnPolicyConfig, NetworkOptions, QHeadOptions, CriticLossOptions, TemperatureOptions
