@@ -31,7 +31,7 @@ COMMANDS = {
     " --no-normalize-rewards --temperature 0.2"
     " --eval-policy deterministic",
     "sac": "diffpolicy train sac --env Pendulum-v1 --total-frames 8000 --eval-every 2000"
-    " --actor-hidden-sizes 64 --actor-hidden-sizes 64 --lr-actor 0.001 --lr-critic 0.001",
+    " --actor-hidden-sizes 64 64 --lr-actor 0.001 --lr-critic 0.001",
 }
 SOLVED = {"InvertedPendulum-v5": 1000.0, "Pendulum-v1": -200.0}
 

@@ -72,7 +72,7 @@ def _values(field: Field[Any], shape: Shape) -> str:
     else:
         words = _WORDS[shape.kind] + (f", {valid.words}" if valid else "")
     if shape.length is None:
-        return words + "; repeat the flag for several"
+        return words + "; one or several"
     return words if shape.length == 1 else f"{shape.length} of: {words}"
 
 

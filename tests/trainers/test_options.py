@@ -95,7 +95,7 @@ def test_flags_reach_the_configuration() -> None:
     argv += " --advantage-normalization center --learn-temperature --target-entropy -5"
     argv += " --critic-head hl_gauss --value-range -10 20 --bins 31 --actor-hidden-sizes 9"
     argv += " --temperature 0.1 --observation-keys a --observation-keys b.c --no-learn-friction"
-    argv += " --loss-critic-type l2 --critic-hidden-sizes 8 --critic-hidden-sizes 7"
+    argv += " --loss-critic-type l2 --critic-hidden-sizes 8 7"
     argv += " --adam-eps 1e-7 --lr-process 0 --lr-temperature 0.25"
     config = DiffPPOConfig(**parsed(argv.split()))
     assert config == DiffPPOConfig(

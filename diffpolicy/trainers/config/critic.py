@@ -22,7 +22,7 @@ class CriticOptions(Options):
 
     critic_hidden_sizes: tuple[int, ...] = option(
         (64, 64),
-        "width of a hidden layer of each critic; repeat the flag for each layer",
+        "widths of the hidden layers of each critic",
         valid=at_least(1),
         fixed=True,
     )

@@ -12,8 +12,7 @@ class NetworkOptions(Options):
 
     actor_hidden_sizes: tuple[int, ...] = option(
         (64, 64),
-        "width of a hidden layer of the policy's (or score) network; repeat the flag for each "
-        "layer",
+        "widths of the hidden layers of the policy's (or score) network",
         valid=at_least(1),
         fixed=True,
     )

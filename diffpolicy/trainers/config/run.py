@@ -40,7 +40,7 @@ class RunConfig(Options):
     env_wrapper: tuple[str | Callable[[Any], Any], ...] | None = option(
         None,
         "module:Wrapper that is put around every environment, Gymnasium's or a transform of "
-        "TorchRL's; repeat the flag for several, the first one innermost",
+        "TorchRL's; of several the first one is innermost",
         fixed=True,
     )
     env_source: Literal["gymnasium", "envpool"] = option(
@@ -57,8 +57,8 @@ class RunConfig(Options):
     )
     observation_keys: tuple[str, ...] | None = option(
         None,
-        "entry of a dictionary observation that the networks read, such as body.speed; repeat the "
-        "flag for several (default: every vector of floating-point numbers)",
+        "entries of a dictionary observation that the networks read, such as body.speed (default: "
+        "every vector of floating-point numbers)",
         fixed=True,
     )
     frame_stack: int = option(
@@ -142,7 +142,7 @@ class RunConfig(Options):
     )
     logger: tuple[str, ...] = option(
         ("csv", "tensorboard"),
-        "where metrics go besides metrics.csv, which is always there; repeat the flag for several",
+        "where metrics go besides metrics.csv, which is always there",
         choices=("csv", "tensorboard", "wandb"),
     )
 

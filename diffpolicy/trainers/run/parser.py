@@ -7,7 +7,7 @@ and read from YAML files, too: ``--config run.yaml``, before or after which flag
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field
 from typing import Any, NoReturn
 
@@ -83,6 +83,8 @@ class Parser(jsonargparse.ArgumentParser):
         """
         self.repeated.clear()
         words = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
+        several = {flag_name(name) for name, shape in self.shapes.items() if shape.length is None}
+        words = _one_by_one(words, several)
         try:
             given = vars(self.parse_args(words, defaults=False))
             self.print_only = bool(given.get("print_config"))
@@ -159,6 +161,21 @@ def _dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
+def _one_by_one(words: Sequence[str], flags: Collection[str]) -> list[str]:
+    """``--flag a b`` as ``--flag a --flag b``, for flags that take several values."""
+    found: list[str] = []
+    flag, values = "", 0
+    for word in words:
+        if word.startswith("--"):
+            flag, values = word, 0
+        elif flag in flags:
+            values += 1
+            if values > 1:
+                found.append(flag)
+        found.append(word)
+    return found
+
+
 def _settings(field: Field[Any], shape: Shape) -> dict[str, Any]:
     """What ``add_argument`` is told about an option."""
     default = field.default
@@ -176,6 +193,8 @@ def _settings(field: Field[Any], shape: Shape) -> dict[str, Any]:
         settings |= {"nargs": shape.length, "metavar": field.metadata["metavar"]}
     if field.metadata["choices"]:
         settings["metavar"] = "|".join(field.metadata["choices"])
+    if shape.length is None:
+        settings["metavar"] += " ..."
     return settings
 
 
