@@ -28,7 +28,6 @@ COMMANDS = {
     "gaussian_ppo": "diffpolicy train gaussian_ppo --env InvertedPendulum-v5 --total-frames 50000",
     "gaussian_wpo": "diffpolicy train gaussian_wpo --env InvertedPendulum-v5 --total-frames 50000",
     "qsm": "diffpolicy train qsm --env Pendulum-v1 --total-frames 8000 --eval-every 2000"
-    " --no-normalize-rewards --temperature 0.2"
     " --eval-policy deterministic",
     "sac": "diffpolicy train sac --env Pendulum-v1 --total-frames 8000 --eval-every 2000"
     " --actor-hidden-sizes 64 64 --lr-actor 0.001 --lr-critic 0.001",

@@ -26,8 +26,9 @@ def script() -> ModuleType:
     return module
 
 
-def test_every_method_has_a_command(script: ModuleType) -> None:
-    assert set(script.COMMANDS) == set(METHODS)
+def test_every_method_has_a_command_and_a_policy(script: ModuleType) -> None:
+    shipped = {load_policy(f"pretrained:{name}").training["method"] for name in pretrained()}
+    assert set(script.COMMANDS) == set(METHODS) == shipped
     for method, line in script.COMMANDS.items():
         assert line.startswith(f"diffpolicy train {method} --env ")
 

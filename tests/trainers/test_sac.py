@@ -10,10 +10,12 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.objectives import SoftUpdate
 
 from diffpolicy.networks import BatchRenorm, QEnsemble
 from diffpolicy.networks.q_ensemble import EnsembleLayerNorm
 from diffpolicy.trainers import METHODS, DiffSACConfig, Method, OffPolicyModule, prepare, train
+from diffpolicy.trainers.methods.soft import TargetUpdate
 from diffpolicy.trainers.run.cli import parse_config
 from diffpolicy.trainers.run.parser import Parser
 from objectives import LearnedTemperature
@@ -269,6 +271,24 @@ def test_sac_is_torchrls_with_the_options_of_the_run(build: Build) -> None:
 
 
 @pytest.mark.parametrize("method", [SAC, DIFFSAC])
+def test_target_networks_move_as_torchrls_do(build: Build, method: Named) -> None:
+    losses = [METHODS[method.name].module(build(method), CPU).loss for _ in range(2)]
+    updates = [SoftUpdate(losses[0], tau=0.3), TargetUpdate(losses[1], tau=0.3)]
+    for seed in range(2):
+        for loss, update in zip(losses, updates, strict=True):
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                for parameter in loss.qvalue_network_params.parameters():
+                    parameter.copy_(torch.randn_like(parameter))
+            update.step()
+    first, second = (dict(loss.named_buffers()) for loss in losses)
+    moved = {name for name in first if name.startswith("target_qvalue_network_params.")}
+    assert all(torch.equal(first[name], second[name]) for name in moved)
+    fresh = dict(METHODS[method.name].module(build(method), CPU).loss.named_buffers())
+    assert len([name for name in moved if not torch.equal(first[name], fresh[name])]) >= 4
+
+
+@pytest.mark.parametrize("method", [SAC, DIFFSAC])
 def test_scalar_critics_are_scaled_to_normalised_rewards(build: Build, method: Named) -> None:
     """Unless told otherwise, and never with rewards as they are."""
 
@@ -331,7 +351,7 @@ def test_diffsac_by_default(build: Build) -> None:
     assert longer.replayed.target_steps == 5
     assert (loss.critic.reduction, loss.delay_qvalue, config.tau) == ("min", True, 0.05)
     assert any(isinstance(module, EnsembleLayerNorm) for module in loss.qvalue_network.modules())
-    assert float(loss.temperature()) == pytest.approx(0.001)
+    assert float(loss.temperature()) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("name", NEW_OPTIONS)

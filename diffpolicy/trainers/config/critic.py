@@ -141,7 +141,7 @@ class QHeadOptions(QReductionOptions, CriticHeadOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.critic_head != "scalar" and self.value_scale is not None:
+        if self.critic_head != "scalar" and self.value_scale not in (None, 1.0):
             raise ValueError(
                 f"--value-scale {self.value_scale:g} is for --critic-head scalar; leave one of "
                 "them out."

@@ -30,7 +30,6 @@ from objectives import DiffSACLoss
 
 @configuration(
     policy_delay=1,
-    temperature=0.001,
     target_entropy=-2.0,
     critic_head=changed("scalar", choices=("scalar", "hl_gauss")),
     critic_normalization="layer",

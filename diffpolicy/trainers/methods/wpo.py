@@ -30,6 +30,8 @@ from objectives import DiffWPOLoss
     critic_head=changed("scalar", choices=("scalar", "hl_gauss")),
     critic_normalization=changed("none", choices=("layer", "none")),
     temperature=0.001,
+    # Critics of rollouts have few updates to follow returns that grow.
+    value_scale=changed(1.0, text="factor on the outputs of scalar Q networks"),
 )
 class WPOConfig(
     OnPolicyConfig, NetworkOptions, QHeadOptions, CriticLossOptions, TemperatureOptions
