@@ -14,7 +14,7 @@ from diffpolicy.actors.build import (
     build_ppo_networks,
     recipe_of,
 )
-from diffpolicy.actors.chains import chain_rows, rows_at
+from diffpolicy.actors.chains import SimulatedStep, chain_rows, rows_at
 from diffpolicy.actors.configs import (
     DIME_CPU,
     DIME_PAPER,
@@ -24,7 +24,7 @@ from diffpolicy.actors.configs import (
     NetworkConfig,
     ProcessConfig,
 )
-from diffpolicy.actors.denoising_mdp import DenoisingMDP, SimulatedStep
+from diffpolicy.actors.denoising_mdp import DenoisingMDP
 from diffpolicy.actors.encoded import EncodedActor, with_encoder
 from diffpolicy.actors.gaussian import GaussianChainActor
 from diffpolicy.actors.keys import RESERVED_KEYS, ActorKeys

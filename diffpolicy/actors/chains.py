@@ -1,6 +1,7 @@
 """Chains as rows of the denoising MDP."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -9,6 +10,16 @@ from torch import Tensor
 from diffpolicy.actors.keys import ActorKeys, required
 
 _MASK_KEY = ("collector", "mask")
+
+
+class SimulatedStep(NamedTuple):
+    """A step of :meth:`DenoisingMDP.simulate`, and whether it was taken ``[*R, 1]``.
+
+    Where a chain had ended before, the step was not taken and the rows are those of its last one.
+    """
+
+    rows: TensorDictBase
+    taken: Tensor
 
 
 def chain_rows(

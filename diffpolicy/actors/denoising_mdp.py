@@ -1,14 +1,13 @@
 """The denoising MDP of an actor: its rows, its steps, and chains that lead to given actions."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.utils import expand_as_right
 from torch import Tensor
 
-from diffpolicy.actors.chains import chain_rows, rows_at
+from diffpolicy.actors.chains import SimulatedStep, chain_rows, rows_at
 from diffpolicy.actors.keys import required
 from diffpolicy.actors.protocol import ChainActor
 from diffpolicy.actors.step_entropy import StepEntropy
@@ -16,16 +15,6 @@ from diffpolicy.sde import log_ratio
 
 #: Largest distance of a chain's end from its action, as a share of the action's range.
 _ACTION_TOLERANCE = 1e-3
-
-
-class SimulatedStep(NamedTuple):
-    """A step of :meth:`DenoisingMDP.simulate`, and whether it was taken ``[*R, 1]``.
-
-    Where a chain had ended before, the step was not taken and the rows are those of its last one.
-    """
-
-    rows: TensorDictBase
-    taken: Tensor
 
 
 class DenoisingMDP(StepEntropy):
@@ -215,15 +204,10 @@ class DenoisingMDP(StepEntropy):
     def simulate(
         self, rows: TensorDictBase, steps: int, noise: Tensor | None = None
     ) -> list[SimulatedStep]:
-        """Take up to ``steps`` steps of the actor, never beyond the end of a chain.
+        """Take up to ``steps`` steps of the actor, at least 1, from the states of rows ``[*R]``.
 
-        Args:
-            rows: states ``[*R]``: observation, ``latent`` and ``step``.
-            steps: how many, at least 1.
-            noise: ``[steps, *R, A]``.
-
-        Returns:
-            ``steps`` of them, the first one always taken.
+        As :meth:`propose` and, for the steps after the first one, :meth:`go_on`; ``noise`` is
+        ``[steps, *R, A]``.
         """
         first = self.propose(rows, None if noise is None else noise[0])
         return self.go_on(first, steps - 1, None if noise is None else noise[1:])
@@ -231,7 +215,7 @@ class DenoisingMDP(StepEntropy):
     def go_on(
         self, rows: TensorDictBase, steps: int, noise: Tensor | None = None
     ) -> list[SimulatedStep]:
-        """Take up to ``steps`` steps of the actor after the steps that rows are.
+        """Take up to ``steps`` steps of the actor after those that rows are, to the chain's end.
 
         Args:
             rows: steps ``[*R]`` of :meth:`propose`.
