@@ -48,8 +48,8 @@ class DiffSACLoss(ReplayLoss):
 
     The defaults are the published objective with one-step targets. What learned best in
     docs/diffsac.md, and what the trainer uses, is ``squashed_entropy=True, fresh_chains=True,
-    center_entropy=True, target_steps=N, delay_qvalue=False, critic_reduction="mean"`` with
-    batch-renormalised critics, ``CriticConfig(atoms=None)``.
+    center_entropy=True, target_steps=N`` with ``CriticConfig(atoms=None, normalization="layer")``,
+    and ``value_scale=1/32`` for normalised rewards.
 
     Actions that are not the actor's own (a collector's ``init_random_frames``, demonstrations,
     noise added after the actor) need chains that lead to them:
@@ -200,9 +200,9 @@ class DiffSACLoss(ReplayLoss):
             latents = required(tensordict, self.chain_keys.latents)
             draws.set("chain", torch.randn_like(latents))
         if self.actor_steps > 1:
-            shape = list(draws["target"].shape)
-            shape[-2] = self.actor_steps - 1
-            draws.set("continuation", torch.randn_like(draws["target"].new_empty(shape)))
+            *rows, _, size = draws["target"].shape
+            noise = draws["target"].new_empty(*rows, self.actor_steps - 1, size)
+            draws.set("continuation", torch.randn_like(noise))
         return draws
 
     @dispatch
