@@ -8,11 +8,14 @@ from objectives.estimators import DenoisingGAE, DenoisingTDLambda
 from objectives.multiplier import LearnedMultiplier
 from objectives.q_critic import QCritic
 from objectives.qsm import QSMLoss
+from objectives.qvpo import QVPOLoss
+from objectives.regression import DenoisingRegressionLoss
 from objectives.temperature import FixedTemperature, LearnedTemperature, Temperature
 
 __all__ = [
     "DIMELoss",
     "DenoisingGAE",
+    "DenoisingRegressionLoss",
     "DenoisingTDLambda",
     "DiffPPOLoss",
     "DiffSACLoss",
@@ -22,5 +25,6 @@ __all__ = [
     "LearnedTemperature",
     "QCritic",
     "QSMLoss",
+    "QVPOLoss",
     "Temperature",
 ]

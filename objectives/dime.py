@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import dispatch
 from torch import Tensor, nn
 
@@ -129,9 +129,7 @@ class DIMELoss(ReplayLoss):
         return self.critic.atoms
 
     def _default_in_keys(self) -> list[NestedKey]:
-        keys, observation = self.tensor_keys, observation_keys(self.actor_network)
-        following = (*observation, keys.reward, keys.terminated)
-        return [*observation, keys.action, *(unravel_key(("next", key)) for key in following)]
+        return self._transition_keys(observation_keys(self.actor_network))
 
     def _default_out_keys(self) -> list[NestedKey]:
         alpha = ["loss_alpha"] if self.temperature.learned else []

@@ -1,19 +1,23 @@
 """The base of the losses that learn Q networks and a policy from replayed transitions."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from tensordict import TensorDictBase, TensorDictParams
+import torch
+from tensordict import NestedKey, TensorDictBase, TensorDictParams, unravel_key
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.objectives.utils import ValueEstimators
 from torchrl.objectives.value import TD0Estimator
 
+from objectives import functional as fn
 from objectives.base import DiffusionLoss
-from objectives.transitions import ReplayKeys
+from objectives.paths import sample_path
+from objectives.transitions import ReplayKeys, next_entry, return_discount
 
 
 class ReplayLoss(DiffusionLoss):
-    """Base of soft actor-critic losses: their keys, their discount, and the temperature's loss.
+    """Base of soft actor-critic losses: keys, discount, targets, and the temperature's loss.
 
     Subclasses add Q networks and a temperature, and have an ``actor_loss`` that returns the
     ``entropy`` of the policy.
@@ -41,3 +45,28 @@ class ReplayLoss(DiffusionLoss):
             entropy: of ``actor_loss`` ``[*B, 1]``.
         """
         return self._reduce(self.temperature.loss(entropy), tensordict)
+
+    def _transition_keys(self, observation: Sequence[NestedKey]) -> list[NestedKey]:
+        """What a loss on actions reads of transitions with these observations."""
+        keys = self.tensor_keys
+        following = (*observation, keys.reward, keys.terminated)
+        return [*observation, keys.action, *(unravel_key(("next", key)) for key in following)]
+
+    def _value_target(self, transitions: TensorDictBase, next_value: Tensor) -> Tensor:
+        """``r + gamma (1 - terminated) Q(s', a')`` ``[*B, 1]``, without an entropy."""
+        reward = next_entry(transitions, self.tensor_keys.reward)
+        return fn.soft_target(
+            next_value,
+            reward,
+            next_entry(transitions, self.tensor_keys.terminated),
+            torch.zeros_like(next_value),
+            discount=return_discount(self.value_estimator, transitions, reward),
+            temperature=self.temperature(),
+        )
+
+    @torch.no_grad()
+    def _entropies(self, transitions: TensorDictBase, noise: Tensor | None) -> dict[str, Tensor]:
+        """``entropy`` and ``entropy_bound`` ``[*B, 1]`` of whole chains, from their noise."""
+        path = sample_path(self.actor_network, transitions, noise)
+        bound = fn.entropy_bound(path.running_cost, path.terminal_cost)
+        return {"entropy": -path.running_cost, "entropy_bound": bound}

@@ -1,6 +1,7 @@
 """TensorDict modules: diffusion actors, their squashing, and builders from environment specs."""
 
 from diffpolicy.actors.actor import DenoisingActor
+from diffpolicy.actors.best_of import BestOfActor
 from diffpolicy.actors.build import (
     ActorCritic,
     ActorRecipe,
@@ -12,6 +13,7 @@ from diffpolicy.actors.build import (
     build_gaussian_sac_networks,
     build_gaussian_wpo_networks,
     build_ppo_networks,
+    build_regression_networks,
     recipe_of,
 )
 from diffpolicy.actors.chains import SimulatedStep, chain_rows, rows_at
@@ -19,8 +21,11 @@ from diffpolicy.actors.configs import (
     DIME_CPU,
     DIME_PAPER,
     DIME_PROCESS,
+    AnyProcessConfig,
     CriticConfig,
+    DiffusionConfig,
     DIMEPreset,
+    FlowConfig,
     NetworkConfig,
     ProcessConfig,
 )
@@ -32,11 +37,11 @@ from diffpolicy.actors.protocol import (
     ChainActor,
     PathActor,
     PathSample,
-    ScoreActor,
+    RegressionActor,
     observation_keys,
 )
 from diffpolicy.actors.random_chains import ActionChains, RandomChains
-from diffpolicy.actors.squashing import ActionSquash
+from diffpolicy.actors.squashing import ActionClip, ActionMap, ActionSquash
 from diffpolicy.actors.step_actor import DenoisingStepActor
 
 __all__ = [
@@ -45,24 +50,30 @@ __all__ = [
     "DIME_PROCESS",
     "RESERVED_KEYS",
     "ActionChains",
+    "ActionClip",
+    "ActionMap",
     "ActionSquash",
     "ActorCritic",
     "ActorKeys",
     "ActorRecipe",
+    "AnyProcessConfig",
+    "BestOfActor",
     "ChainActor",
     "CriticConfig",
     "DIMEPreset",
     "DenoisingActor",
     "DenoisingMDP",
     "DenoisingStepActor",
+    "DiffusionConfig",
     "EncodedActor",
+    "FlowConfig",
     "GaussianChainActor",
     "NetworkConfig",
     "PathActor",
     "PathSample",
     "ProcessConfig",
     "RandomChains",
-    "ScoreActor",
+    "RegressionActor",
     "SimulatedStep",
     "build_denoising_actor",
     "build_diffsac_networks",
@@ -72,6 +83,7 @@ __all__ = [
     "build_gaussian_sac_networks",
     "build_gaussian_wpo_networks",
     "build_ppo_networks",
+    "build_regression_networks",
     "chain_rows",
     "observation_keys",
     "recipe_of",

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import get_args
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -12,12 +11,12 @@ from diffpolicy.actors.exploration import is_deterministic
 from diffpolicy.actors.keys import ActorKeys, ReturnedChain, required
 from diffpolicy.actors.module import ActorModule
 from diffpolicy.actors.protocol import PathSample
-from diffpolicy.actors.squashing import ActionSquash
+from diffpolicy.actors.squashing import ActionMap
 from diffpolicy.sde import (
     Chain,
-    DenoisingProcess,
     DeterministicStep,
     Gaussian,
+    Process,
     RolloutMode,
     checkpointed,
     draw_noise,
@@ -26,7 +25,6 @@ from diffpolicy.sde import (
     rollout_last,
     rollout_latents,
     sampled_log_ratio,
-    tanh_log_det,
 )
 
 
@@ -37,7 +35,7 @@ class DenoisingActor(ActorModule):
     chain without noise from a zero prior sample, everything else samples the process.
 
     Args:
-        process: the denoising process.
+        process: the process; a :class:`~diffpolicy.sde.DenoisingProcess` or another one.
         score_network: any module with ``forward(latent [*B, A], step [*B], observation [*B, S])``;
             an optional method ``condition(observation)`` is used for whole chains (see
             :class:`~diffpolicy.networks.ScoreNetwork`).
@@ -72,9 +70,9 @@ class DenoisingActor(ActorModule):
 
     def __init__(
         self,
-        process: DenoisingProcess,
+        process: Process,
         score_network: nn.Module,
-        squash: ActionSquash,
+        squash: ActionMap,
         *,
         in_keys: Sequence[NestedKey] = ("observation",),
         keys: ActorKeys | None = None,
@@ -89,9 +87,9 @@ class DenoisingActor(ActorModule):
                 f"process has {process.action_dim} action dimensions and squash "
                 f"{squash.action_dim}; they must agree."
             )
-        if deterministic_step not in get_args(DeterministicStep):
+        if deterministic_step not in process.deterministic_steps:
             raise ValueError(
-                f"deterministic_step must be one of {get_args(DeterministicStep)}, "
+                f"deterministic_step must be one of {process.deterministic_steps}, "
                 f"got {deterministic_step!r}."
             )
         self.deterministic_step = deterministic_step
@@ -173,7 +171,7 @@ class DenoisingActor(ActorModule):
 
     def _rollout_inputs(
         self, observation: Tensor, noise: Tensor | None, deterministic: bool
-    ) -> tuple[DenoisingProcess, Callable[[Tensor, int], Tensor], Tensor, RolloutMode]:
+    ) -> tuple[Process, Callable[[Tensor, int], Tensor], Tensor, RolloutMode]:
         batch = observation.shape[:-1]
         if noise is None:
             noise = self._noise(batch, deterministic)
@@ -211,7 +209,7 @@ class DenoisingActor(ActorModule):
         last = chain.latents[..., -1, :]
         return PathSample(
             action=self.squash(last),
-            running_cost=sampled_log_ratio(chain, noise) - tanh_log_det(last),
+            running_cost=sampled_log_ratio(chain, noise) - self.squash_log_det(last),
             terminal_cost=prior_log_prob(chain.latents[..., 0, :], process.prior_std),
         )
 
@@ -233,29 +231,29 @@ class DenoisingActor(ActorModule):
 
     def squash_log_det(self, latent: Tensor) -> Tensor:
         """``log |d tanh(x_N)|`` of last latents ``[*B, A]``, in [-1, 1] units, ``[*B, 1]``."""
-        return tanh_log_det(latent)
+        return self.squash.log_det(latent)
 
     def entropy_bound(self, chain: Chain) -> Tensor:
         """``-(sum_n LR_n + log prior(x_0) - log|d tanh|)`` (arXiv 2502.02316), ``[*B, 1]``."""
         prior = prior_log_prob(chain.latents[..., 0, :], self.process.prior_std)
-        log_det = tanh_log_det(chain.latents[..., -1, :])
+        log_det = self.squash_log_det(chain.latents[..., -1, :])
         return log_det - prior - chain.log_ratio.sum(-2)
 
     def denoising_kernel(self, rows: TensorDictBase) -> Gaussian:
         """``q(. | x_n, s)`` of denoising-MDP rows, see :class:`ChainActor`."""
         step = required(rows, self.keys.step).squeeze(-1)
         latent = required(rows, self.keys.latent)
-        return self.process.denoising_kernel(latent, self.score(rows), step)
+        return self.process.denoising_kernel(latent, self.output(rows), step)
 
-    def score(self, rows: TensorDictBase) -> Tensor:
-        """Output of the score network at denoising-MDP rows, see :class:`ScoreActor`."""
+    def output(self, rows: TensorDictBase) -> Tensor:
+        """What the network says at denoising-MDP rows, see :class:`RegressionActor`."""
         latent = required(rows, self.keys.latent)
         step = self.process.network_step(required(rows, self.keys.step).squeeze(-1))
         return self.score_network(latent, step, self.observation(rows))
 
-    def reversing_score(self, latent: Tensor, gradient: Tensor) -> Tensor:
-        """The score that reverses the noising, see :class:`ScoreActor`."""
-        return self.process.reversing_score(latent, gradient)
+    def sample_action(self, tensordict: TensorDictBase, *, noise: Tensor | None = None) -> Tensor:
+        """Actions of whole chains, whatever the exploration type, see :class:`RegressionActor`."""
+        return self.squash(self.sample_latent(self.observation(tensordict), noise))
 
     def noising_kernel(self, rows: TensorDictBase) -> Gaussian:
         """``p(. | x_{n+1})`` of denoising-MDP rows, see :class:`ChainActor`."""

@@ -122,6 +122,18 @@ def rows_at(
     return rows
 
 
+def draw_steps(
+    denoising_steps: int,
+    batch_size: torch.Size | tuple[int, ...],
+    number: int,
+    device: torch.device | None = None,
+) -> Tensor:
+    """``number`` different steps of every chain, uniformly drawn, integers ``[number, *B]``."""
+    if number == 1:
+        return torch.randint(denoising_steps, (1, *batch_size), device=device)
+    return torch.rand(denoising_steps, *batch_size, device=device).argsort(0)[:number]
+
+
 def _at(value: Tensor, step: Tensor) -> Tensor:
     """Entries ``[M, *B, F]`` of ``value`` ``[*B, N, F]`` at the steps ``[M, *B]``."""
     features = value.shape[-1]

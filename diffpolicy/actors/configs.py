@@ -1,11 +1,13 @@
 """Options of processes and networks, and the two presets of DIME."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from diffpolicy.networks import CategoricalSupport, HLGauss, MakeEncoder
 from diffpolicy.networks.critics import SupportEnds
 from diffpolicy.networks.mlp import Activation, Initialization
 from diffpolicy.networks.q_ensemble import Normalization
+from diffpolicy.sde import Variance
 from diffpolicy.sde.process import NoisingStep
 
 
@@ -21,6 +23,27 @@ class ProcessConfig:
     friction: float = 1.0
     learn_friction: bool = True
     noising_step: NoisingStep = "next"
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Options of :class:`~diffpolicy.sde.VariancePreservingProcess`, which documents them."""
+
+    schedule: str = "cosine"
+    variance: Variance = "posterior"
+    prior_std: float = 1.0
+    clip: float | None = 1.0
+    min_std: float = 0.0
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Options of :class:`~diffpolicy.sde.RectifiedFlowProcess`, which documents them."""
+
+    prior_std: float = 1.0
+
+
+AnyProcessConfig: TypeAlias = ProcessConfig | DiffusionConfig | FlowConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.utils import expand_as_right
 from torch import Tensor
 
-from diffpolicy.actors.chains import SimulatedStep, chain_rows, rows_at
+from diffpolicy.actors.chains import SimulatedStep, chain_rows, draw_steps, rows_at
 from diffpolicy.actors.keys import required
 from diffpolicy.actors.protocol import ChainActor
 from diffpolicy.actors.step_entropy import StepEntropy
@@ -119,10 +119,7 @@ class DenoisingMDP(StepEntropy):
         device: torch.device | None = None,
     ) -> Tensor:
         """``number`` different steps of every chain, uniformly drawn, integers ``[number, *B]``."""
-        if number == 1:
-            return torch.randint(self.denoising_steps, (1, *batch_size), device=device)
-        order = torch.rand(self.denoising_steps, *batch_size, device=device).argsort(0)
-        return order[:number]
+        return draw_steps(self.denoising_steps, batch_size, number, device)
 
     def log_ratio(self, rows: TensorDictBase) -> Tensor:
         """``LR_n = log q(x_{n+1} | x_n, s) - log p(x_n | x_{n+1})`` of rows ``[*R]``, ``[*R, 1]``.

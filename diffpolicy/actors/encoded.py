@@ -7,9 +7,9 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential, dispatch
 from torch import nn
 
-from diffpolicy.actors.protocol import ChainActor, PathActor
+from diffpolicy.actors.protocol import ChainActor, PathActor, RegressionActor
 
-_READ_OBSERVATION = ("denoising_kernel", "sample_path", "score")
+_READ_OBSERVATION = ("denoising_kernel", "sample_path", "output", "sample_action")
 
 
 class EncodedActor(TensorDictModuleBase):
@@ -23,7 +23,8 @@ class EncodedActor(TensorDictModuleBase):
         detach: whether losses of the actor leave the encoders alone, which a critic trains then.
 
     Raises:
-        TypeError: if the last module is no :class:`ChainActor` or :class:`PathActor`.
+        TypeError: if the last module is no :class:`ChainActor`, :class:`PathActor` or
+            :class:`RegressionActor`.
     """
 
     #: That of the actor alone would say nothing about encoders; builders set the whole one.
@@ -34,10 +35,10 @@ class EncodedActor(TensorDictModuleBase):
         self.detach = detach
         modules: list[Any] = list(sequence.module)
         self.encoder, self.actor = TensorDictSequential(*modules[:-1]), modules[-1]
-        if not isinstance(modules[-1], (ChainActor, PathActor)):
+        if not isinstance(modules[-1], (ChainActor, PathActor, RegressionActor)):
             raise TypeError(
-                "the last module of a TensorDictSequential must be an actor (ChainActor or "
-                f"PathActor), got {type(modules[-1]).__name__}."
+                "the last module of a TensorDictSequential must be an actor (ChainActor, PathActor "
+                f"or RegressionActor), got {type(modules[-1]).__name__}."
             )
         self.in_keys = list(sequence.in_keys)
         self.out_keys = list(sequence.module[-1].out_keys)

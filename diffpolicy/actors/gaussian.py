@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from diffpolicy.actors.keys import ActorKeys, required
 from diffpolicy.actors.module import ActorModule
-from diffpolicy.actors.squashing import ActionSquash
-from diffpolicy.sde import Gaussian, log_ratio, tanh_log_det
+from diffpolicy.actors.squashing import ActionMap
+from diffpolicy.sde import Gaussian, log_ratio
 
 # A normal density with this std is 1 at its mean.
 _UNIT_DENSITY_STD = 1 / math.sqrt(2 * math.pi)
@@ -53,7 +53,7 @@ class GaussianChainActor(ActorModule):
     def __init__(
         self,
         mean_network: nn.Module,
-        squash: ActionSquash,
+        squash: ActionMap,
         *,
         in_keys: Sequence[NestedKey] = ("observation",),
         keys: ActorKeys | None = None,
@@ -116,7 +116,7 @@ class GaussianChainActor(ActorModule):
 
     def squash_log_det(self, latent: Tensor) -> Tensor:
         """``log |d tanh(x_1)|`` of last latents ``[*B, A]``, in [-1, 1] units, ``[*B, 1]``."""
-        return tanh_log_det(latent)
+        return self.squash.log_det(latent)
 
     def denoising_kernel(self, rows: TensorDictBase) -> Gaussian:
         """``q(. | s)``, see :class:`ChainActor`; reads the observation only."""

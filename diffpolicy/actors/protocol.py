@@ -8,7 +8,8 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from diffpolicy.actors.keys import ActorKeys
-from diffpolicy.sde import Gaussian
+from diffpolicy.actors.squashing import ActionMap
+from diffpolicy.sde import Gaussian, Process
 
 
 @runtime_checkable
@@ -117,34 +118,45 @@ class PathActor(Protocol):
 
 
 @runtime_checkable
-class ScoreActor(ChainActor, PathActor, Protocol):
-    """An actor for losses that regress its score (QSM): a module with these members.
+class RegressionActor(Protocol):
+    """An actor for losses that regress its network on a target: a module with these members.
 
-    It also needs a ``squash`` and a ``squash_log_det``, see :class:`ChainActor`.
+    Latents of its chains are noised actions (see :class:`~diffpolicy.sde.Process`), and
+    ``in_keys`` are the observation keys (see :func:`observation_keys`).
     """
 
-    def score(self, rows: TensorDictBase) -> Tensor:
-        """What the score network says at denoising-MDP rows, differentiable in its parameters.
+    in_keys: Sequence[NestedKey]
+    keys: ActorKeys
+    process: Process
+    squash: ActionMap
+
+    @property
+    def denoising_steps(self) -> int:
+        """Number of denoising steps ``N``."""
+        ...
+
+    def output(self, rows: TensorDictBase) -> Tensor:
+        """What the network says at rows of a chain, differentiable in its parameters.
 
         Args:
             rows: observation keys, ``latent`` and ``step``, batch ``[*B]``.
 
         Returns:
-            ``[*B, A]``.
+            ``[*B, A]``: a score, a noise or a velocity, as the process has it.
         """
         ...
 
-    def reversing_score(self, latent: Tensor, gradient: Tensor) -> Tensor:
-        """The score ``[*B, A]`` with which the chain reverses the noising.
+    def sample_action(self, tensordict: TensorDictBase, *, noise: Tensor | None = None) -> Tensor:
+        """Actions ``[*B, A]`` of whole chains, whatever the exploration type.
 
         Args:
-            latent: ``x_n`` ``[*B, A]``.
-            gradient: of the log-density of noised latents, at ``latent`` ``[*B, A]``.
+            tensordict: observation keys, batch ``[*B]``; must not be written to.
+            noise: standard normal ``[*B, N+1, A]``; None draws it.
         """
         ...
 
 
-def observation_keys(actor: ChainActor | PathActor) -> list[NestedKey]:
+def observation_keys(actor: ChainActor | PathActor | RegressionActor) -> list[NestedKey]:
     """Which of an actor's ``in_keys`` are observations.
 
     Those in its attribute ``observation_keys`` if it has one, as the actors here do, which may

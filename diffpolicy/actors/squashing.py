@@ -1,16 +1,19 @@
-"""Squashing of the last latent into the bounds of the action space."""
+"""Maps of the last latent into the bounds of the action space."""
 
 import math
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import Protocol, Self
 
 import torch
 from tensordict import NestedKey
 from torch import Tensor, nn
 from torchrl.data import Bounded, Composite, TensorSpec
 
+from diffpolicy.sde import tanh_log_det
 
-class ActionSquash(nn.Module):
-    """``tanh``, then an affine map from [-1, 1] to ``[low, high]`` per action dimension.
+
+class ActionMap(nn.Module, ABC):
+    """Maps latents ``[*B, A]`` into the bounds ``[low, high]`` of an action space.
 
     Args:
         low: lower bounds ``[A]``.
@@ -18,11 +21,6 @@ class ActionSquash(nn.Module):
 
     Raises:
         ValueError: if the bounds are not one-dimensional, finite and ``low < high``.
-
-    Examples:
-        >>> squash = ActionSquash(torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0]))
-        >>> squash(torch.tensor([0.0, 100.0]))
-        tensor([0., 1.])
     """
 
     low: Tensor
@@ -47,8 +45,8 @@ class ActionSquash(nn.Module):
         self.register_buffer("high", high)
 
     @classmethod
-    def from_spec(cls, spec: TensorSpec) -> "ActionSquash":
-        """Squash into the bounds of an action spec ``[A]``, or ``[*agents, A]`` with equal bounds.
+    def from_spec(cls, spec: TensorSpec) -> Self:
+        """Into the bounds of an action spec ``[A]``, or ``[*agents, A]`` with equal bounds.
 
         Raises:
             ValueError: for a discrete or unbounded spec, or agents with different bounds.
@@ -60,23 +58,31 @@ class ActionSquash(nn.Module):
         """Number of action dimensions ``A``."""
         return self.low.shape[0]
 
+    @abstractmethod
     def forward(self, latent: Tensor) -> Tensor:
-        """Map pre-squash actions ``[*B, A]`` to actions ``[*B, A]``."""
-        # The clamp removes the rounding of the affine map, which can leave the closed interval.
-        scale, shift = (self.high - self.low) / 2, (self.high + self.low) / 2
-        return (latent.tanh() * scale + shift).clamp(self.low, self.high)
+        """Map latents ``[*B, A]`` to actions ``[*B, A]``."""
 
+    @abstractmethod
     def inverse(self, action: Tensor) -> Tensor:
-        """The latents ``[*B, A]`` that are squashed to actions ``[*B, A]`` in the bounds.
-
-        Latents are finite: an action at a bound becomes the smallest latent that floating-point
-        numbers squash to that bound, about 9 in single precision. ``self(self.inverse(action))``
-        is ``action`` up to the rounding of tanh.
+        """Latents ``[*B, A]`` that are mapped to actions ``[*B, A]`` in the bounds.
 
         Raises:
             ValueError: if an action is outside of the bounds by more than rounding; not in
                 compiled code.
         """
+
+    @abstractmethod
+    def log_det(self, latent: Tensor) -> Tensor:
+        """``log |d action / d latent|`` in [-1, 1] units, ``[*B, 1]``."""
+
+    def from_unit(self, unit: Tensor) -> Tensor:
+        """Actions in the bounds, from numbers ``[*B, A]`` in [-1, 1]."""
+        # The clamp removes the rounding of the affine map, which can leave the closed interval.
+        scale, shift = (self.high - self.low) / 2, (self.high + self.low) / 2
+        return (unit * scale + shift).clamp(self.low, self.high)
+
+    def _unit(self, action: Tensor) -> Tensor:
+        """Actions mapped to [-1, 1], in double precision; ValueError for those outside."""
         center, scale = (self.high + self.low) / 2, (self.high - self.low) / 2
         unit = ((action - center) / scale).double()
         # Inside of compiled and exported code nobody can look at the numbers.
@@ -85,8 +91,59 @@ class ActionSquash(nn.Module):
                 f"action must be within {self.low.tolist()} and {self.high.tolist()}, got values "
                 f"from {action.min().item():g} to {action.max().item():g}; clip them first."
             )
+        return unit.clamp(-1, 1)
+
+
+class ActionSquash(ActionMap):
+    """``tanh``, then an affine map from [-1, 1] to ``[low, high]``, see :class:`ActionMap`.
+
+    Latents of :meth:`inverse` are finite: an action at a bound becomes the smallest latent that
+    floating-point numbers squash to that bound, about 9 in single precision.
+    ``self(self.inverse(action))`` is ``action`` up to the rounding of tanh.
+
+    Examples:
+        >>> squash = ActionSquash(torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0]))
+        >>> squash(torch.tensor([0.0, 100.0]))
+        tensor([0., 1.])
+    """
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Map pre-squash actions ``[*B, A]`` to actions ``[*B, A]``."""
+        return self.from_unit(latent.tanh())
+
+    def inverse(self, action: Tensor) -> Tensor:
+        """The latents that are squashed to ``action``, see :meth:`ActionMap.inverse`."""
         limit = 0.5 * math.log(16 / torch.finfo(action.dtype).eps)
-        return unit.clamp(-1, 1).atanh().clamp(-limit, limit).to(action.dtype)
+        return self._unit(action).atanh().clamp(-limit, limit).to(action.dtype)
+
+    def log_det(self, latent: Tensor) -> Tensor:
+        """``log |d tanh(x) / dx|``, see :func:`~diffpolicy.sde.tanh_log_det`."""
+        return tanh_log_det(latent)
+
+
+class ActionClip(ActionMap):
+    """Clips to [-1, 1], then an affine map to ``[low, high]``, see :class:`ActionMap`.
+
+    For processes whose latents are actions in [-1, 1], where clipping takes rounding and the noise
+    of the last step away.
+
+    Examples:
+        >>> clip = ActionClip(torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0]))
+        >>> clip(torch.tensor([0.5, 100.0]))
+        tensor([1., 1.])
+    """
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Map latents ``[*B, A]`` to actions ``[*B, A]``."""
+        return self.from_unit(latent.clamp(-1, 1))
+
+    def inverse(self, action: Tensor) -> Tensor:
+        """Actions in [-1, 1] units, see :meth:`ActionMap.inverse`."""
+        return self._unit(action).to(action.dtype)
+
+    def log_det(self, latent: Tensor) -> Tensor:
+        """0: latents are actions in [-1, 1] units."""
+        return torch.zeros_like(latent[..., :1])
 
 
 def action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:

@@ -9,15 +9,17 @@ from typing import Literal
 from torch import Tensor, nn
 
 Initialization = Literal["torch", "lecun"]
-Activation = Literal["gelu", "gelu_tanh"]
+Activation = Literal["gelu", "gelu_tanh", "mish"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "mish": nn.Mish,
 }
 """``"gelu"`` is ``x Phi(x)``, torch's default. ``"gelu_tanh"`` is the approximation
 ``x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))``, the default of JAX, with which the published
 networks were trained. They differ by less than 5e-4, and the first is faster in eager CPU code.
+``"mish"`` is ``x tanh(softplus(x))``, of the published networks that predict noise.
 """
 
 

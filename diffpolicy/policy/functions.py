@@ -5,14 +5,20 @@ TensorDicts and exploration types stay outside: this is what acts, and what is e
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffpolicy.actors import ActionSquash, DenoisingActor, EncodedActor, GaussianChainActor
+from diffpolicy.actors import (
+    ActionMap,
+    ActionSquash,
+    DenoisingActor,
+    EncodedActor,
+    GaussianChainActor,
+)
 from diffpolicy.errors import ArgumentError
 from diffpolicy.policy.interface import Interface
 
@@ -24,6 +30,7 @@ class ActionFunction(nn.Module, ABC):
 
     Args:
         interface: says what is read, and the bounds of what is planned.
+        squash: maps the last latent into bounds.
 
     Attributes:
         denoising_steps: number of denoising steps; 1 without a chain.
@@ -33,10 +40,10 @@ class ActionFunction(nn.Module, ABC):
 
     modes: tuple[Mode, ...]
 
-    def __init__(self, interface: Interface) -> None:
+    def __init__(self, interface: Interface, squash: type[ActionMap] = ActionSquash) -> None:
         super().__init__()
         # Whatever bounds an actor was trained in, these are the units of the environment.
-        self.squash = ActionSquash(*map(torch.from_numpy, interface.bounds))
+        self.squash = squash(*map(torch.from_numpy, interface.bounds))
 
     @property
     def action_dim(self) -> int:
@@ -120,11 +127,12 @@ class ChainFunction(ActionFunction):
     """
 
     def __init__(self, interface: Interface, actor: DenoisingActor, encoder: nn.Module) -> None:
-        super().__init__(interface)
+        super().__init__(interface, type(actor.squash))
         self.actor = actor
         self.encoder = encoder
         first: Mode = actor.deterministic_step
-        self.modes = (first, *(mode for mode in get_args(Mode) if mode != first))
+        known: tuple[Mode, ...] = (*actor.process.deterministic_steps, "sample")
+        self.modes = (first, *(mode for mode in known if mode != first))
 
     @property
     def denoising_steps(self) -> int:

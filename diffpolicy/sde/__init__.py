@@ -9,10 +9,10 @@ from diffpolicy.sde.likelihood import (
     tanh_log_det,
 )
 from diffpolicy.sde.process import DenoisingProcess
+from diffpolicy.sde.protocol import DeterministicStep, NoiseLevel, Process, RolloutMode
+from diffpolicy.sde.rectified_flow import RectifiedFlowProcess
 from diffpolicy.sde.rollout import (
     Chain,
-    DeterministicStep,
-    RolloutMode,
     checkpointed,
     draw_noise,
     rollout_chain,
@@ -20,15 +20,22 @@ from diffpolicy.sde.rollout import (
     rollout_latents,
     sampled_log_ratio,
 )
-from diffpolicy.sde.schedules import SCHEDULES, schedule_factors
+from diffpolicy.sde.schedules import NOISE_SCHEDULES, SCHEDULES, schedule_factors
+from diffpolicy.sde.variance_preserving import Variance, VariancePreservingProcess
 
 __all__ = [
+    "NOISE_SCHEDULES",
     "SCHEDULES",
     "Chain",
     "DenoisingProcess",
     "DeterministicStep",
     "Gaussian",
+    "NoiseLevel",
+    "Process",
+    "RectifiedFlowProcess",
     "RolloutMode",
+    "Variance",
+    "VariancePreservingProcess",
     "checkpointed",
     "draw_noise",
     "gaussian_kl",

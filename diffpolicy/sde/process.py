@@ -1,29 +1,32 @@
 """The denoising process: step sizes, friction, and the two Gaussian kernels they define."""
 
 import math
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from diffpolicy.sde.base import ProcessModule, check_positive
 from diffpolicy.sde.likelihood import Gaussian
+from diffpolicy.sde.protocol import (
+    DeterministicStep,
+    Move,
+    NoiseLevel,
+    RolloutMode,
+    Step,
+    accumulated_noise,
+)
 from diffpolicy.sde.schedules import Schedule, schedule_factors
 
 NoisingStep = Literal["same", "next"]
-Step = TypeVar("Step", int, Tensor)
 
 
 def _inverse_softplus(value: float) -> float:
     return value + math.log(-math.expm1(-value))
 
 
-def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive finite number, got {value}.")
-
-
-class DenoisingProcess(nn.Module):
+class DenoisingProcess(ProcessModule):
     r"""A discretised diffusion with a learned denoising and a fixed noising kernel.
 
     With prior std ``nu``, step size ``dt_n``, schedule factor ``w_n`` and friction ``f`` (one per
@@ -57,8 +60,9 @@ class DenoisingProcess(nn.Module):
         torch.Size([4, 2])
     """
 
-    prior_std: Tensor
     schedule_factors: Tensor
+
+    deterministic_steps: ClassVar[tuple[DeterministicStep, ...]] = ("mean", "flow", "published")
 
     def __init__(
         self,
@@ -74,23 +78,13 @@ class DenoisingProcess(nn.Module):
         learn_friction: bool = True,
         noising_step: NoisingStep = "next",
     ) -> None:
-        super().__init__()
-        if action_dim < 1:
-            raise ValueError(f"action_dim must be at least 1, got {action_dim}.")
-        for name, value in (
-            ("prior_std", prior_std),
-            ("step_size", step_size),
-            ("friction", friction),
-        ):
-            _check_positive(name, value)
+        super().__init__(action_dim, denoising_steps, prior_std)
+        check_positive(step_size=step_size, friction=friction)
         if noising_step not in ("same", "next"):
             raise ValueError(f"noising_step must be 'same' or 'next', got {noising_step!r}.")
-        self.action_dim = action_dim
-        self.trained_steps = denoising_steps
         self.noising_step = noising_step
         self._schedule = schedule
         dtype = torch.get_default_dtype()
-        self.register_buffer("prior_std", torch.tensor(prior_std, dtype=dtype))
         factors = schedule_factors(schedule, denoising_steps).to(dtype)
         self.register_buffer("schedule_factors", factors)
         step_shape = (denoising_steps, 1) if step_size_per_step else (1, 1)
@@ -189,40 +183,87 @@ class DenoisingProcess(nn.Module):
         # The step in whose middle the runtime step lies.
         return (2 * step + 1) * self.trained_steps // (2 * self.denoising_steps)
 
-    def noising_index(self, step: Tensor) -> Tensor:
+    def noising_index(self, step: Tensor | slice) -> Tensor | slice:
         """Index ``m`` of the step size in the noising kernel of ``step``."""
         if self.noising_step == "same":
             return step
+        if isinstance(step, slice):
+            step = torch.arange(self.denoising_steps, device=self.prior_std.device)[step]
         return (step + 1).clamp(max=self.denoising_steps - 1)
 
     def contraction(self, step_size: Tensor) -> Tensor:
         """``1 - eta / nu^2``, by which both kernels shrink a latent; shape of ``step_size``."""
         return 1 - step_size / self.prior_std.square()
 
-    def denoising_kernel(self, latent: Tensor, score: Tensor, step: Tensor) -> Gaussian:
+    def denoising_kernel(self, latent: Tensor, score: Tensor, step: Tensor | slice) -> Gaussian:
         """The learned kernel ``q(x_{n+1} | x_n, s)``.
 
         Args:
             latent: ``x_n`` ``[*B, A]``.
             score: output of the score network at ``x_n`` ``[*B, A]``.
-            step: ``n``, integer tensor ``[*B]``.
+            step: ``n``, integer tensor ``[*B]``, or a slice of steps, which are then the last
+                dimension of ``*B``.
         """
         step_size = self.step_sizes()[step]
-        mean = self.contraction(step_size) * latent + step_size * score
+        mean = torch.addcmul(self.contraction(step_size) * latent, step_size, score)
         return Gaussian(mean, (2 * step_size).sqrt().expand_as(mean))
 
-    def noising_kernel(self, next_latent: Tensor, step: Tensor) -> Gaussian:
-        """The fixed kernel ``p(x_n | x_{n+1})``.
+    def noising_kernel(self, next_latent: Tensor, step: Tensor | slice) -> Gaussian:
+        """The fixed kernel ``p(x_n | x_{n+1})``; ``step`` as in :meth:`denoising_kernel`.
 
         Args:
             next_latent: ``x_{n+1}`` ``[*B, A]``.
-            step: ``n``, integer tensor ``[*B]``.
+            step: ``n``, integer tensor ``[*B]``, or a slice.
         """
         step_size = self.step_sizes()[self.noising_index(step)]
         mean = self.contraction(step_size) * next_latent
         return Gaussian(mean, (2 * step_size).sqrt().expand_as(mean))
 
-    def reversing_score(self, latent: Tensor, gradient: Tensor) -> Tensor:
+    def moves(self, noise: Tensor, mode: RolloutMode) -> Move:
+        """The steps of a chain, see :func:`~diffpolicy.sde.rollout_chain`.
+
+        Args:
+            noise: standard normal ``[*B, N, A]``, read in mode ``"sample"`` only.
+            mode: what a step is.
+
+        Returns:
+            A function of the step n, ``x_n`` and the network's output there: the next latent.
+
+        Raises:
+            ValueError: for an unknown mode.
+        """
+        step_sizes = self.step_sizes()
+        decay, gain = self._drift(step_sizes, mode)
+        jump = (2 * step_sizes).sqrt() * noise if mode == "sample" else torch.zeros_like(noise)
+        decays, gains, jumps = decay.unbind(), gain.unbind(), jump.unbind(-2)
+
+        def move(step: int, latent: Tensor, score: Tensor) -> Tensor:
+            drifted = torch.addcmul(jumps[step], decays[step], latent)
+            return torch.addcmul(drifted, gains[step], score)
+
+        return move
+
+    def _drift(self, step_sizes: Tensor, mode: RolloutMode) -> tuple[Tensor, Tensor]:
+        """Factors ``[N, A]`` of latent and score in the noise-free part of a step."""
+        contraction = self.contraction(step_sizes)
+        match mode:
+            case "sample" | "mean":
+                return contraction, step_sizes
+            case "flow":
+                return torch.ones_like(contraction), 0.5 * step_sizes
+            case "published":
+                return contraction, 0.5 * step_sizes
+        raise ValueError(f"mode must be 'sample', 'mean', 'flow' or 'published', got {mode!r}.")
+
+    # -- regression of the score --------------------------------------------------------------
+
+    def noise_level(self, step: Tensor) -> NoiseLevel:
+        """``x_n = signal x_N + std eps`` of latents that are noised to ``step``, ``[*B, A]``."""
+        step_sizes = self.step_sizes()[self.noising_index(slice(None))]
+        signal, std = accumulated_noise(self.contraction(step_sizes), 2 * step_sizes)
+        return NoiseLevel(signal[step], std[step])
+
+    def output_for_score(self, latent: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
         """The score with which the denoising kernel reverses the noising one.
 
         The reversal of a diffusion (Anderson 1982) drifts by ``x / nu^2 + 2 grad log p_n(x)``; the
@@ -231,20 +272,26 @@ class DenoisingProcess(nn.Module):
         Args:
             latent: ``x_n`` ``[*B, A]``.
             gradient: ``grad log p_n(x_n)``, of the density of noised latents ``[*B, A]``.
+            step: ``n``, integer tensor ``[*B]``.
         """
         return 2 * (latent / self.prior_std.square() + gradient)
 
-    def sample_prior(
-        self, batch_size: torch.Size | tuple[int, ...], noise: Tensor | None = None
+    def output_for_noise(
+        self, latent: Tensor, clean: Tensor, noise: Tensor, step: Tensor
     ) -> Tensor:
-        """Draw ``x_0`` of shape ``[*batch_size, A]``, from ``noise`` (standard normal) if given."""
-        if noise is None:
-            noise = torch.randn(
-                (*batch_size, self.action_dim),
-                dtype=self.prior_std.dtype,
-                device=self.prior_std.device,
-            )
-        return noise * self.prior_std
+        """The score that reverses the noising of one latent, ``2 (x_n / nu^2 - eps / std_n)``.
+
+        Args:
+            latent: ``x_n = signal_n x_N + std_n eps`` ``[*B, A]``.
+            clean: ``x_N`` ``[*B, A]``.
+            noise: eps ``[*B, A]``.
+            step: ``n``, integer tensor ``[*B]``.
+        """
+        return self.output_for_score(latent, -noise / self.noise_level(step).std, step)
+
+    def noise_per_output(self, step: Tensor) -> Tensor:
+        """By how much eps changes with the score ``[*B, A]``: ``std_n / 2``."""
+        return 0.5 * self.noise_level(step).std
 
     def extra_repr(self) -> str:
         """Sizes and options for ``print(process)``."""

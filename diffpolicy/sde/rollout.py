@@ -1,18 +1,16 @@
 """Sampling whole chains and evaluating their densities."""
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from diffpolicy.sde.likelihood import Gaussian
-from diffpolicy.sde.process import DenoisingProcess
+from diffpolicy.sde.protocol import Process, RolloutMode
 
 ScoreFunction = Callable[[Tensor, int], Tensor]
-DeterministicStep = Literal["mean", "flow", "published"]
-RolloutMode = Literal["sample"] | DeterministicStep
 
 
 class Chain(NamedTuple):
@@ -77,14 +75,14 @@ def checkpointed(score: ScoreFunction) -> ScoreFunction:
     return recomputed
 
 
-def draw_noise(process: DenoisingProcess, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
+def draw_noise(process: Process, batch_size: torch.Size | tuple[int, ...]) -> Tensor:
     """Standard normal noise for one chain per batch element, ``[*B, N+1, A]``."""
     shape = (*batch_size, process.denoising_steps + 1, process.action_dim)
     return torch.randn(shape, dtype=process.prior_std.dtype, device=process.prior_std.device)
 
 
 def rollout_chain(
-    process: DenoisingProcess,
+    process: Process,
     score: ScoreFunction,
     noise: Tensor,
     *,
@@ -95,7 +93,8 @@ def rollout_chain(
     Gradients flow through the chain, the score function and the step sizes; wrap the call in
     ``torch.no_grad()`` for acting.
 
-    With the score ``f`` of step n and ``eta = eta_n`` the next latent is::
+    With the score ``f`` of step n and ``eta = eta_n`` the next latent of a
+    :class:`~diffpolicy.sde.DenoisingProcess` is::
 
         "sample"     x + eta (-x / nu^2 + f) + sqrt(2 eta) eps
         "mean"       x + eta (-x / nu^2 + f)
@@ -125,18 +124,14 @@ def rollout_chain(
     Raises:
         ValueError: if ``noise`` does not end in ``[N+1, A]``, or for an unknown mode.
     """
-    step_sizes = process.step_sizes()
-    path, scores = _path(process, step_sizes, score, noise, mode)
-    shrunk = process.contraction(step_sizes) * path[..., :-1, :]
-    mean = torch.addcmul(shrunk, step_sizes, torch.stack(scores, -2))
-    noising = process.noising_kernel(
-        path[..., 1:, :], torch.arange(process.denoising_steps, device=path.device)
-    )
-    return Chain(path, Gaussian(mean, (2 * step_sizes).sqrt().expand_as(mean)), noising)
+    path, outputs = _path(process, score, noise, mode)
+    every = slice(None)
+    denoising = process.denoising_kernel(path[..., :-1, :], torch.stack(outputs, -2), every)
+    return Chain(path, denoising, process.noising_kernel(path[..., 1:, :], every))
 
 
 def rollout_latents(
-    process: DenoisingProcess,
+    process: Process,
     score: ScoreFunction,
     noise: Tensor,
     *,
@@ -146,12 +141,12 @@ def rollout_latents(
 
     Arguments and errors are those of :func:`rollout_chain`.
     """
-    path, _ = _path(process, process.step_sizes(), score, noise, mode)
+    path, _ = _path(process, score, noise, mode)
     return path
 
 
 def rollout_last(
-    process: DenoisingProcess,
+    process: Process,
     score: ScoreFunction,
     noise: Tensor,
     *,
@@ -162,11 +157,11 @@ def rollout_last(
     Arguments and errors are those of :func:`rollout_chain`.
     """
     _check_noise(process, noise)
-    *_, (_, latent) = _denoise(process, process.step_sizes(), score, noise, mode)
+    *_, (_, latent) = _denoise(process, score, noise, mode)
     return latent
 
 
-def _check_noise(process: DenoisingProcess, noise: Tensor) -> None:
+def _check_noise(process: Process, noise: Tensor) -> None:
     expected = (process.denoising_steps + 1, process.action_dim)
     if tuple(noise.shape[-2:]) != expected:
         raise ValueError(
@@ -175,50 +170,24 @@ def _check_noise(process: DenoisingProcess, noise: Tensor) -> None:
 
 
 def _path(
-    process: DenoisingProcess,
-    step_sizes: Tensor,
-    score: ScoreFunction,
-    noise: Tensor,
-    mode: RolloutMode,
+    process: Process, score: ScoreFunction, noise: Tensor, mode: RolloutMode
 ) -> tuple[Tensor, list[Tensor]]:
     """The latents ``[*B, N+1, A]`` of a chain, and the score at all of them but the last."""
     _check_noise(process, noise)
     latents, scores = [noise[..., 0, :] * process.prior_std], []
-    for value, latent in _denoise(process, step_sizes, score, noise, mode):
+    for value, latent in _denoise(process, score, noise, mode):
         scores.append(value)
         latents.append(latent)
     return torch.stack(latents, -2), scores
 
 
 def _denoise(
-    process: DenoisingProcess,
-    step_sizes: Tensor,
-    score: ScoreFunction,
-    noise: Tensor,
-    mode: RolloutMode,
+    process: Process, score: ScoreFunction, noise: Tensor, mode: RolloutMode
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the score at every latent and the next latent."""
-    drawn = noise[..., 1:, :]
-    jumps = (2 * step_sizes).sqrt() * drawn if mode == "sample" else torch.zeros_like(drawn)
-    decays, gains = _drift(process, step_sizes, mode)
-    steps = zip(gains.unbind(), decays.unbind(), jumps.unbind(-2), strict=True)
+    move = process.moves(noise[..., 1:, :], mode)
     latent = noise[..., 0, :] * process.prior_std
-    for step, (gain, decay, jump) in enumerate(steps):
+    for step in range(process.denoising_steps):
         value = score(latent, process.network_step(step))
-        latent = torch.addcmul(torch.addcmul(jump, decay, latent), gain, value)
+        latent = move(step, latent, value)
         yield value, latent
-
-
-def _drift(
-    process: DenoisingProcess, step_sizes: Tensor, mode: RolloutMode
-) -> tuple[Tensor, Tensor]:
-    """Factors ``[N, A]`` of latent and score in the noise-free part of a step."""
-    contraction = process.contraction(step_sizes)
-    match mode:
-        case "sample" | "mean":
-            return contraction, step_sizes
-        case "flow":
-            return torch.ones_like(contraction), 0.5 * step_sizes
-        case "published":
-            return contraction, 0.5 * step_sizes
-    raise ValueError(f"mode must be 'sample', 'mean', 'flow' or 'published', got {mode!r}.")

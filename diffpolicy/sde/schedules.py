@@ -1,7 +1,8 @@
-"""Step-size schedules: the factor ``w_n`` that multiplies the step size at denoising step n.
+"""Schedules of step sizes, and of the noise levels of the variance-preserving process.
 
-Every schedule maps a number of steps ``N`` to a tensor ``[N]``; index 0 is the noise end of the
-chain and the factors never increase towards the action end.
+A step-size schedule is the factor ``w_n`` that multiplies the step size at denoising step n: it
+maps a number of steps ``N`` to a tensor ``[N]``; index 0 is the noise end of the chain and the
+factors never increase towards the action end.
 """
 
 import math
@@ -82,3 +83,30 @@ def schedule_factors(schedule: str | Schedule, denoising_steps: int) -> Tensor:
     if not bool((factors.isfinite() & (factors > 0)).all()):
         raise ValueError(f"schedule must return positive finite factors, got {factors.tolist()}.")
     return factors
+
+
+def cosine_levels(steps: int) -> Tensor:
+    """``abar_t = cos^2(pi/2 (t/T + .008) / 1.008)``, betas at most .999 (arXiv 2102.09672)."""
+    time = torch.arange(steps + 1, dtype=torch.float64) / steps
+    level = torch.cos(0.5 * math.pi * (time + 0.008) / 1.008).square()
+    return (1 - (1 - level[1:] / level[:-1]).clamp(max=0.999)).cumprod(0)
+
+
+def vp_levels(steps: int) -> Tensor:
+    """``alpha_t = exp(-b_min/T - (b_max - b_min)(2t - 1) / (2 T^2))`` with b from .1 to 10."""
+    time = torch.arange(1, steps + 1, dtype=torch.float64)
+    return torch.exp(-0.1 / steps - 9.9 * (2 * time - 1) / (2 * steps**2)).cumprod(0)
+
+
+def linear_levels(steps: int) -> Tensor:
+    """``beta_t`` from ``.8e-4`` to ``.8`` in even steps, as with the code of arXiv 2502.00361."""
+    beta = 0.8 * torch.linspace(1e-4, 0.999, steps, dtype=torch.float64)
+    return (1 - beta).cumprod(0)
+
+
+#: ``abar_1 .. abar_T`` ``[T]`` in float64, from the action's end of the chain to the noise.
+NOISE_SCHEDULES: dict[str, Schedule] = {
+    "cosine": cosine_levels,
+    "linear": linear_levels,
+    "vp": vp_levels,
+}

@@ -139,6 +139,7 @@ def measure(actor: DenoisingActor, log_z: float, rows: int = 20_000) -> dict[str
     weight = FourModes()(path.action) - path.running_cost - path.terminal_cost
     nearest = (path.action.unsqueeze(-2) - MODES).square().sum(-1).argmin(-1)
     shares = torch.bincount(nearest, minlength=4) / rows
+    assert isinstance(actor.process, DenoisingProcess)
     time = actor.process.step_sizes().sum(0).mean() / actor.process.prior_std.square()
     return {
         "gap": log_z - weight.mean().item(),

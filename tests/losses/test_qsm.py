@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.objectives import SoftUpdate
 
-from diffpolicy.actors import ActionSquash, DenoisingActor, DenoisingMDP
+from diffpolicy.actors import ActionSquash, DenoisingActor
 from diffpolicy.networks import ScoreNetwork, StepEmbedding
 from diffpolicy.sde import DenoisingProcess
 from objectives import LearnedTemperature, QSMLoss
@@ -50,15 +50,15 @@ def transitions(loss: QSMLoss, rows: int = 6) -> TensorDictBase:
 
 
 def noised(loss: QSMLoss, batch: TensorDictBase, draws: TensorDictBase, row: int, k: int) -> Tensor:
-    """The latent of one row at its k-th sampled step, by the noising recursion."""
+    """The latent of one row at its k-th sampled step, from the moments of the noising steps."""
     process, squash = loss.actor_network.process, loss.actor_network.squash
     unit = (batch["action"][row] - (squash.high + squash.low) / 2) * 2 / (squash.high - squash.low)
-    latent = torch.atanh(unit)
+    mean, variance = torch.atanh(unit), torch.zeros_like(unit)
     for step in range(process.denoising_steps - 1, int(draws["step"][row, k]) - 1, -1):
         eta = process.step_sizes()[step]
-        shrunk = latent * (1 - eta / process.prior_std**2)
-        latent = shrunk + (2 * eta).sqrt() * draws["chain"][row, step]
-    return latent
+        shrunk = 1 - eta / process.prior_std**2
+        mean, variance = shrunk * mean, shrunk**2 * variance + 2 * eta
+    return mean + variance.sqrt() * draws["noise"][row, k, 0]
 
 
 def naive_actor_loss(loss: QSMLoss, batch: TensorDictBase, draws: TensorDictBase) -> Tensor:
@@ -94,7 +94,7 @@ def test_actor_loss_and_gradient_are_those_of_the_formulas(sampled_steps: int) -
     assert score == set(found)
     for name in score:
         torch.testing.assert_close(found[name], wanted[name])
-    assert described["score_norm"].shape == (6, 1)
+    assert described["target_norm"].shape == (6, 1)
 
 
 def test_targets_have_no_entropy_and_take_the_smaller_critic() -> None:
@@ -103,7 +103,7 @@ def test_targets_have_no_entropy_and_take_the_smaller_critic() -> None:
     draws = rowwise_draws(loss, batch)
     loss(batch, draws=draws)
     with torch.no_grad():
-        path = loss.actor_network.sample_path(batch["next"], noise=draws["next_noise"])
+        path = loss.actor_network.sample_path(batch["next"], noise=draws["next_noise"].squeeze(1))
         coming = TensorDict({"observation": batch["next", "observation"], "action": path.action})
         following = loss.qvalue_network(coming)["state_action_value"].amin(-2)
         live = (~batch["next", "terminated"]).double()
@@ -122,8 +122,9 @@ def test_the_score_that_reverses_the_noising_keeps_its_density() -> None:
     process = DenoisingProcess(1, 50, prior_std=std, step_size=0.005, schedule="constant")
     latent = process.sample_prior((20_000,))
     for step in range(50):
-        score = process.reversing_score(latent, -latent / std**2)
-        kernel = process.denoising_kernel(latent, score, torch.full((20_000,), step))
+        place = torch.full((20_000,), step)
+        score = process.output_for_score(latent, -latent / std**2, place)
+        kernel = process.denoising_kernel(latent, score, place)
         latent = kernel.sample()
     assert abs(float(latent.detach().std()) - std) < 0.02
 
@@ -133,17 +134,17 @@ def test_the_fixed_point_of_a_parabola_is_its_gradient_at_every_step() -> None:
     loss = QSMLoss(actor, parabola(0.0), temperature=0.5, delay_qvalue=False)
     rows = make_rollout(loss.actor_network, (32,))
     seen: list[Tensor] = []
-    original = loss.actor_network.reversing_score
+    original = loss.actor_network.process.output_for_score
 
-    def watched(latent: Tensor, gradient: Tensor) -> Tensor:
+    def watched(latent: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
         squash = loss.actor_network.squash
         slope = (squash.high - squash.low) / 2 * (1 - latent.tanh() ** 2)
         seen.append(gradient - (-squash(latent) * slope / 0.5 - 2 * latent.tanh()))
-        return original(latent, gradient)
+        return original(latent, gradient, step)
 
-    loss.actor_network.reversing_score = watched
+    loss.actor_network.process.output_for_score = watched
     loss.actor_loss(rows)
-    torch.testing.assert_close(seen[0], torch.zeros(1, 32, ACTION), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen[0], torch.zeros(1, 1, 32, ACTION), atol=1e-5, rtol=0)
 
 
 def bandit(rows: int) -> TensorDictBase:
@@ -211,7 +212,7 @@ def test_arguments_outside_their_range(options: dict[str, Any], words: str) -> N
 def test_an_actor_without_a_score_is_refused() -> None:
     _, critic = make_off_policy_networks()
     actor = TensorDictModule(nn.Linear(3, 2), ["observation"], ["action"])
-    with pytest.raises(TypeError, match="ScoreActor"):
+    with pytest.raises(TypeError, match="RegressionActor"):
         QSMLoss(actor, critic, temperature=0.1)
 
 
@@ -220,4 +221,4 @@ def test_a_learned_temperature_follows_the_entropy() -> None:
     batch = transitions(loss)
     out = loss(batch, draws=rowwise_draws(loss, batch))
     torch.testing.assert_close(out["loss_alpha"], out["alpha"] * (out["entropy"] + 8.0))
-    assert DenoisingMDP(loss.actor_network).denoising_steps == loss.mdp.denoising_steps
+    assert loss.denoising_steps == loss.actor_network.denoising_steps

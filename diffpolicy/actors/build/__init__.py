@@ -5,6 +5,7 @@ from diffpolicy.actors.build.off_policy import (
     build_diffsac_networks,
     build_dime_networks,
     build_gaussian_sac_networks,
+    build_regression_networks,
 )
 from diffpolicy.actors.build.on_policy import (
     build_diffwpo_networks,
@@ -26,5 +27,6 @@ __all__ = [
     "build_gaussian_sac_networks",
     "build_gaussian_wpo_networks",
     "build_ppo_networks",
+    "build_regression_networks",
     "recipe_of",
 ]

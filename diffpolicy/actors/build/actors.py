@@ -11,21 +11,27 @@ from torchrl.envs import EnvBase
 from torchrl.modules import NormalParamExtractor, ProbabilisticActor, TanhNormal
 
 from diffpolicy.actors.actor import DenoisingActor
-from diffpolicy.actors.build.recipe import ActorKind, ActorRecipe
+from diffpolicy.actors.build.recipe import ActorKind, ActorRecipe, chain_recipe
 from diffpolicy.actors.build.sizes import Sizes, read_sizes
-from diffpolicy.actors.configs import NetworkConfig, ProcessConfig
+from diffpolicy.actors.configs import AnyProcessConfig, NetworkConfig, ProcessConfig
 from diffpolicy.actors.gaussian import GaussianChainActor
 from diffpolicy.actors.keys import ActorKeys, ReturnedChain
-from diffpolicy.actors.squashing import ActionSquash
+from diffpolicy.actors.squashing import ActionClip, ActionMap, ActionSquash
 from diffpolicy.networks import RunningNorm, ScoreNetwork, StepEmbedding, mlp
-from diffpolicy.sde import DenoisingProcess, DeterministicStep
+from diffpolicy.sde import (
+    DenoisingProcess,
+    DeterministicStep,
+    Process,
+    RectifiedFlowProcess,
+    VariancePreservingProcess,
+)
 
 
 def build_denoising_actor(
     env: EnvBase,
     *,
     denoising_steps: int = 4,
-    process: ProcessConfig | None = None,
+    process: AnyProcessConfig | None = None,
     network: NetworkConfig | None = None,
     observation_keys: Sequence[NestedKey] = ("observation",),
     keys: ActorKeys | None = None,
@@ -49,7 +55,7 @@ def build_denoising_actor(
     Args:
         env: a TorchRL environment, batched or not; only its specs are read.
         denoising_steps: number of denoising steps ``N``.
-        process: options of the denoising process.
+        process: options of the process, whose type says which one it is.
         network: network sizes.
         observation_keys: observation entries to read, concatenated.
         keys: names of the entries that the actor reads and writes; ``keys.action`` says which of
@@ -67,9 +73,7 @@ def build_denoising_actor(
     """
     network = network or NetworkConfig()
     sizes = read_sizes(env, observation_keys, network, keys or ActorKeys(), normalizer)
-    recipe = ActorRecipe(
-        "denoising", network, denoising_steps, process or ProcessConfig(), deterministic_step
-    )
+    recipe = chain_recipe(network, denoising_steps, process or ProcessConfig(), deterministic_step)
     return make_actor(recipe, sizes, device, return_chain=return_chain, noise_key=noise_key)
 
 
@@ -100,6 +104,7 @@ def _denoising(
 ) -> DenoisingActor:
     process, network, denoising_steps = recipe.process, recipe.network, recipe.denoising_steps
     assert process is not None
+    make_process, make_squash = _PROCESSES[recipe.kind]
     score_network = ScoreNetwork(
         sizes.action_dim,
         sizes.observation_dim,
@@ -117,9 +122,9 @@ def _denoising(
         initialization=network.score_initialization,
     )
     actor = DenoisingActor(
-        DenoisingProcess(sizes.action_dim, denoising_steps, **vars(process)),
+        make_process(sizes.action_dim, denoising_steps, **vars(process)),
         score_network,
-        ActionSquash(*sizes.bounds),
+        make_squash(*sizes.bounds),
         in_keys=sizes.actor_keys,
         keys=sizes.keys,
         return_chain=return_chain,
@@ -171,8 +176,16 @@ def _gaussian_sac(
     return _tanh_normal(sizes, network, device, return_log_prob=False)
 
 
+#: The process of each kind of chain, and what maps its last latent into the bounds.
+_PROCESSES: dict[ActorKind, tuple[Callable[..., Process], type[ActionMap]]] = {
+    "denoising": (DenoisingProcess, ActionSquash),
+    "diffusion": (VariancePreservingProcess, ActionClip),
+    "flow": (RectifiedFlowProcess, ActionClip),
+}
 _MAKERS: dict[ActorKind, Callable[..., Any]] = {
     "denoising": _denoising,
+    "diffusion": _denoising,
+    "flow": _denoising,
     "gaussian_chain": _gaussian_chain,
     "gaussian_ppo": _gaussian_ppo,
     "gaussian_sac": _gaussian_sac,

@@ -1,4 +1,4 @@
-"""Networks of the methods that train from replay: DIME, DiffSAC, and Gaussian SAC."""
+"""Networks of the methods that train from replay."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,14 @@ from diffpolicy.actors.build.critics import (
     make_denoising_critic,
     make_single_critics,
 )
-from diffpolicy.actors.build.recipe import ActorRecipe
+from diffpolicy.actors.build.recipe import ActorRecipe, chain_recipe
 from diffpolicy.actors.build.sizes import ActorCritic, read_sizes
 from diffpolicy.actors.configs import (
     DIME_CPU,
     DIME_PROCESS,
+    AnyProcessConfig,
     CriticConfig,
+    DiffusionConfig,
     NetworkConfig,
     ProcessConfig,
 )
@@ -68,9 +70,58 @@ def build_dime_networks(
             value functions only.
     """
     network, critic = network or DIME_CPU.network, critic or DIME_CPU.critic
+    return build_regression_networks(
+        env,
+        denoising_steps=denoising_steps,
+        process=process or DIME_PROCESS,
+        network=network,
+        critic=critic,
+        observation_keys=observation_keys,
+        keys=keys,
+        noise_key=noise_key,
+        device=device,
+    )
+
+
+def build_regression_networks(
+    env: EnvBase,
+    *,
+    denoising_steps: int = 8,
+    process: AnyProcessConfig | None = None,
+    network: NetworkConfig | None = None,
+    critic: CriticConfig | None = None,
+    observation_keys: Sequence[NestedKey] = ("observation",),
+    keys: ActorKeys | None = None,
+    noise_key: NestedKey | None = None,
+    device: torch.device | str | None = None,
+) -> ActorCritic:
+    """Actor and Q ensemble ``Q_j(s, a)`` for losses that regress the actor's network.
+
+    Args:
+        env: a TorchRL environment, batched or not; only its specs are read.
+        denoising_steps: number of denoising steps ``N``.
+        process: options of the process, whose type says which one it is; None is a
+            variance-preserving diffusion with the cosine schedule.
+        network: options of the actor's network; None has two layers of 128.
+        critic: options of the Q ensemble, which sees actions mapped to [-1, 1]; None has two
+            scalar ones with layer normalisation.
+        observation_keys: observation entries to read, concatenated.
+        keys: names of the entries that the actor reads and writes.
+        noise_key: see :class:`DenoisingActor`.
+        device: where to put the parameters.
+
+    Returns:
+        The actor, a critic that writes ``state_action_value`` ``[*B, E, 1]`` and, with bins,
+        ``state_action_value_logits`` ``[*B, E, K]``, and the shared statistics (or None).
+
+    Raises:
+        ValueError: as :func:`build_denoising_actor`, and for options that are out of range or for
+            value functions only.
+    """
+    network, critic = network or _DIFFSAC_NETWORK, critic or _DIFFSAC_CRITIC
     check_no_value_function(network)
     sizes = read_sizes(env, observation_keys, network, keys or ActorKeys())
-    recipe = ActorRecipe("denoising", network, denoising_steps, process or DIME_PROCESS)
+    recipe = chain_recipe(network, denoising_steps, process or DiffusionConfig())
     actor = make_actor(recipe, sizes, device, noise_key=noise_key)
     q_module = make_action_critic(sizes, critic)
     return ActorCritic(actor, q_module.to(device), sizes.statistics)

@@ -6,11 +6,25 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from diffpolicy.actors.build.own_encoders import encoder_from_plain, plain_encoder
-from diffpolicy.actors.configs import NetworkConfig, ProcessConfig
+from diffpolicy.actors.configs import (
+    AnyProcessConfig,
+    DiffusionConfig,
+    FlowConfig,
+    NetworkConfig,
+    ProcessConfig,
+)
 from diffpolicy.sde import DeterministicStep
 
-ActorKind = Literal["denoising", "gaussian_chain", "gaussian_ppo", "gaussian_sac"]
+ActorKind = Literal[
+    "denoising", "diffusion", "flow", "gaussian_chain", "gaussian_ppo", "gaussian_sac"
+]
 ConfigT = TypeVar("ConfigT")
+#: The options of the process of each kind of actor that has one.
+PROCESS_CONFIGS: dict[ActorKind, type[AnyProcessConfig]] = {
+    "denoising": ProcessConfig,
+    "diffusion": DiffusionConfig,
+    "flow": FlowConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +35,10 @@ class ActorRecipe:
     theirs, see :func:`recipe_of`.
 
     Attributes:
-        kind: which actor: a denoising chain (:class:`~diffpolicy.actors.DenoisingActor`), a
+        kind: which actor: a :class:`~diffpolicy.actors.DenoisingActor` on a
+            :class:`~diffpolicy.sde.DenoisingProcess` (``"denoising"``), a
+            :class:`~diffpolicy.sde.VariancePreservingProcess` (``"diffusion"``) or a
+            :class:`~diffpolicy.sde.RectifiedFlowProcess` (``"flow"``), a
             :class:`~diffpolicy.actors.GaussianChainActor`, or TorchRL's TanhNormal actor with the
             networks of PPO or those of SAC.
         network: options of its network.
@@ -34,7 +51,7 @@ class ActorRecipe:
     kind: ActorKind
     network: NetworkConfig
     denoising_steps: int = 1
-    process: ProcessConfig | None = None
+    process: AnyProcessConfig | None = None
     deterministic_step: DeterministicStep = "mean"
 
     def plain(self) -> dict[str, Any]:
@@ -66,8 +83,20 @@ class ActorRecipe:
         network["encoder"] = encoder_from_plain(network.get("encoder"))
         values["network"] = _config(NetworkConfig, network)
         if values.get("process") is not None:
-            values["process"] = _config(ProcessConfig, values["process"])
+            kind = PROCESS_CONFIGS.get(values["kind"], ProcessConfig)
+            values["process"] = _config(kind, values["process"])
         return _config(cls, values)
+
+
+def chain_recipe(
+    network: NetworkConfig,
+    denoising_steps: int,
+    process: AnyProcessConfig,
+    deterministic_step: DeterministicStep = "mean",
+) -> ActorRecipe:
+    """The recipe of a chain; the type of the options of its process says which kind it is."""
+    (kind,) = (kind for kind, config in PROCESS_CONFIGS.items() if isinstance(process, config))
+    return ActorRecipe(kind, network, denoising_steps, process, deterministic_step)
 
 
 def recipe_of(actor: object) -> ActorRecipe | None:

@@ -93,6 +93,12 @@ class OffPolicyConfig(RunConfig, RewardOptions, OptimizerOptions):
         return frames // self.action_chunk
 
     @property
+    def planned_updates(self) -> int:
+        """Updates of the whole run, if no episode ends."""
+        frames = self.total_frames - self.refill_frames
+        return math.ceil(frames / self.ranks * self.updates_per_step)
+
+    @property
     def refill_frames(self) -> int:
         """Steps that fill the replay buffers of all ranks again."""
         return self.learning_starts * self.ranks

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from diffpolicy.sde import SCHEDULES
+from diffpolicy.sde import NOISE_SCHEDULES, SCHEDULES
 from diffpolicy.trainers.config.options import (
     Options,
     above,
@@ -30,6 +30,19 @@ class ProcessOptions(Options):
     learn_step_size: bool = option(True, "train the step size", fixed=True)
     friction: float = option(1.0, "initial friction of the chain", valid=above(0), fixed=True)
     learn_friction: bool = option(True, "train the friction", fixed=True)
+
+
+@configuration()
+class DiffusionOptions(Options):
+    """The chain of a variance-preserving diffusion."""
+
+    denoising_steps: int = option(5, "steps of the denoising chain", valid=at_least(1), fixed=True)
+    noise_schedule: str = option(
+        "cosine",
+        "levels of noise along the chain",
+        choices=tuple(sorted(NOISE_SCHEDULES)),
+        fixed=True,
+    )
 
 
 @configuration()

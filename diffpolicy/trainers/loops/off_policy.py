@@ -49,6 +49,7 @@ class OffPolicyParts:
             losses, for one backward pass.
         warm_up: acts in the random steps, for methods that need more of them than the action;
             None leaves them to the collector.
+        policy: acts when transitions are collected; None is the actor of the loss.
         after_update: called after each update, for example to move target networks.
         diagnostics: further numbers to log, read after each iteration.
     """
@@ -59,6 +60,7 @@ class OffPolicyParts:
     optimizers: Mapping[str, Optimizer]
     update_policy: Callable[[TensorDictBase], Mapping[str, Tensor]] | None = None
     warm_up: TensorDictModuleBase | None = None
+    policy: TensorDictModuleBase | None = None
     after_update: Callable[[], None] = lambda: None
     diagnostics: Callable[[], dict[str, float]] = field(default=dict)
 
@@ -100,6 +102,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     ) -> OffPolicyStream:
         """One step of every environment at a time, a replay buffer, and its batches."""
         config, warm_up = self.config, self.parts.warm_up
+        policy = self.parts.policy or policy
         # A policy that has learned already, here or in another run, acts from the start.
         untrained = self.progress.frames == 0 and "actor" not in self.warm_parts
         random_frames = config.chunks(config.learning_starts) if untrained else 0

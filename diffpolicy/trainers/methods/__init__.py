@@ -11,6 +11,7 @@ from diffpolicy.trainers.methods.gaussian_ppo import GAUSSIAN_PPO
 from diffpolicy.trainers.methods.gaussian_wpo import GAUSSIAN_WPO
 from diffpolicy.trainers.methods.method import Kind, Method
 from diffpolicy.trainers.methods.qsm import QSM
+from diffpolicy.trainers.methods.qvpo import QVPO
 from diffpolicy.trainers.methods.sac import SAC
 
 METHODS: dict[str, Method] = {
@@ -23,6 +24,7 @@ METHODS: dict[str, Method] = {
         GAUSSIAN_PPO,
         GAUSSIAN_WPO,
         QSM,
+        QVPO,
         SAC,
     )
 }

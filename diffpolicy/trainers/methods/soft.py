@@ -1,6 +1,7 @@
 """Soft actor-critic: what the off-policy methods share."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from tensordict import TensorDictBase
@@ -14,7 +15,9 @@ from diffpolicy.trainers.config.options import configuration
 from diffpolicy.trainers.config.process import ProcessOptions
 from diffpolicy.trainers.config.temperature import TemperatureOptions
 from diffpolicy.trainers.loops.optimizer import Optimizer
-from objectives import DiffSACLoss, DIMELoss
+from objectives import DenoisingRegressionLoss, DiffSACLoss, DIMELoss
+
+UpdatedLoss: TypeAlias = DIMELoss | DiffSACLoss | DenoisingRegressionLoss
 
 
 @configuration()
@@ -41,7 +44,7 @@ class ChainConfig(SoftConfig, ProcessOptions, QHeadOptions, DelayedCriticOptions
 
 
 def optimizers(
-    config: SoftConfig,
+    config: OffPolicyConfig,
     *,
     critic: str = "qvalue_network_params",
     temperature: str = "temperature",
@@ -69,14 +72,14 @@ def optimizers(
             without=critic,
         ),
     }
-    if config.learn_temperature:
+    if isinstance(config, TemperatureOptions) and config.learn_temperature:
         rate = config.lr_actor if config.lr_temperature is None else config.lr_temperature
         found["alpha"] = Optimizer(temperature, rate, eps=eps, delayed=True, needs_rewards=True)
     return found
 
 
 def delayed_update(
-    loss: DIMELoss | DiffSACLoss, compile_mode: str | None
+    loss: UpdatedLoss, compile_mode: str | None
 ) -> Callable[[TensorDictBase, bool], dict[str, Tensor]]:
     """What :class:`OffPolicyParts` calls: all losses, or the critic's alone."""
     qvalue_loss = loss.qvalue_loss
@@ -93,9 +96,10 @@ def delayed_update(
     return update
 
 
-def target_updates(loss: DIMELoss | DiffSACLoss, config: ChainConfig) -> Callable[[], None]:
+def target_updates(loss: LossModule, config: DelayedCriticOptions) -> Callable[[], None]:
     """What moves the target networks after an update, where there are any."""
-    return TargetUpdate(loss, tau=config.tau).step if config.delay_critic else _nothing
+    delayed = any(getattr(loss, f"delay_{name}", False) for name in ("qvalue", "actor"))
+    return TargetUpdate(loss, tau=config.tau).step if delayed else _nothing
 
 
 def _nothing() -> None:

@@ -1,0 +1,137 @@
+"""Rectified flow, for actions in [-1, 1]: straight lines from noise to actions."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffpolicy.sde.base import ProcessModule
+from diffpolicy.sde.likelihood import Gaussian
+from diffpolicy.sde.protocol import DeterministicStep, Move, NoiseLevel, RolloutMode, Step
+
+
+class RectifiedFlowProcess(ProcessModule):
+    """The network predicts a velocity, which Euler steps follow (arXiv 2209.03003).
+
+    Latents of the line from noise to the action a are ``x_n = t a + (1 - t) eps`` with ``t = n /
+    N``, and the velocity is ``a - eps``. Acting starts at noise and takes ``x_{n+1} = x_n + v /
+    N``; no step draws anything, so that a chain has no density and the losses on the denoising MDP
+    cannot train it.
+
+    Args:
+        action_dim: number of action dimensions ``A``.
+        denoising_steps: number of steps ``N``.
+        prior_std: of ``x_0``; 1 is what the network is trained for.
+
+    Raises:
+        ValueError: for arguments outside their range.
+
+    Examples:
+        >>> process = RectifiedFlowProcess(2, 4)
+        >>> process.noise_level(torch.tensor([0, 3])).signal.squeeze(-1)
+        tensor([0.0000, 0.7500])
+    """
+
+    deterministic_steps: ClassVar[tuple[DeterministicStep, ...]] = ("mean", "flow")
+
+    def __init__(self, action_dim: int, denoising_steps: int, *, prior_std: float = 1.0) -> None:
+        super().__init__(action_dim, denoising_steps, prior_std)
+        self._steps = denoising_steps
+
+    @property
+    def denoising_steps(self) -> int:
+        """The number of steps ``N`` in use."""
+        return self._steps
+
+    def set_denoising_steps(self, denoising_steps: int) -> None:
+        """Follow the same velocities in another number of steps, at least 1.
+
+        Raises:
+            ValueError: below 1.
+        """
+        if denoising_steps < 1:
+            raise ValueError(f"denoising_steps must be at least 1, got {denoising_steps}.")
+        self._steps = denoising_steps
+
+    def get_extra_state(self) -> Tensor:
+        """The numbers of steps, trained and in use, for ``state_dict``."""
+        return torch.tensor([self.trained_steps, self._steps])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the number of steps in use.
+
+        Raises:
+            ValueError: if it belongs to another number of trained steps.
+        """
+        trained, used = state.tolist()
+        if trained != self.trained_steps:
+            raise ValueError(
+                f"state_dict is of a process trained with {trained} steps, this one has "
+                f"{self.trained_steps}; build it with denoising_steps={trained}."
+            )
+        self._steps = used
+
+    def network_step(self, step: Step) -> Step:
+        """The trained step at the same time: the one before it, where there is none."""
+        if self._steps == self.trained_steps:
+            return step
+        return step * self.trained_steps // self._steps
+
+    def moves(self, noise: Tensor, mode: RolloutMode) -> Move:
+        """The steps of a chain: the same in all modes, as none draws anything.
+
+        Raises:
+            ValueError: for the mode ``"published"``.
+        """
+        if mode not in ("sample", "mean", "flow"):
+            raise ValueError(f"mode must be 'sample', 'mean' or 'flow', got {mode!r}.")
+
+        def move(step: int, latent: Tensor, output: Tensor) -> Tensor:
+            return latent + output / self._steps
+
+        return move
+
+    def denoising_kernel(self, latent: Tensor, output: Tensor, step: Tensor | slice) -> Gaussian:
+        """The next latent, with a standard deviation of 0."""
+        mean = latent + output / self._steps
+        return Gaussian(mean, torch.zeros_like(mean))
+
+    def noising_kernel(self, next_latent: Tensor, step: Tensor | slice) -> Gaussian:
+        """There is none.
+
+        Raises:
+            NotImplementedError: always; no step of a flow has a density.
+        """
+        raise NotImplementedError(
+            "a RectifiedFlowProcess has no noising kernel, which losses on the denoising MDP and "
+            "entropy bounds need; use a DenoisingProcess or a VariancePreservingProcess."
+        )
+
+    # -- regression of the velocity -----------------------------------------------------------
+
+    def noise_level(self, step: Tensor) -> NoiseLevel:
+        """``t`` and ``1 - t``, ``[*B, 1]``."""
+        time = (step.to(self.prior_std) / self._steps).unsqueeze(-1)
+        return NoiseLevel(time, 1 - time)
+
+    def output_for_score(self, latent: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
+        """There is none at the first step, whose density is that of the noise.
+
+        Raises:
+            NotImplementedError: always; regress the velocity on actions instead.
+        """
+        raise NotImplementedError("a RectifiedFlowProcess is regressed on actions, not on a score.")
+
+    def output_for_noise(
+        self, latent: Tensor, clean: Tensor, noise: Tensor, step: Tensor
+    ) -> Tensor:
+        """The velocity ``a - eps`` ``[*B, A]``."""
+        return clean - noise
+
+    def noise_per_output(self, step: Tensor) -> Tensor:
+        """1: velocities count alike at all steps."""
+        return torch.ones_like(self.noise_level(step).std)
+
+    def extra_repr(self) -> str:
+        """Sizes for ``print(process)``."""
+        return f"action_dim={self.action_dim}, denoising_steps={self._steps}"

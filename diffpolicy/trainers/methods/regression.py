@@ -1,0 +1,96 @@
+"""The regression family: what its methods share."""
+
+import torch
+from torchrl.envs import EnvBase
+
+from diffpolicy.actors import (
+    ActorCritic,
+    AnyProcessConfig,
+    BestOfActor,
+    DiffusionConfig,
+    NetworkConfig,
+    build_regression_networks,
+)
+from diffpolicy.trainers.config.critic import DelayedCriticOptions, QHeadOptions
+from diffpolicy.trainers.config.network import NetworkOptions
+from diffpolicy.trainers.config.off_policy import OffPolicyConfig
+from diffpolicy.trainers.config.options import at_least, changed, configuration, option
+from diffpolicy.trainers.config.process import DiffusionOptions
+from diffpolicy.trainers.loops.environments import observation_keys
+from diffpolicy.trainers.loops.off_policy import OffPolicyParts
+from diffpolicy.trainers.methods.networks import network_options, scalar_critic_config, with_head
+from diffpolicy.trainers.methods.soft import delayed_update, optimizers, target_updates
+from objectives import DenoisingRegressionLoss
+
+_NETWORK = NetworkConfig(normalize_observations=False, score_activation="mish")
+
+
+@configuration(
+    eval_policy="stochastic",
+    actor_hidden_sizes=(128, 128),
+    critic_hidden_sizes=(256, 256),
+    policy_delay=1,
+    lr_actor=3e-4,
+    critic_head=changed("scalar", choices=("scalar", "hl_gauss")),
+    critic_normalization=changed("layer", choices=("layer", "none")),
+    critic_reduction="min",
+    delay_critic=True,
+)
+class RegressionConfig(
+    OffPolicyConfig, NetworkOptions, DiffusionOptions, QHeadOptions, DelayedCriticOptions
+):
+    """A policy whose network is fitted to targets at noised actions."""
+
+    best_of: int = option(
+        1,
+        "actions of which the critics choose the best one, when acting in training and for the "
+        "next action of a target; evaluations take the first one",
+        valid=at_least(1),
+    )
+
+
+def regression_networks(
+    env: EnvBase,
+    config: RegressionConfig,
+    device: torch.device,
+    process: AnyProcessConfig | None = None,
+) -> ActorCritic:
+    """Actor and critics as the options say.
+
+    Args:
+        env: only its specs are read.
+        config: the options.
+        device: where to put the parameters.
+        process: of the actor; None is the diffusion that the options describe.
+    """
+    return build_regression_networks(
+        env,
+        denoising_steps=config.denoising_steps,
+        process=process or DiffusionConfig(schedule=config.noise_schedule),
+        network=network_options(config, _NETWORK),
+        critic=with_head(scalar_critic_config(config), config),
+        observation_keys=observation_keys(env, config),
+        device=device,
+    )
+
+
+def regression_parts(loss: DenoisingRegressionLoss, config: RegressionConfig) -> OffPolicyParts:
+    """What :class:`OffPolicyModule` trains, of a loss on its device."""
+    loss.make_value_estimator(gamma=config.gamma)
+    return OffPolicyParts(
+        loss=loss,
+        update=delayed_update(loss, config.compile_mode),
+        keys=list(loss.in_keys),
+        optimizers=optimizers(config),
+        after_update=target_updates(loss, config),
+        policy=best_of_actor(loss, config.best_of),
+    )
+
+
+def best_of_actor(loss: DenoisingRegressionLoss, number: int) -> BestOfActor | None:
+    """What acts in training, None for the actor itself."""
+    if number == 1:
+        return None
+    return BestOfActor(
+        loss.actor_network, loss.qvalue_network, number, over_critics=loss.critic.over_critics
+    )

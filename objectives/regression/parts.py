@@ -1,0 +1,152 @@
+"""What the regression family is made of: where actions come from, what they weigh, and targets."""
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from diffpolicy.actors import RegressionActor
+from objectives.draws import Draws
+
+if TYPE_CHECKING:
+    from objectives.regression.loss import DenoisingRegressionLoss
+
+
+class Candidates(NamedTuple):
+    """Actions that a proposal makes for transitions ``[*B]``.
+
+    Attributes:
+        action: ``[K, *B, A]``, in the units of the environment.
+        value: of the critics ``[K, *B, 1]``; None where no weight needs it.
+    """
+
+    action: Tensor
+    value: Tensor | None = None
+
+
+class Weighted(NamedTuple):
+    """Actions ``[M, *B, A]`` that the network is fitted to, and their weights ``[M, *B, 1]``."""
+
+    action: Tensor
+    weight: Tensor
+
+
+class Noised(NamedTuple):
+    """Noised actions: rows ``[kappa, M, *B]`` of M actions at kappa steps.
+
+    Attributes:
+        rows: observation, latent and step, which the network reads.
+        clean: the latents before the noise ``[kappa, M, *B, A]``.
+        noise: standard normal ``[kappa, M, *B, A]``.
+    """
+
+    rows: TensorDictBase
+    clean: Tensor
+    noise: Tensor
+
+
+class RegressionTarget(NamedTuple):
+    """What the network should say at rows ``[*R]``, and what its error is multiplied by.
+
+    Attributes:
+        output: ``[*R, A]``.
+        scale: broadcastable to it.
+    """
+
+    output: Tensor
+    scale: Tensor
+
+
+class Part(Protocol):
+    """What may draw random numbers."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of its random numbers in the ``draws`` of a loss."""
+        ...
+
+    def draw(self, loss: "DenoisingRegressionLoss", like: Tensor) -> dict[str, Tensor]:
+        """Random numbers ``[*B, ...]`` by name, for actions ``like`` ``[*B, A]``."""
+        ...
+
+
+class Proposal(Part, Protocol):
+    """Where the actions come from that the network is fitted to."""
+
+    @property
+    def number(self) -> int:
+        """K, how many actions there are for each transition."""
+        ...
+
+    def __call__(
+        self, loss: "DenoisingRegressionLoss", transitions: TensorDictBase, draws: Draws
+    ) -> Candidates:
+        """K actions for transitions ``[*B]``; no gradient is recorded."""
+        ...
+
+
+class Weight(Part, Protocol):
+    """How much actions count, and which are left out or added."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether weights are worth reporting."""
+        ...
+
+    def kept(self, number: int) -> int:
+        """M, how many actions are left of ``number``."""
+        ...
+
+    def __call__(
+        self, loss: "DenoisingRegressionLoss", candidates: Candidates, draws: Draws
+    ) -> Weighted:
+        """M actions with weights; no gradient is recorded."""
+        ...
+
+
+class Target(Part, Protocol):
+    """What the network is fitted to at noised actions."""
+
+    def __call__(
+        self, loss: "DenoisingRegressionLoss", noised: Noised, draws: Draws
+    ) -> RegressionTarget:
+        """Outputs and scales; no gradient is recorded."""
+        ...
+
+
+class Drawless:
+    """A part without random numbers."""
+
+    reads: tuple[str, ...] = ()
+
+    def draw(self, loss: "DenoisingRegressionLoss", like: Tensor) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+
+def noised_actions(
+    actor: RegressionActor, rows: TensorDictBase, action: Tensor, step: Tensor, noise: Tensor | None
+) -> Noised:
+    """Actions as latents of a chain at given steps.
+
+    Args:
+        actor: has the process.
+        rows: what the network reads, and whatever else rows should hold, ``[*B]``.
+        action: ``[M, *B, A]`` in the units of the environment.
+        step: integers ``[kappa, *B]``.
+        noise: standard normal ``[kappa, M, *B, A]``; None draws it.
+    """
+    keys, shape = actor.keys, (step.shape[0], *action.shape[:-1])
+    step = step.unsqueeze(1).expand(shape)
+    clean = actor.squash.inverse(action).expand(*shape, action.shape[-1])
+    noise = torch.randn_like(clean) if noise is None else noise
+    level = actor.process.noise_level(step)
+    noised = rows.expand(shape).set(keys.latent, level.signal * clean + level.std * noise)
+    return Noised(noised.set(keys.step, step.unsqueeze(-1)), clean, noise)
+
+
+def best_action(action: Tensor, value: Tensor) -> Tensor:
+    """The action ``[*B, A]`` of ``[K, *B, A]`` with the largest value of ``[K, *B, 1]``."""
+    best = value.argmax(0, keepdim=True)
+    return action.gather(0, best.expand(1, *action.shape[1:])).squeeze(0)

@@ -1,0 +1,92 @@
+"""How much the actions count that the network of a policy is fitted to."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from objectives.draws import Draws
+from objectives.regression.parts import Candidates, Drawless, Weighted, best_action
+
+if TYPE_CHECKING:
+    from objectives.regression.loss import DenoisingRegressionLoss
+
+
+class Evenly(Drawless):
+    """All actions, with weight 1."""
+
+    varies = False
+
+    def kept(self, number: int) -> int:
+        """All of them."""
+        return number
+
+    def __call__(
+        self, loss: "DenoisingRegressionLoss", candidates: Candidates, draws: Draws
+    ) -> Weighted:
+        """The candidates as they are."""
+        return Weighted(candidates.action, torch.ones_like(candidates.action[..., :1]))
+
+
+class AdvantageWeight(nn.Module):
+    """The best of the candidates, weighed by its advantage, and uniform actions beside it.
+
+    ``w = relu(max_k Q_k - mean_k Q_k)``, and ``uniform_weight * w`` for each uniform action, which
+    keep the policy from narrowing down (arXiv 2405.16173). Where all actions are worth the same,
+    nothing is learned.
+
+    Args:
+        uniform: number of uniform actions.
+        uniform_weight: weight of each, times w; a buffer that may be scheduled.
+
+    Raises:
+        ValueError: for negative arguments.
+    """
+
+    reads = ("uniform_action",)
+    varies = True
+    uniform_weight: Tensor
+
+    def __init__(self, uniform: int, uniform_weight: float) -> None:
+        super().__init__()
+        if uniform < 0 or uniform_weight < 0:
+            raise ValueError(
+                "uniform and uniform_weight must be at least 0, got "
+                f"{uniform} and {uniform_weight}."
+            )
+        self.uniform = uniform
+        self.register_buffer("uniform_weight", torch.tensor(float(uniform_weight)))
+
+    def kept(self, number: int) -> int:
+        """The best one, and the uniform ones."""
+        return 1 + self.uniform
+
+    def draw(self, loss: "DenoisingRegressionLoss", like: Tensor) -> dict[str, Tensor]:
+        """``uniform_action`` ``[*B, U, A]``, in [-1, 1]."""
+        shape = (*like.shape[:-1], self.uniform, like.shape[-1])
+        return {"uniform_action": 2 * torch.rand_like(like.new_empty(shape)) - 1}
+
+    def forward(
+        self, loss: "DenoisingRegressionLoss", candidates: Candidates, draws: Draws
+    ) -> Weighted:
+        """``1 + U`` actions and weights."""
+        value = valued(candidates)
+        best = best_action(candidates.action, value).unsqueeze(0)
+        weight = (value.amax(0) - value.mean(0)).relu().unsqueeze(0)
+        unit = draws.get("uniform_action", 1)
+        if unit is None:
+            unit = 2 * torch.rand_like(best.expand(self.uniform, *best.shape[1:])) - 1
+        others = loss.actor_network.squash.from_unit(unit)
+        spread = (self.uniform_weight * weight).expand(self.uniform, *weight.shape[1:])
+        return Weighted(torch.cat((best, others)), torch.cat((weight, spread)))
+
+
+def valued(candidates: Candidates) -> Tensor:
+    """Values of candidates ``[K, *B, 1]``, which their proposal must have asked for.
+
+    Raises:
+        ValueError: without values.
+    """
+    if candidates.value is None:
+        raise ValueError("this weight needs a proposal that values its actions, as OwnActions.")
+    return candidates.value
