@@ -4,7 +4,6 @@ from typing import ClassVar, Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import dispatch
 from torch import Tensor, nn
 
 from diffpolicy.actors import PathActor, PathSample, observation_keys
@@ -15,13 +14,13 @@ from objectives.base import evaluation_mode
 from objectives.draws import Draws
 from objectives.paths import sample_path
 from objectives.q_critic import CriticReduction, QNetworks, QValues
-from objectives.replay_loss import ReplayLoss
+from objectives.replay_loss import ActionCriticLoss
 from objectives.temperature import Temperature
 from objectives.transitions import next_entry, return_discount, reward_of_one_step
 from objectives.value_range import ValueRange
 
 
-class DIMELoss(ReplayLoss):
+class DIMELoss(ActionCriticLoss):
     """Soft actor-critic with the entropy bound of a denoising chain (arXiv 2502.02316).
 
     One chain of the policy costs ``run = sum_n LR_n - log |d tanh(x_N)|`` and
@@ -178,22 +177,6 @@ class DIMELoss(ReplayLoss):
         gamma = float(self.value_estimator.gamma)
         reward = next_entry(tensordict, self.tensor_keys.reward)
         return self.value_range.derive(reward, gamma, margin)
-
-    @dispatch
-    def forward(
-        self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
-    ) -> TensorDictBase:
-        """All loss terms and diagnostics of transitions ``[*B]``, see the class."""
-        transitions = self._enter(tensordict)
-        qvalue, diagnostics = self.qvalue_loss(transitions, draws=draws)
-        self._leave(transitions, tensordict)
-        actor, entropies = self.actor_loss(transitions, draws=draws)
-        out = {"loss_qvalue": qvalue, "loss_actor": actor, **diagnostics}
-        if self.temperature.learned:
-            out["loss_alpha"] = self.alpha_loss(transitions, entropies["entropy"])
-        out |= {key: self._describe(value, transitions) for key, value in entropies.items()}
-        out["alpha"] = self.temperature()
-        return self._output(out, transitions, tensordict)
 
     def qvalue_loss(
         self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None

@@ -1,11 +1,12 @@
 """The base of the losses that learn Q networks and a policy from replayed transitions."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams, unravel_key
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor
 from torchrl.objectives.utils import ValueEstimators
 from torchrl.objectives.value import TD0Estimator
@@ -45,6 +46,42 @@ class ReplayLoss(DiffusionLoss):
             entropy: of ``actor_loss`` ``[*B, 1]``.
         """
         return self._reduce(self.temperature.loss(entropy), tensordict)
+
+
+class ActionCriticLoss(ReplayLoss):
+    """Base of the losses whose critics value actions (DIME, the regression family)."""
+
+    #: The diagnostic of ``actor_loss`` that a learned temperature follows.
+    followed_entropy: str = "entropy"
+
+    @abstractmethod
+    def qvalue_loss(
+        self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of all critics, and diagnostics; writes ``td_error`` into an unlocked input."""
+
+    @abstractmethod
+    def actor_loss(
+        self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the policy, and diagnostics ``[*B, 1]``."""
+
+    @dispatch
+    def forward(
+        self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
+    ) -> TensorDictBase:
+        """All loss terms and diagnostics of transitions ``[*B]``, see the class."""
+        transitions = self._enter(tensordict)
+        qvalue, diagnostics = self.qvalue_loss(transitions, draws=draws)
+        self._leave(transitions, tensordict)
+        actor, described = self.actor_loss(transitions, draws=draws)
+        out = {"loss_qvalue": qvalue, "loss_actor": actor, **diagnostics}
+        if self.temperature.learned:
+            followed = described[self.followed_entropy]
+            out["loss_alpha"] = self.alpha_loss(transitions, followed)
+        out |= {key: self._describe(value, transitions) for key, value in described.items()}
+        out["alpha"] = self.temperature()
+        return self._output(out, transitions, tensordict)
 
     def _transition_keys(self, observation: Sequence[NestedKey]) -> list[NestedKey]:
         """What a loss on actions reads of transitions with these observations."""

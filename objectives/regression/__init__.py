@@ -1,8 +1,10 @@
 """The regression family: its loss, and the parts that its methods are made of."""
 
+from objectives.regression.log_prob import DenoisingLogProb
 from objectives.regression.loss import DenoisingRegressionLoss
 from objectives.regression.parts import (
     Candidates,
+    LogProb,
     Noised,
     Proposal,
     RegressionTarget,
@@ -12,18 +14,30 @@ from objectives.regression.parts import (
     best_action,
     noised_actions,
 )
-from objectives.regression.proposals import OwnActions, ReplayedActions
-from objectives.regression.targets import NoiseTarget, ValueGradientTarget
-from objectives.regression.weights import AdvantageWeight, Evenly, valued
+from objectives.regression.proposals import ImprovedActions, OwnActions, ReplayedActions
+from objectives.regression.targets import NoiseTarget, PosteriorTarget, ValueGradientTarget
+from objectives.regression.weights import (
+    AdvantageWeight,
+    BestAction,
+    BoltzmannWeight,
+    Evenly,
+    valued,
+)
 
 __all__ = [
     "AdvantageWeight",
+    "BestAction",
+    "BoltzmannWeight",
     "Candidates",
+    "DenoisingLogProb",
     "DenoisingRegressionLoss",
     "Evenly",
+    "ImprovedActions",
+    "LogProb",
     "NoiseTarget",
     "Noised",
     "OwnActions",
+    "PosteriorTarget",
     "Proposal",
     "RegressionTarget",
     "ReplayedActions",

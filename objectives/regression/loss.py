@@ -2,7 +2,6 @@
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import dispatch
 from torch import Tensor, nn
 
 from diffpolicy.actors import PathActor, RegressionActor, observation_keys
@@ -14,6 +13,7 @@ from objectives.base import evaluation_mode
 from objectives.draws import Draws
 from objectives.q_critic import CriticReduction, QNetworks
 from objectives.regression.parts import (
+    LogProb,
     Noised,
     Part,
     Proposal,
@@ -23,11 +23,11 @@ from objectives.regression.parts import (
     best_action,
     noised_actions,
 )
-from objectives.replay_loss import ReplayLoss
+from objectives.replay_loss import ActionCriticLoss
 from objectives.temperature import Temperature
 
 
-class DenoisingRegressionLoss(ReplayLoss):
+class DenoisingRegressionLoss(ActionCriticLoss):
     """Q learning, and a policy whose network is fitted to weighted targets at noised actions.
 
     Methods that do not differentiate through the chain are this loss with three parts. On
@@ -56,9 +56,11 @@ class DenoisingRegressionLoss(ReplayLoss):
         proposal: where actions come from.
         weight: how much they count.
         target: what the network is fitted to.
+        log_prob: estimates ``log pi(a' | s')``, which T times is taken from the next value; None
+            leaves the entropy out of the values.
         temperature: a number, or a Temperature, which the parts may read. A learned one follows the
-            ``entropy`` of the policy, for which the actor must be a
-            :class:`~diffpolicy.actors.PathActor` whose process has densities.
+            entropy of the weights where they have one; otherwise that of the policy, for which the
+            actor must be a :class:`~diffpolicy.actors.PathActor` whose process has densities.
         num_qvalue_nets: make so many critics of one network for one critic; None takes it as it is.
         sampled_steps: steps of each noised action in an update, of the N different ones.
         best_of: number of next actions, of which the critics choose the best one.
@@ -78,11 +80,11 @@ class DenoisingRegressionLoss(ReplayLoss):
     Every random number of a call can be given as ``draws``, see :meth:`draw`.
 
     Diagnostics, detached: ``q_value``, ``target_value``, ``td_error``, ``target_norm`` (of what
-    the network is fitted to, per dimension: the root of its mean square), ``weight`` (their mean,
-    where they vary), ``alpha``, with ``measure_entropy`` also ``entropy`` (of chains of the policy,
-    the prior's term left out: what the temperature's target refers to) and ``entropy_bound`` (of
-    the action in [-1, 1] units) and, with an HL-Gauss critic, ``value_clip_fraction`` (share of
-    targets outside its support).
+    the network is fitted to, per dimension: the root of its mean square), ``weight`` and
+    ``weight_entropy`` (of the weights, where they vary), ``alpha``, with ``measure_entropy`` also
+    ``entropy`` (of chains of the policy, the prior's term left out) and ``entropy_bound`` (of the
+    action in [-1, 1] units) and, with an HL-Gauss critic, ``value_clip_fraction`` (share of targets
+    outside its support).
 
     Raises:
         TypeError: if the actor lacks members, or for a bad temperature type.
@@ -97,6 +99,7 @@ class DenoisingRegressionLoss(ReplayLoss):
         proposal: Proposal,
         weight: Weight,
         target: Target,
+        log_prob: LogProb | None = None,
         temperature: float | Temperature = 0.0,
         num_qvalue_nets: int | None = None,
         sampled_steps: int = 1,
@@ -122,6 +125,7 @@ class DenoisingRegressionLoss(ReplayLoss):
         )
         self._add_temperature(temperature)
         self.proposal, self.weight, self.target = proposal, weight, target
+        self.log_prob = log_prob
         self.denoising_steps = self.actor_network.denoising_steps
         if not 1 <= sampled_steps <= self.denoising_steps:
             raise ValueError(
@@ -132,7 +136,9 @@ class DenoisingRegressionLoss(ReplayLoss):
             raise ValueError(f"best_of must be at least 1, got {best_of}.")
         self.sampled_steps = sampled_steps
         self.best_of = best_of
-        self.measure_entropy = measure_entropy or self.temperature.learned
+        followed = self.temperature.learned and not weight.has_entropy
+        self.measure_entropy = measure_entropy or followed
+        self.followed_entropy = "weight_entropy" if weight.has_entropy else "entropy"
         if self.measure_entropy and not isinstance(self.actor_network, PathActor):
             raise TypeError(
                 "the entropy, which a learned temperature follows, needs an actor with the members "
@@ -151,6 +157,7 @@ class DenoisingRegressionLoss(ReplayLoss):
     def _default_out_keys(self) -> list[NestedKey]:
         alpha = ["loss_alpha"] if self.temperature.learned else []
         weight = ["weight"] if self.weight.varies else []
+        weight += ["weight_entropy"] if self.weight.has_entropy else []
         entropy = ["entropy", "entropy_bound"] if self.measure_entropy else []
         described = [*self.critic.diagnostic_keys, *entropy, "target_norm", *weight, "alpha"]
         return ["loss_qvalue", "loss_actor", *alpha, *described]
@@ -178,38 +185,22 @@ class DenoisingRegressionLoss(ReplayLoss):
         shape = (*batch, self.sampled_steps, weighted, size)
         return TensorDict({**named, "noise": torch.randn_like(action.new_empty(shape))}, batch)
 
-    def _parts(self) -> tuple[Part, ...]:
-        return self.proposal, self.weight, self.target
+    def _parts(self) -> list[Part]:
+        parts: list[Part | None] = [self.proposal, self.weight, self.target, self.log_prob]
+        return [part for part in parts if part is not None]
 
     def _draws(self, draws: TensorDictBase | None, tensordict: TensorDictBase) -> Draws:
         read = [name for part in self._parts() for name in part.reads]
         names = ["step", "noise", "next_noise", "entropy_noise", *read]
         return Draws(draws, tensordict.batch_size, names)
 
-    @dispatch
-    def forward(
-        self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
-    ) -> TensorDictBase:
-        """All loss terms and diagnostics of transitions ``[*B]``, see the class."""
-        transitions = self._enter(tensordict)
-        qvalue, diagnostics = self.qvalue_loss(transitions, draws=draws)
-        self._leave(transitions, tensordict)
-        actor, described = self.actor_loss(transitions, draws=draws)
-        out = {"loss_qvalue": qvalue, "loss_actor": actor, **diagnostics}
-        if self.temperature.learned:
-            out["loss_alpha"] = self.alpha_loss(transitions, described["entropy"])
-        out |= {key: self._describe(value, transitions) for key, value in described.items()}
-        out["alpha"] = self.temperature()
-        return self._output(out, transitions, tensordict)
-
     def qvalue_loss(
         self, tensordict: TensorDictBase, *, draws: TensorDictBase | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of all critics, and diagnostics; writes ``td_error`` into an unlocked input."""
         transitions, keys, critic = self._enter(tensordict), self.tensor_keys, self.critic
-        following = transitions["next"]
-        noise = self._draws(draws, transitions).get("next_noise", 1)
-        action = self._next_action(following, noise)
+        following, given = transitions["next"], self._draws(draws, transitions)
+        action = self._next_action(following, given.get("next_noise", 1))
         current, coming = critic.current_and_next(
             critic.action_inputs(transitions, keys.action, required(transitions, keys.action)),
             critic.action_inputs(following, keys.action, action).unsqueeze(0),
@@ -219,6 +210,9 @@ class DenoisingRegressionLoss(ReplayLoss):
         )
         with torch.no_grad():
             next_value = critic.over_critics(coming.value).squeeze(0)
+            if self.log_prob is not None:
+                log_prob = self.log_prob(self, following, action, given)
+                next_value = next_value - self.temperature() * log_prob
             target = self._value_target(transitions, next_value)
         distance = critic.distance(current, target)
         loss = self._fit(distance, critic.diagnostics(current, target), transitions)
@@ -242,8 +236,9 @@ class DenoisingRegressionLoss(ReplayLoss):
         loss = (weighted.weight * error).flatten(0, 1).mean(0)
         norm = wanted.output.square().mean(-1, keepdim=True).flatten(0, 1).mean(0).sqrt()
         described = {"target_norm": norm}
-        if self.weight.varies:
-            described["weight"] = weighted.weight.mean(0)
+        described |= {"weight": weighted.weight.mean(0)} if self.weight.varies else {}
+        if weighted.entropy is not None:
+            described["weight_entropy"] = weighted.entropy
         if self.measure_entropy:
             described |= self._entropies(transitions, given.get("entropy_noise"))
         return self._reduce(loss, transitions), described
@@ -252,7 +247,12 @@ class DenoisingRegressionLoss(ReplayLoss):
 
     @torch.no_grad()
     def sample_actions(
-        self, rows: TensorDictBase, number: int, noise: Tensor | None = None
+        self,
+        rows: TensorDictBase,
+        number: int,
+        noise: Tensor | None = None,
+        *,
+        delayed: bool = False,
     ) -> Tensor:
         """Actions of the policy for rows ``[*B]``, ``[number, *B, A]``.
 
@@ -260,11 +260,13 @@ class DenoisingRegressionLoss(ReplayLoss):
             rows: have the observation keys.
             number: of actions for each row.
             noise: ``[number, *B, N+1, A]``; None draws it.
+            delayed: whether the target actor acts.
         """
         observed = rows.select(*observation_keys(self.actor_network), strict=False)
-        return self.actor_network.sample_action(
-            observed.expand(number, *observed.batch_size), noise=noise
-        )
+        several = observed.expand(number, *observed.batch_size)
+        params = self.target_actor_network_params if delayed else self.actor_network_params
+        with params.to_module(self.actor_network, preserve_module_state=False):
+            return self.actor_network.sample_action(several, noise=noise)
 
     @torch.no_grad()
     def values(self, rows: TensorDictBase, action: Tensor) -> Tensor:
@@ -279,9 +281,13 @@ class DenoisingRegressionLoss(ReplayLoss):
             params = self.qvalue_network_params.detach()
             return self.critic.evaluate(params, inputs, self.tensor_keys).value
 
-    def valid_actions(self, transitions: TensorDictBase) -> Tensor:
-        """Actions of the buffer; padding, which may hold anything, becomes one in the bounds."""
-        action = required(transitions, self.tensor_keys.action)
+    def valid_actions(self, transitions: TensorDictBase, action: Tensor | None = None) -> Tensor:
+        """Actions of the buffer, or others beside them ``[*B, A]``.
+
+        Padding, which may hold anything, becomes an action in the bounds.
+        """
+        if action is None:
+            action = required(transitions, self.tensor_keys.action)
         valid = self._valid(transitions, action)
         inside = self.actor_network.squash(torch.zeros_like(action))
         return action if valid is None else torch.where(valid, action, inside)
@@ -290,9 +296,7 @@ class DenoisingRegressionLoss(ReplayLoss):
 
     @torch.no_grad()
     def _next_action(self, following: TensorDictBase, noise: Tensor | None) -> Tensor:
-        params = self.target_actor_network_params if self.delay_actor else self.actor_network_params
-        with params.to_module(self.actor_network, preserve_module_state=False):
-            action = self.sample_actions(following, self.best_of, noise)
+        action = self.sample_actions(following, self.best_of, noise, delayed=self.delay_actor)
         if self.best_of == 1:
             return action[0]
         return best_action(action, self.values(following, action))

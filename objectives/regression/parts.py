@@ -26,10 +26,17 @@ class Candidates(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """Actions ``[M, *B, A]`` that the network is fitted to, and their weights ``[M, *B, 1]``."""
+    """Actions that the network is fitted to.
+
+    Attributes:
+        action: ``[M, *B, A]``.
+        weight: ``[M, *B, 1]``.
+        entropy: ``[*B, 1]``, of the weights, for a temperature that is to follow it.
+    """
 
     action: Tensor
     weight: Tensor
+    entropy: Tensor | None = None
 
 
 class Noised(NamedTuple):
@@ -91,7 +98,12 @@ class Weight(Part, Protocol):
 
     @property
     def varies(self) -> bool:
-        """Whether weights are worth reporting."""
+        """Whether their mean is worth reporting."""
+        ...
+
+    @property
+    def has_entropy(self) -> bool:
+        """Whether it gives the entropy of the weights, for a learned temperature to follow."""
         ...
 
     def kept(self, number: int) -> int:
@@ -112,6 +124,16 @@ class Target(Part, Protocol):
         self, loss: "DenoisingRegressionLoss", noised: Noised, draws: Draws
     ) -> RegressionTarget:
         """Outputs and scales; no gradient is recorded."""
+        ...
+
+
+class LogProb(Part, Protocol):
+    """An estimate of the policy's log-density, for targets with its entropy."""
+
+    def __call__(
+        self, loss: "DenoisingRegressionLoss", rows: TensorDictBase, action: Tensor, draws: Draws
+    ) -> Tensor:
+        """``log pi(a | s)`` ``[*B, 1]`` of actions ``[*B, A]``; no gradient is recorded."""
         ...
 
 

@@ -5,12 +5,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diffpolicy.actors import ActionClip
 from diffpolicy.actors.keys import required
+from diffpolicy.sde import NoiseLevel
 from objectives.draws import Draws
 from objectives.regression.parts import Drawless, Noised, RegressionTarget
 
 if TYPE_CHECKING:
     from objectives.regression.loss import DenoisingRegressionLoss
+
+# Noise beyond it is one in 1e14.
+_FAR = 7.5
 
 
 class NoiseTarget(Drawless):
@@ -50,3 +55,66 @@ class ValueGradientTarget(Drawless):
         gradient = torch.func.grad(log_density)(latent)
         output = actor.process.output_for_score(latent, gradient, step.squeeze(-1))
         return RegressionTarget(output, torch.ones_like(output))
+
+
+class PosteriorTarget:
+    """The mean noise under ``exp(Q / T)``: what noised this latent, if actions had that density.
+
+    Noises that may have made the latent are drawn, those that lead outside of the bounds left out,
+    and weighed by ``softmax_k(Q(s, a_k) / T + log |d squash|)`` of the actions that they come from
+    (Q-weighted noise estimation, arXiv 2502.11612).
+
+    Args:
+        number: K, of noises.
+
+    Raises:
+        ValueError: below 1.
+    """
+
+    reads = ("posterior_noise",)
+
+    def __init__(self, number: int) -> None:
+        if number < 1:
+            raise ValueError(f"the number of noises must be at least 1, got {number}.")
+        self.number = number
+
+    def draw(self, loss: "DenoisingRegressionLoss", like: Tensor) -> dict[str, Tensor]:
+        """``posterior_noise`` ``[*B, kappa, M, K, A]``."""
+        kappa, kept = loss.sampled_steps, loss.weight.kept(loss.proposal.number)
+        shape = (*like.shape[:-1], kappa, kept, self.number, like.shape[-1])
+        return {"posterior_noise": torch.randn_like(like.new_empty(shape))}
+
+    def __call__(
+        self, loss: "DenoisingRegressionLoss", noised: Noised, draws: Draws
+    ) -> RegressionTarget:
+        """The output that belongs to the mean noise."""
+        actor, keys = loss.actor_network, loss.chain_keys
+        latent, step = required(noised.rows, keys.latent), required(noised.rows, keys.step)
+        step = step.squeeze(-1)
+        level = actor.process.noise_level(step)
+        given = draws.get("posterior_noise", 3)
+        if given is None:
+            noise = torch.randn_like(latent.expand(self.number, *latent.shape))
+        else:
+            noise = given.movedim(2, 0)
+        if isinstance(actor.squash, ActionClip):
+            noise = _from_inside(noise, latent, level)
+        clean = (latent - level.std * noise) / level.signal
+        value = loss.values(noised.rows, actor.squash(clean)) / loss.temperature()
+        weight = (value + actor.squash.log_det(clean)).softmax(0)
+        mean_noise, mean_clean = (weight * noise).sum(0), (weight * clean).sum(0)
+        output = actor.process.output_for_noise(latent, mean_clean, mean_noise, step)
+        return RegressionTarget(output, actor.process.noise_per_output(step))
+
+
+def _from_inside(noise: Tensor, latent: Tensor, level: NoiseLevel) -> Tensor:
+    """Standard normal noise ``[K, *R, A]`` moved to where latents come from [-1, 1].
+
+    Quantiles stay what they are, so that the result is normal noise cut off at both ends.
+    """
+    low = ((latent - level.signal) / level.std).clamp(-_FAR, _FAR)
+    high = ((latent + level.signal) / level.std).clamp(-_FAR, _FAR)
+    # In double precision, whose tails reach as far as _FAR on both sides.
+    share, below, above = (torch.special.ndtr(value.double()) for value in (noise, low, high))
+    moved = torch.special.ndtri(below + share * (above - below))
+    return torch.minimum(torch.maximum(moved.to(latent), low), high)

@@ -16,6 +16,7 @@ class Evenly(Drawless):
     """All actions, with weight 1."""
 
     varies = False
+    has_entropy = False
 
     def kept(self, number: int) -> int:
         """All of them."""
@@ -45,6 +46,7 @@ class AdvantageWeight(nn.Module):
 
     reads = ("uniform_action",)
     varies = True
+    has_entropy = False
     uniform_weight: Tensor
 
     def __init__(self, uniform: int, uniform_weight: float) -> None:
@@ -79,6 +81,48 @@ class AdvantageWeight(nn.Module):
         others = loss.actor_network.squash.from_unit(unit)
         spread = (self.uniform_weight * weight).expand(self.uniform, *weight.shape[1:])
         return Weighted(torch.cat((best, others)), torch.cat((weight, spread)))
+
+
+class BestAction(Drawless):
+    """The candidate that the critics value most, with weight 1."""
+
+    varies = False
+    has_entropy = False
+
+    def kept(self, number: int) -> int:
+        """One."""
+        return 1
+
+    def __call__(
+        self, loss: "DenoisingRegressionLoss", candidates: Candidates, draws: Draws
+    ) -> Weighted:
+        """The best candidate."""
+        best = best_action(candidates.action, valued(candidates)).unsqueeze(0)
+        return Weighted(best, torch.ones_like(best[..., :1]))
+
+
+class BoltzmannWeight(Drawless):
+    """All K candidates, weighed by ``K softmax_k(Q_k / T)``: the mirror descent step from them.
+
+    The entropy of the weights, ``-sum_k p_k log p_k`` with ``p = softmax_k(Q / T)``, is what a
+    learned temperature follows: ``log K`` less it is the divergence of the step.
+    """
+
+    varies = False
+    has_entropy = True
+
+    def kept(self, number: int) -> int:
+        """All of them."""
+        return number
+
+    def __call__(
+        self, loss: "DenoisingRegressionLoss", candidates: Candidates, draws: Draws
+    ) -> Weighted:
+        """The candidates, their weights, and the entropy of these."""
+        log_share = (valued(candidates) / loss.temperature()).log_softmax(0)
+        share = log_share.exp()
+        entropy = -(share * log_share).sum(0)
+        return Weighted(candidates.action, share.shape[0] * share, entropy)
 
 
 def valued(candidates: Candidates) -> Tensor:

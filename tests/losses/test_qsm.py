@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from loss_builders import ACTION, gradients, make_off_policy_networks, make_rollout
+from loss_builders import ACTION, bandit, gradients, make_off_policy_networks, make_rollout
 from rowwise import rowwise_draws
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
@@ -145,14 +145,6 @@ def test_the_fixed_point_of_a_parabola_is_its_gradient_at_every_step() -> None:
     loss.actor_network.process.output_for_score = watched
     loss.actor_loss(rows)
     torch.testing.assert_close(seen[0], torch.zeros(1, 1, 32, ACTION), atol=1e-5, rtol=0)
-
-
-def bandit(rows: int) -> TensorDictBase:
-    following = TensorDict({"observation": torch.ones(rows, 1)}, [rows])
-    batch = following.clone().set("action", 2 * torch.rand(rows, 1) - 1)
-    following["reward"] = torch.zeros(rows, 1)
-    following["terminated"] = torch.ones(rows, 1, dtype=torch.bool)
-    return batch.set("next", following)
 
 
 def bandit_policy(temperature: float) -> Tensor:

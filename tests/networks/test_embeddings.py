@@ -132,5 +132,7 @@ def test_both_forms_of_gelu_have_a_name(name: str, approximate: str) -> None:
 
 
 def test_unknown_activation_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"activation must be one of \['gelu', 'gelu_tanh'\]"):
+    with pytest.raises(
+        ValueError, match=r"activation must be one of \['gelu', 'gelu_tanh', 'mish'\]"
+    ):
         mlp(2, (3,), 1, "relu")

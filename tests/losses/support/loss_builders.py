@@ -1,6 +1,6 @@
 """Small networks and rollouts for the tests of the losses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -8,7 +8,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
-from diffpolicy.actors import ActionSquash, ActorKeys, DenoisingActor
+from diffpolicy.actors import ActionClip, ActionSquash, ActorKeys, DenoisingActor
 from diffpolicy.networks import (
     CategoricalSupport,
     DenoisingQEnsemble,
@@ -19,7 +19,7 @@ from diffpolicy.networks import (
     ScoreNetwork,
     StepEmbedding,
 )
-from diffpolicy.sde import DenoisingProcess, Gaussian, gaussian_log_prob
+from diffpolicy.sde import DenoisingProcess, Gaussian, Process, gaussian_log_prob
 
 OBSERVATION, ACTION, STEPS = 3, 2, 3
 
@@ -173,8 +173,12 @@ def make_off_policy_networks(
     share_encoder: bool = False,
     learn_process: bool = True,
     steps: int = STEPS,
+    process: Callable[[int, int], Process] | None = None,
 ) -> tuple[DenoisingActor, TensorDictModule]:
-    """A denoising actor and a twin critic with generic weights, no zeros anywhere."""
+    """An actor and a twin critic with generic weights, no zeros anywhere.
+
+    ``process(action_dim, steps)`` makes another process than DIME's, on actions in [-1, 1].
+    """
     keys = keys or ActorKeys()
     encoders = [nn.Linear(OBSERVATION, OBSERVATION) for _ in range(2)]
     score = ScoreNetwork(
@@ -186,7 +190,7 @@ def make_off_policy_networks(
         normalizer=encoders[0],
         init_std=0.3,
     )
-    process = DenoisingProcess(
+    own = DenoisingProcess(
         ACTION,
         steps,
         step_size=0.2,
@@ -196,8 +200,9 @@ def make_off_policy_networks(
         learn_friction=learn_process,
     )
     bound = torch.ones(ACTION)
-    squash = ActionSquash(-2 * bound, bound)
-    actor = DenoisingActor(process, score, squash, in_keys=[observation_key], keys=keys)
+    squash = (ActionSquash if process is None else ActionClip)(-2 * bound, bound)
+    chosen = own if process is None else process(ACTION, steps)
+    actor = DenoisingActor(chosen, score, squash, in_keys=[observation_key], keys=keys)
     network = QEnsemble(
         OBSERVATION,
         ACTION,
@@ -254,6 +259,15 @@ def make_rollout(
     rollout.set("next", following)
     rollout.names = [*[None] * (len(batch_size) - 1), "time"]
     return rollout
+
+
+def bandit(rows: int) -> TensorDictBase:
+    """Transitions that end, of one state, with uniform actions in [-1, 1]."""
+    following = TensorDict({"observation": torch.ones(rows, 1)}, [rows])
+    batch = following.clone().set("action", 2 * torch.rand(rows, 1) - 1)
+    following["reward"] = torch.zeros(rows, 1)
+    following["terminated"] = torch.ones(rows, 1, dtype=torch.bool)
+    return batch.set("next", following)
 
 
 def connect(rollout: TensorDictBase, observation_key: NestedKey = "observation") -> TensorDictBase:

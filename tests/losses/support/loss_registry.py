@@ -20,13 +20,21 @@ from torchrl.objectives import LossModule, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
 
 from diffpolicy.networks import CategoricalSupport, HLGauss
+from diffpolicy.sde import Process, RectifiedFlowProcess, VariancePreservingProcess
 from objectives import (
+    DenoisingRegressionLoss,
     DiffPPOLoss,
     DiffSACLoss,
     DiffWPOLoss,
     DIMELoss,
+    DIPOLoss,
+    DPMDLoss,
+    FPMDLoss,
     LearnedTemperature,
+    MaxEntDPLoss,
     QSMLoss,
+    QVPOLoss,
+    SDACLoss,
 )
 
 
@@ -197,13 +205,14 @@ def _diff_ppo_case(
 
 
 def _action_q(
-    loss_class: type[DIMELoss | QSMLoss],
+    loss_class: type[DIMELoss | DenoisingRegressionLoss],
     head: type[CategoricalSupport | HLGauss],
     support: tuple[float, float, int] | None = None,
     normalization: str | None = None,
-    temperature: float | Callable[[], LearnedTemperature] = 0.3,
+    temperature: float | Callable[[], LearnedTemperature] | None = 0.3,
     training: bool = True,
     learn_process: bool = True,
+    process: Callable[[int, int], Process] | None = None,
     **arguments: Any,
 ) -> Callable[[Options], LossModule]:
     def factory(options: Options) -> LossModule:
@@ -217,17 +226,19 @@ def _action_q(
             normalization=normalization,
             share_encoder=options.share,
             learn_process=learn_process,
+            process=process,
         )
+        if temperature is not None:
+            arguments["temperature"] = temperature() if callable(temperature) else temperature
         loss = loss_class(
             actor,
             critic,
-            temperature=temperature() if callable(temperature) else temperature,
             separate_losses=options.separate_losses,
             reduction=options.reduction,
             **arguments,
         )
         loss.set_keys(**options.loss_keys)
-        if loss.delay_qvalue:
+        if loss.delay_qvalue or loss.delay_actor:
             SoftUpdate(loss, tau=0.1)
         return loss.train(training)
 
@@ -363,10 +374,17 @@ def _diff_wpo_case(
     )
 
 
-def _qsm_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
-    factory = _action_q(QSMLoss, HLGauss, learn_process=False, **arguments)
+def _regression_case(
+    loss_class: type[DenoisingRegressionLoss],
+    name: str,
+    *,
+    alpha: bool = False,
+    **arguments: Any,
+) -> LossCase:
+    factory = _action_q(loss_class, HLGauss, learn_process=False, **arguments)
     score = ("actor_network_params.score_network.",)
-    return _replay_case(f"QSM-{name}", QSMLoss, factory, alpha=alpha, actor=score)
+    short = loss_class.__name__.removesuffix("Loss")
+    return _replay_case(f"{short}-{name}", loss_class, factory, alpha=alpha, actor=score)
 
 
 CASES: tuple[LossCase, ...] = (
@@ -443,8 +461,9 @@ CASES: tuple[LossCase, ...] = (
     ),
     _diff_wpo_case("reported-chains", kl_bound=0.5, check_chains="report"),
     _diff_wpo_case("kl-samples", kl_samples=4, kl_bound=0.5, loss_function="smooth_l1"),
-    _qsm_case("published"),
-    _qsm_case(
+    _regression_case(QSMLoss, "published"),
+    _regression_case(
+        QSMLoss,
         "learned-temperature",
         alpha=True,
         temperature=lambda: LearnedTemperature(0.2, target_entropy=-8.0),
@@ -454,4 +473,39 @@ CASES: tuple[LossCase, ...] = (
         delay_qvalue=False,
         critic_reduction="mean",
     ),
+    _regression_case(
+        QVPOLoss,
+        "diffusion",
+        process=VariancePreservingProcess,
+        temperature=None,
+        num_actions=3,
+        uniform=2,
+        best_of=2,
+        sampled_steps=2,
+    ),
+    _regression_case(
+        DIPOLoss, "diffusion", process=VariancePreservingProcess, temperature=None, ascent_steps=2
+    ),
+    _regression_case(
+        DPMDLoss,
+        "diffusion",
+        alpha=True,
+        process=VariancePreservingProcess,
+        temperature=None,
+        num_actions=3,
+        kl=0.5,
+    ),
+    _regression_case(
+        FPMDLoss, "flow", process=RectifiedFlowProcess, num_actions=3, support=(-4.0, 4.0, 11)
+    ),
+    _regression_case(
+        SDACLoss,
+        "diffusion",
+        process=VariancePreservingProcess,
+        num_actions=2,
+        num_noises=3,
+        best_of=2,
+        sampled_steps=2,
+    ),
+    _regression_case(MaxEntDPLoss, "own-process", num_noises=3, density_noises=2),
 )
