@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 FOLDER = Path("examples/benchmarks")
 RESULTS = Path(__file__).parent / "results" / "protocol"
 RUNS = Path("runs/benchmarks/protocol")
-EXIT_FAILED = 1
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 #: Defaults were chosen on these tasks with these seeds, and results are of other seeds.
 TUNING_TASKS = ("HalfCheetah-v5", "Hopper-v5", "dmc:cheetah-run")
@@ -276,7 +276,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     runs = list(planned(args))
     if not args.list:
-        return run_all(runs, args)
+        try:
+            return run_all(runs, args)
+        except KeyboardInterrupt:  # the run has written its checkpoint
+            return EXIT_INTERRUPTED
     for label, task, seeds in runs:
         program, *flags = command(label, task, seeds, short(args.results), compiled=args.compile)
         print(shlex.join(["python", str(FOLDER / program), *flags]))
