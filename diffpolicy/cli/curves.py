@@ -149,20 +149,27 @@ def mean(returns: Array) -> Array:
     return average
 
 
-def draw(curves: Mapping[str, Curve], title: str, path: Path) -> None:
+def draw(
+    curves: Mapping[str, Curve],
+    title: str,
+    path: Path,
+    colors: Mapping[str, str] | None = None,
+) -> None:
     """Save mean curves with their confidence bands as a picture.
 
     Args:
         curves: by the label of the legend.
         title: above them.
         path: a file whose ending says what kind of picture it is.
+        colors: by the same labels; those of matplotlib, one after the other, by default.
     """
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.add_subplot()
     for label, curve in curves.items():
         seeds = len(curve.returns)
         words = f"{label} ({seeds} seed{'s' if seeds > 1 else ''})"
-        (line,) = axes.plot(curve.steps, mean(curve.returns), label=words)
+        color = None if colors is None else colors[label]
+        (line,) = axes.plot(curve.steps, mean(curve.returns), label=words, color=color)
         if seeds > 1:
             band = confidence(curve.returns, mean)
             axes.fill_between(curve.steps, *band, color=line.get_color(), alpha=0.2)
