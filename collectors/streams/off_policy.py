@@ -1,7 +1,7 @@
 """The stream of replayed batches that an off-policy trainer reads: collect, store, sample."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +21,7 @@ from collectors.collection.rollouts import (
     environment_steps,
 )
 from collectors.state.collector_state import collector_state, load_collector_state
+from collectors.streams.replay import overwrite_entries
 
 
 class OffPolicyStream(IterableDataset[TensorDictBase]):
@@ -48,6 +49,9 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         keys: the entries of a row that are stored, for example the ``in_keys`` of a loss; by
             default all of them. The lengths of chunks of actions are always stored.
         on_rollout: called with each rollout ``[E, T]``, once, before its rows are stored.
+        write_back: further entries of the stored rows, by the name of the entry that they start
+            as. What a loss has made of them in a batch is written back into the buffer once the
+            batch has been used.
 
     Attributes:
         collected: environment steps made on this rank, those of :meth:`warm_up` included.
@@ -70,6 +74,7 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         updates_per_step: float,
         keys: Sequence[NestedKey] | None = None,
         on_rollout: Callable[[TensorDictBase], None] | None = None,
+        write_back: Mapping[NestedKey, NestedKey] | None = None,
     ) -> None:
         self._frames_per_batch = int(collector.requested_frames_per_batch)
         check_whole_rollouts("frames", frames, self._frames_per_batch)
@@ -80,6 +85,7 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         self.buffer = buffer
         self.frames = frames
         self.on_rollout = on_rollout
+        self.write_back = dict(write_back or {})
         self.keys = None if keys is None else list(keys)
         self.collected = 0
         self.updates = 0
@@ -126,17 +132,19 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         return torch.cat(rows)
 
     def finish_batch(self) -> None:
-        """Hand the priorities of the latest batch to the buffer, unless that has been done.
+        """Hand priorities and changed entries of the latest batch to the buffer, once.
 
         The stream does so itself when it is asked for the item after a batch. A reader that knows
         the length never asks that after the last item of a pass: then the call comes before the
-        next pass. Call this at the end of an epoch to have it happen there. Without priorities it
-        does nothing.
+        next pass. Call this at the end of an epoch to have it happen there. Without priorities and
+        ``write_back`` it does nothing.
 
         Raises:
             KeyError: the loss has not written the priorities into the batch.
         """
         batch, self._used = self._used, None
+        if batch is not None and self.write_back:
+            overwrite_entries(self.buffer, batch, self.write_back)
         if batch is None or not isinstance(self.buffer, TensorDictPrioritizedReplayBuffer):
             return
         if batch.get(self.buffer.priority_key, None) is None:
@@ -188,6 +196,8 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         check_finite(rollout, self._checked_keys)
         if self.on_rollout is not None:
             self.on_rollout(rollout)
+        for name, source in self.write_back.items():
+            stored.set(name, rollout[source].clone())
         rows = stored.reshape(-1)
         self.buffer.extend(rows.copy())  # extend adds the index to what it is given
         self.collected += environment_steps(rollout)

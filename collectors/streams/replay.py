@@ -3,6 +3,7 @@
 import math
 import shutil
 import tempfile
+from collections.abc import Iterable
 from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -100,6 +101,23 @@ def make_replay_buffer(
     if torch.device(device).type != "cpu":
         buffer.append_transform(partial(_to_device, device=torch.device(device)))
     return buffer
+
+
+def overwrite_entries(
+    buffer: TensorDictReplayBuffer, batch: TensorDictBase, names: Iterable[NestedKey]
+) -> None:
+    """Set entries of the rows that a batch was sampled from to what they are in the batch.
+
+    Args:
+        buffer: of :func:`make_replay_buffer`.
+        batch: sampled from it, with its ``index``.
+        names: the entries.
+    """
+    # A slice of the storage shares its memory.
+    stored, index = buffer.storage[:], batch["index"].cpu()
+    for name in names:
+        value = stored[name]
+        value[index] = batch[name].to(value.device)
 
 
 def _make_storage(kind: str, capacity: int, scratch_dir: str | Path | None) -> TensorStorage:

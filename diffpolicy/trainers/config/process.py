@@ -33,10 +33,16 @@ class ProcessOptions(Options):
 
 
 @configuration()
-class DiffusionOptions(Options):
-    """The chain of a variance-preserving diffusion."""
+class ChainLengthOptions(Options):
+    """A chain of whatever process."""
 
     denoising_steps: int = option(5, "steps of the denoising chain", valid=at_least(1), fixed=True)
+
+
+@configuration()
+class DiffusionOptions(Options):
+    """The noise of a variance-preserving diffusion."""
+
     noise_schedule: str = option(
         "cosine",
         "levels of noise along the chain",

@@ -49,6 +49,8 @@ class OffPolicyParts:
             losses, for one backward pass.
         warm_up: acts in the random steps, for methods that need more of them than the action;
             None leaves them to the collector.
+        write_back: entries that ``update`` changes in a batch and the replay buffer keeps, by the
+            name of the entry that they start as.
         policy: acts when transitions are collected; None is the actor of the loss.
         after_update: called after each update, for example to move target networks.
         diagnostics: further numbers to log, read after each iteration.
@@ -61,6 +63,7 @@ class OffPolicyParts:
     update_policy: Callable[[TensorDictBase], Mapping[str, Tensor]] | None = None
     warm_up: TensorDictModuleBase | None = None
     policy: TensorDictModuleBase | None = None
+    write_back: Mapping[str, str] = field(default_factory=dict)
     after_update: Callable[[], None] = lambda: None
     diagnostics: Callable[[], dict[str, float]] = field(default=dict)
 
@@ -127,6 +130,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
             updates_per_step=config.updates_per_step * config.action_chunk,
             keys=self.parts.keys,
             on_rollout=self.rewards.note,
+            write_back=self.parts.write_back,
         )
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -7,16 +7,18 @@ from typing import Any, ClassVar
 import torch
 from torchrl.envs import EnvBase
 
+from diffpolicy.actors import DiffusionConfig
 from diffpolicy.trainers.config.options import (
     at_least,
     configuration,
-    flags_text,
     option,
 )
+from diffpolicy.trainers.config.process import DiffusionOptions
 from diffpolicy.trainers.loops.off_policy import OffPolicyParts
 from diffpolicy.trainers.methods.method import Method
 from diffpolicy.trainers.methods.regression import (
     RegressionConfig,
+    paper_preset,
     regression_networks,
     regression_parts,
 )
@@ -43,20 +45,13 @@ _LAST_SHARE = 0.1
 
 
 @configuration(best_of=2)
-class QVPOConfig(RegressionConfig):
+class QVPOConfig(RegressionConfig, DiffusionOptions):
     """QVPO: the policy is fitted to the best of its own actions."""
 
     method: ClassVar[str] = "qvpo"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"cpu": {}, "paper": _PAPER}
 
-    preset: str = option(
-        "cpu",
-        "defaults of all other flags: small networks and batches, or the published sizes ("
-        + flags_text(_PAPER)
-        + ")",
-        choices=("cpu", "paper"),
-        fixed=True,
-    )
+    preset: str = paper_preset(_PAPER)
     num_actions: int = option(
         8, "actions of the policy in each state, of which it is fitted to one", valid=at_least(2)
     )
@@ -73,7 +68,8 @@ class QVPOConfig(RegressionConfig):
 
 def qvpo_parts(env: EnvBase, config: QVPOConfig, device: torch.device) -> OffPolicyParts:
     """Networks, loss and optimisers."""
-    networks = regression_networks(env, config, device)
+    process = DiffusionConfig(schedule=config.noise_schedule)
+    networks = regression_networks(env, config, process, device)
     loss = QVPOLoss(
         networks.actor,
         networks.critic,

@@ -1,5 +1,8 @@
 """The regression family: what its methods share."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torchrl.envs import EnvBase
 
@@ -7,15 +10,20 @@ from diffpolicy.actors import (
     ActorCritic,
     AnyProcessConfig,
     BestOfActor,
-    DiffusionConfig,
     NetworkConfig,
     build_regression_networks,
 )
 from diffpolicy.trainers.config.critic import DelayedCriticOptions, QHeadOptions
 from diffpolicy.trainers.config.network import NetworkOptions
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
-from diffpolicy.trainers.config.options import at_least, changed, configuration, option
-from diffpolicy.trainers.config.process import DiffusionOptions
+from diffpolicy.trainers.config.options import (
+    at_least,
+    changed,
+    configuration,
+    flags_text,
+    option,
+)
+from diffpolicy.trainers.config.process import ChainLengthOptions
 from diffpolicy.trainers.loops.environments import observation_keys
 from diffpolicy.trainers.loops.off_policy import OffPolicyParts
 from diffpolicy.trainers.methods.networks import network_options, scalar_critic_config, with_head
@@ -37,7 +45,7 @@ _NETWORK = NetworkConfig(normalize_observations=False, score_activation="mish")
     delay_critic=True,
 )
 class RegressionConfig(
-    OffPolicyConfig, NetworkOptions, DiffusionOptions, QHeadOptions, DelayedCriticOptions
+    OffPolicyConfig, NetworkOptions, ChainLengthOptions, QHeadOptions, DelayedCriticOptions
 ):
     """A policy whose network is fitted to targets at noised actions."""
 
@@ -49,24 +57,36 @@ class RegressionConfig(
     )
 
 
+def paper_preset(published: Mapping[str, Any]) -> Any:
+    """The option ``preset`` of a method with published sizes, which are named in its help."""
+    return option(
+        "cpu",
+        "defaults of all other flags: small networks and batches, or the published sizes ("
+        + flags_text(published)
+        + ")",
+        choices=("cpu", "paper"),
+        fixed=True,
+    )
+
+
 def regression_networks(
     env: EnvBase,
     config: RegressionConfig,
+    process: AnyProcessConfig,
     device: torch.device,
-    process: AnyProcessConfig | None = None,
 ) -> ActorCritic:
     """Actor and critics as the options say.
 
     Args:
         env: only its specs are read.
         config: the options.
+        process: of the actor.
         device: where to put the parameters.
-        process: of the actor; None is the diffusion that the options describe.
     """
     return build_regression_networks(
         env,
         denoising_steps=config.denoising_steps,
-        process=process or DiffusionConfig(schedule=config.noise_schedule),
+        process=process,
         network=network_options(config, _NETWORK),
         critic=with_head(scalar_critic_config(config), config),
         observation_keys=observation_keys(env, config),

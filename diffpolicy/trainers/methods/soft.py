@@ -13,7 +13,7 @@ from diffpolicy.trainers.config.network import NetworkOptions
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.config.options import configuration
 from diffpolicy.trainers.config.process import ProcessOptions
-from diffpolicy.trainers.config.temperature import TemperatureOptions
+from diffpolicy.trainers.config.temperature import LearnableTemperatureOptions, TemperatureOptions
 from diffpolicy.trainers.loops.optimizer import Optimizer
 from objectives import DenoisingRegressionLoss, DiffSACLoss, DIMELoss
 
@@ -72,7 +72,7 @@ def optimizers(
             without=critic,
         ),
     }
-    if isinstance(config, TemperatureOptions) and config.learn_temperature:
+    if isinstance(config, LearnableTemperatureOptions) and config.learn_temperature:
         rate = config.lr_actor if config.lr_temperature is None else config.lr_temperature
         found["alpha"] = Optimizer(temperature, rate, eps=eps, delayed=True, needs_rewards=True)
     return found
