@@ -10,10 +10,14 @@ import pytest
 
 from diffpolicy.trainers import METHODS, Method
 from diffpolicy.trainers.config.options import flag_name, shapes_of
-from diffpolicy.trainers.config.process import ProcessOptions
+from diffpolicy.trainers.config.process import ChainLengthOptions, ProcessOptions
 
 #: Methods that train a denoising chain.
-DIFFUSION = [name for name, method in METHODS.items() if issubclass(method.config, ProcessOptions)]
+DIFFUSION = [
+    name
+    for name, method in METHODS.items()
+    if issubclass(method.config, (ProcessOptions, ChainLengthOptions))
+]
 ON_POLICY = [name for name, method in METHODS.items() if method.kind == "on-policy"]
 OFF_POLICY = [name for name, method in METHODS.items() if method.kind == "off-policy"]
 # One of each kind: tests that take seconds for every method run the others with the slow ones.
