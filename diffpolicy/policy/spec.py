@@ -9,7 +9,7 @@ import torch
 from tensordict.utils import unravel_key
 from torchrl.envs import EnvBase
 
-from diffpolicy.actors import ActorKeys, ActorRecipe, DiffusionConfig, observation_keys, recipe_of
+from diffpolicy.actors import ActorKeys, ActorRecipe, observation_keys, recipe_of
 from diffpolicy.actors.build.actors import make_actor
 from diffpolicy.actors.build.sizes import read_sizes
 from diffpolicy.errors import ArgumentError
@@ -77,8 +77,6 @@ class PolicySpec:
             problem = "must be a whole number of at least 1"
         elif process is None and denoising_steps != 1:
             problem = "is not possible: this policy is a Gaussian; leave it out"
-        elif isinstance(process, DiffusionConfig) and denoising_steps > trained:
-            problem = f"is not possible: this policy chooses among {trained} levels of noise"
         elif getattr(process, "step_size_per_step", False) and denoising_steps != trained:
             problem = f"is not possible: steps of sizes of their own fix their number to {trained}"
         if problem is not None:

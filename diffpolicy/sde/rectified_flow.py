@@ -1,6 +1,6 @@
 """Rectified flow, for actions in [-1, 1]: straight lines from noise to actions."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,16 +32,19 @@ class RectifiedFlowProcess(ProcessModule):
         tensor([0.0000, 0.7500])
     """
 
+    times: Tensor
+
     deterministic_steps: ClassVar[tuple[DeterministicStep, ...]] = ("mean", "flow")
 
     def __init__(self, action_dim: int, denoising_steps: int, *, prior_std: float = 1.0) -> None:
         super().__init__(action_dim, denoising_steps, prior_std)
-        self._steps = denoising_steps
+        self.register_buffer("times", torch.empty(0))
+        self.set_denoising_steps(denoising_steps)
 
     @property
     def denoising_steps(self) -> int:
         """The number of steps ``N`` in use."""
-        return self._steps
+        return self.times.shape[0]
 
     def set_denoising_steps(self, denoising_steps: int) -> None:
         """Follow the same velocities in another number of steps, at least 1.
@@ -51,31 +54,22 @@ class RectifiedFlowProcess(ProcessModule):
         """
         if denoising_steps < 1:
             raise ValueError(f"denoising_steps must be at least 1, got {denoising_steps}.")
-        self._steps = denoising_steps
+        self.times = torch.arange(denoising_steps).to(self.prior_std) / denoising_steps
 
-    def get_extra_state(self) -> Tensor:
-        """The numbers of steps, trained and in use, for ``state_dict``."""
-        return torch.tensor([self.trained_steps, self._steps])
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take over the number of steps in use.
-
-        Raises:
-            ValueError: if it belongs to another number of trained steps.
-        """
-        trained, used = state.tolist()
-        if trained != self.trained_steps:
-            raise ValueError(
-                f"state_dict is of a process trained with {trained} steps, this one has "
-                f"{self.trained_steps}; build it with denoising_steps={trained}."
-            )
-        self._steps = used
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take over the number of steps in use."""
+        times = state_dict.setdefault(prefix + "times", self.times)
+        if times.shape != self.times.shape:
+            self.times = self.times.new_empty(times.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def network_step(self, step: Step) -> Step:
         """The trained step at the same time: the one before it, where there is none."""
-        if self._steps == self.trained_steps:
+        if self.denoising_steps == self.trained_steps:
             return step
-        return step * self.trained_steps // self._steps
+        return step * self.trained_steps // self.denoising_steps
 
     def moves(self, noise: Tensor, mode: RolloutMode) -> Move:
         """The steps of a chain: the same in all modes, as none draws anything.
@@ -87,13 +81,13 @@ class RectifiedFlowProcess(ProcessModule):
             raise ValueError(f"mode must be 'sample', 'mean' or 'flow', got {mode!r}.")
 
         def move(step: int, latent: Tensor, output: Tensor) -> Tensor:
-            return latent + output / self._steps
+            return latent + output / self.denoising_steps
 
         return move
 
     def denoising_kernel(self, latent: Tensor, output: Tensor, step: Tensor | slice) -> Gaussian:
         """The next latent, with a standard deviation of 0."""
-        mean = latent + output / self._steps
+        mean = latent + output / self.denoising_steps
         return Gaussian(mean, torch.zeros_like(mean))
 
     def noising_kernel(self, next_latent: Tensor, step: Tensor | slice) -> Gaussian:
@@ -111,7 +105,7 @@ class RectifiedFlowProcess(ProcessModule):
 
     def noise_level(self, step: Tensor) -> NoiseLevel:
         """``t`` and ``1 - t``, ``[*B, 1]``."""
-        time = (step.to(self.prior_std) / self._steps).unsqueeze(-1)
+        time = self.times[step].unsqueeze(-1)
         return NoiseLevel(time, 1 - time)
 
     def output_for_score(self, latent: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
@@ -134,4 +128,4 @@ class RectifiedFlowProcess(ProcessModule):
 
     def extra_repr(self) -> str:
         """Sizes for ``print(process)``."""
-        return f"action_dim={self.action_dim}, denoising_steps={self._steps}"
+        return f"action_dim={self.action_dim}, denoising_steps={self.denoising_steps}"

@@ -86,23 +86,23 @@ class VariancePreservingProcess(ProcessModule):
         return self.levels.shape[0] - 1
 
     def set_denoising_steps(self, denoising_steps: int) -> None:
-        """Walk through the trained noise levels in another number of steps, evenly chosen.
+        """Walk through the noise levels in another number of steps.
+
+        Fewer steps choose among the trained levels; more add geometric means of neighbours, for
+        which the network is asked as for the noisier one.
 
         Raises:
-            ValueError: below 1 or above the trained number, of which levels are chosen.
+            ValueError: below 1.
         """
-        if not 1 <= denoising_steps <= self.trained_steps:
-            raise ValueError(
-                f"denoising_steps must be between 1 and {self.trained_steps}, the number that the "
-                f"network is trained with, got {denoising_steps}."
-            )
-        levels = NOISE_SCHEDULES[self._schedule](self.trained_steps).flip(0)
-        every = torch.cat((levels, torch.ones(1, dtype=torch.float64)))
-        chosen = every[[self._trained(step, denoising_steps) for step in range(denoising_steps)]]
-        self.levels = torch.cat((chosen, every[-1:])).to(self.levels)
-
-    def _trained(self, step: int, denoising_steps: int) -> int:
-        return step * self.trained_steps // denoising_steps
+        if denoising_steps < 1:
+            raise ValueError(f"denoising_steps must be at least 1, got {denoising_steps}.")
+        trained = NOISE_SCHEDULES[self._schedule](self.trained_steps).flip(0)
+        log_level = torch.cat((trained, torch.ones(1, dtype=torch.float64))).log()
+        place = torch.arange(denoising_steps) * self.trained_steps
+        step = place // denoising_steps
+        share = (place / denoising_steps - step) * (denoising_steps > self.trained_steps)
+        between = log_level[step].lerp(log_level[step + 1], share.to(log_level))
+        self.levels = torch.cat((between.exp(), torch.ones(1))).to(self.levels)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any

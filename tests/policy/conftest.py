@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from small_methods import known_options, small_config
 
+from diffpolicy.actors import ActionClip
 from diffpolicy.files import CHECKPOINT_FOLDER, LAST_CHECKPOINT, write_plain
 from diffpolicy.trainers import METHODS, RLModule
 
@@ -62,9 +63,12 @@ def make_module() -> MakeModule:
         config = small_config(name, **known_options(name, **options))
         module = METHODS[name].module(config, torch.device("cpu"))
         generator = torch.Generator().manual_seed(1)
+        # Not so far that clipped actions are all at a bound.
+        clips = isinstance(getattr(module.actor, "squash", None), ActionClip)
+        far = 0.1 if clips else 0.3
         with torch.no_grad():
             for parameter in module.parameters():
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(far * torch.randn(parameter.shape, generator=generator))
         normalizer = getattr(module.parts, "normalizer", None)
         if normalizer is not None:
             rows = torch.randn(50, normalizer.mean.shape[0], generator=generator)

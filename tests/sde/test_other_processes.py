@@ -139,8 +139,13 @@ def test_fewer_steps_walk_through_the_same_levels() -> None:
     process.set_denoising_steps(5)
     torch.testing.assert_close(process.levels, levels[::2])
     assert [process.network_step(n) for n in range(5)] == [0, 2, 4, 6, 8]
-    with pytest.raises(ValueError, match="between 1 and 10"):
-        process.set_denoising_steps(11)
+    process.set_denoising_steps(20)
+    torch.testing.assert_close(process.levels[::2], levels)
+    torch.testing.assert_close(process.levels[1::2], (levels[:-1] * levels[1:]).sqrt())
+    assert [process.network_step(n) for n in range(4)] == [0, 0, 1, 1]
+    process.set_denoising_steps(5)
+    with pytest.raises(ValueError, match="at least 1"):
+        process.set_denoising_steps(0)
     other = VariancePreservingProcess(1, 10)
     other.load_state_dict(process.state_dict())
     assert other.denoising_steps == 5
