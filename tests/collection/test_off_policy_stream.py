@@ -74,6 +74,7 @@ def make_stream(
     frames: int = 8,
     updates_per_step: float = 1.0,
     keys: list[NestedKey] | None = None,
+    write_back: dict[NestedKey, NestedKey] | None = None,
 ) -> OffPolicyStream:
     if collector is None:
         collector = make_collector(counting, None, frames_per_batch=ENVS, seed=0)
@@ -85,6 +86,7 @@ def make_stream(
         frames=frames,
         updates_per_step=updates_per_step,
         keys=keys,
+        write_back=write_back,
     )
 
 
@@ -433,3 +435,25 @@ def test_a_lightning_trainer_steps_and_hands_back_priorities_in_turn(tmp_path: P
     # nothing is collected or sampled ahead of the update before
     assert log == ["sample", "train", "priorities"] * 4
     assert [priorities[0] for _, priorities in stream.buffer.priorities] == [0.0, 1.0] * 2
+
+
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_what_a_batch_changes_goes_back_to_its_rows(storage: str) -> None:
+    """Entries to write back start as others, and are kept; nothing else of a batch is."""
+    buffer = make_replay_buffer(100, batch_size=3, seed=0, storage=storage)
+    stream = make_stream(
+        buffer=buffer, keys=["action", ("next", "reward")], write_back={"better": "action"}
+    )
+    expected: dict[int, int] = {}
+    for batch in loader(stream):
+        for row, index in enumerate(batch["index"].tolist()):
+            before = float(batch["better"][row]) - float(batch["action"][row])
+            assert before == pytest.approx(expected.get(index, 0))
+        batch["better"] += 1
+        batch["next", "reward"] += 100
+        expected |= {index: expected.get(index, 0) + 1 for index in batch["index"].tolist()}
+    stream.finish_batch()
+    rows = buffer[:]
+    moved = (rows["better"] - rows["action"]).flatten().tolist()
+    assert moved == pytest.approx([expected.get(index, 0) for index in range(len(moved))])
+    assert float(rows["next", "reward"].max()) < 100

@@ -30,7 +30,9 @@ from diffpolicy.trainers.methods.networks import network_options, scalar_critic_
 from diffpolicy.trainers.methods.soft import delayed_update, optimizers, target_updates
 from objectives import DenoisingRegressionLoss
 
-_NETWORK = NetworkConfig(normalize_observations=False, score_activation="mish")
+_NETWORK = NetworkConfig(
+    normalize_observations=False, score_activation="mish", step_embedding=(8, 32, 16)
+)
 
 
 @configuration(
