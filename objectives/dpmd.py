@@ -39,6 +39,8 @@ class DPMDLoss(DenoisingRegressionLoss):
             learned from 1 so that the step's divergence is ``kl``.
         num_actions: K.
         kl: divergence of a step in nats, below ``log K``; read if ``temperature`` is None.
+        spread: std of noise on the K actions in [-1, 1] units, without which a policy that clones
+            its own samples becomes a point.
         **options: the others, but for the parts.
 
     Raises:
@@ -53,6 +55,7 @@ class DPMDLoss(DenoisingRegressionLoss):
         temperature: float | Temperature | None = None,
         num_actions: int = 16,
         kl: float = 1.0,
+        spread: float = 0.2,
         **options: Any,
     ) -> None:
         if num_actions < 2:
@@ -65,7 +68,7 @@ class DPMDLoss(DenoisingRegressionLoss):
         super().__init__(
             actor_network,
             qvalue_network,
-            proposal=OwnActions(num_actions, delayed=True),
+            proposal=OwnActions(num_actions, spread=spread, delayed=True),
             weight=BoltzmannWeight(),
             target=NoiseTarget(),
             temperature=temperature,

@@ -37,6 +37,8 @@ class SDACLoss(DenoisingRegressionLoss):
         num_actions: own actions, of which the best one is noised; published: 32.
         num_noises: K; published: 64.
         best_of: published: 32.
+        spread: std of noise on the own actions in [-1, 1] units; published: .1 times what is called
+            temperature there, .5 at first and .1 in the end.
         delay_actor: published: True.
         **options: the others, but for the parts.
 
@@ -53,13 +55,14 @@ class SDACLoss(DenoisingRegressionLoss):
         num_actions: int = 32,
         num_noises: int = 64,
         best_of: int = 32,
+        spread: float = 0.1,
         delay_actor: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(
             actor_network,
             qvalue_network,
-            proposal=OwnActions(num_actions),
+            proposal=OwnActions(num_actions, spread=spread),
             weight=BestAction(),
             target=PosteriorTarget(num_noises),
             temperature=temperature,

@@ -81,8 +81,8 @@ class ActionMap(nn.Module, ABC):
         scale, shift = (self.high - self.low) / 2, (self.high + self.low) / 2
         return (unit * scale + shift).clamp(self.low, self.high)
 
-    def _unit(self, action: Tensor) -> Tensor:
-        """Actions mapped to [-1, 1], in double precision; ValueError for those outside."""
+    def to_unit(self, action: Tensor) -> Tensor:
+        """Actions mapped to [-1, 1], in double precision; ValueError as of :meth:`inverse`."""
         center, scale = (self.high + self.low) / 2, (self.high - self.low) / 2
         unit = ((action - center) / scale).double()
         # Inside of compiled and exported code nobody can look at the numbers.
@@ -114,7 +114,7 @@ class ActionSquash(ActionMap):
     def inverse(self, action: Tensor) -> Tensor:
         """The latents that are squashed to ``action``, see :meth:`ActionMap.inverse`."""
         limit = 0.5 * math.log(16 / torch.finfo(action.dtype).eps)
-        return self._unit(action).atanh().clamp(-limit, limit).to(action.dtype)
+        return self.to_unit(action).atanh().clamp(-limit, limit).to(action.dtype)
 
     def log_det(self, latent: Tensor) -> Tensor:
         """``log |d tanh(x) / dx|``, see :func:`~diffpolicy.sde.tanh_log_det`."""
@@ -139,7 +139,7 @@ class ActionClip(ActionMap):
 
     def inverse(self, action: Tensor) -> Tensor:
         """Actions in [-1, 1] units, see :meth:`ActionMap.inverse`."""
-        return self._unit(action).to(action.dtype)
+        return self.to_unit(action).to(action.dtype)
 
     def log_det(self, latent: Tensor) -> Tensor:
         """0: latents are actions in [-1, 1] units."""

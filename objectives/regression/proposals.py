@@ -31,24 +31,34 @@ class OwnActions:
 
     Args:
         number: K, for each transition.
+        spread: std of normal noise that is added, in [-1, 1] units. A policy that clones samples of
+            its own narrows at every step; this keeps it from becoming a point.
         delayed: whether they are the target actor's, of a loss with ``delay_actor=True``.
 
     Raises:
-        ValueError: below 1.
+        ValueError: for arguments outside their range.
     """
 
-    reads = ("candidate_noise",)
+    reads = ("candidate_noise", "spread_noise")
 
-    def __init__(self, number: int, *, delayed: bool = False) -> None:
+    def __init__(self, number: int, *, spread: float = 0.0, delayed: bool = False) -> None:
         if number < 1:
             raise ValueError(f"the number of own actions must be at least 1, got {number}.")
+        if spread < 0:
+            raise ValueError(f"spread must be at least 0, got {spread}.")
         self.number = number
+        self.spread = spread
         self.delayed = delayed
 
     def draw(self, loss: "DenoisingRegressionLoss", like: Tensor) -> dict[str, Tensor]:
-        """``candidate_noise`` ``[*B, K, N+1, A]``."""
-        shape = (*like.shape[:-1], self.number, loss.denoising_steps + 1, like.shape[-1])
-        return {"candidate_noise": torch.randn_like(like.new_empty(shape))}
+        """``candidate_noise`` ``[*B, K, N+1, A]`` and ``spread_noise`` ``[*B, K, A]``."""
+        batch, size = (*like.shape[:-1], self.number), like.shape[-1]
+        return {
+            "candidate_noise": torch.randn_like(
+                like.new_empty(*batch, loss.denoising_steps + 1, size)
+            ),
+            "spread_noise": torch.randn_like(like.new_empty(*batch, size)),
+        }
 
     def __call__(
         self, loss: "DenoisingRegressionLoss", transitions: TensorDictBase, draws: Draws
@@ -56,6 +66,11 @@ class OwnActions:
         """K actions with their values."""
         noise = draws.get("candidate_noise", 1)
         action = loss.sample_actions(transitions, self.number, noise, delayed=self.delayed)
+        if self.spread > 0:
+            moved = draws.get("spread_noise", 1)
+            moved = torch.randn_like(action) if moved is None else moved
+            squash = loss.actor_network.squash
+            action = squash.from_unit(squash.to_unit(action).to(action) + self.spread * moved)
         return Candidates(action, loss.values(transitions, action))
 
 
@@ -90,13 +105,12 @@ class ImprovedActions(Drawless):
         squash, start = loss.actor_network.squash, loss.valid_actions(transitions)
         stored = transitions.get(self.key, None)
         start = start if stored is None else loss.valid_actions(transitions, stored)
-        center, scale = (squash.high + squash.low) / 2, (squash.high - squash.low) / 2
 
         def value(unit: Tensor) -> Tensor:
             each = loss.each_value(transitions, squash.from_unit(unit))
             return loss.critic.over_critics(each).sum()
 
-        unit = uphill(value, ((start - center) / scale).clamp(-1, 1), self.steps, self.lr)
+        unit = uphill(value, squash.to_unit(start).to(start), self.steps, self.lr)
         action = squash.from_unit(unit)
         if stored is not None and not transitions.is_locked:
             transitions.set(self.key, action)

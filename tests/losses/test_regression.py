@@ -122,6 +122,8 @@ def fitted(
     rows = TensorDict({"observation": observation.expand(loss.proposal.number, -1)})
     with torch.no_grad():
         own = loss.actor_network.sample_action(rows, noise=given["candidate_noise"])
+        spread = loss.proposal.spread * given["spread_noise"]
+        own = loss.actor_network.squash.from_unit(to_unit(loss, own) + spread)
         value = torch.stack([values(loss, observation, each) for each in own])
     best = own[value.argmax()][None]
     if isinstance(loss, DPMDLoss):

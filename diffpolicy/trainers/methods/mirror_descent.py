@@ -43,6 +43,12 @@ class MirrorDescentConfig(RegressionConfig, LearnableTemperatureOptions):
     num_actions: int = option(
         8, "actions of the policy in each state that it is fitted to", valid=at_least(2)
     )
+    action_spread: float = option(
+        0.2,
+        "standard deviation of noise on these actions in [-1, 1] units, without which the policy "
+        "would become a point",
+        valid=at_least(0),
+    )
     step_kl: float = option(
         0.5,
         "divergence of a step of mirror descent in nats, which a learned temperature keeps; less "
@@ -77,6 +83,7 @@ def mirror_descent_parts(
         temperature=temperature,
         num_actions=config.num_actions,
         kl=config.step_kl,
+        spread=config.action_spread,
         best_of=config.best_of,
         delay_qvalue=config.delay_critic,
         critic_reduction=config.critic_reduction,

@@ -53,6 +53,11 @@ class SDACConfig(RegressionConfig, DiffusionOptions, FixedTemperatureOptions):
     num_noises: int = option(
         16, "noises that the target of each noised action is averaged over", valid=at_least(1)
     )
+    action_spread: float = option(
+        0.1,
+        "standard deviation of noise on the policy's own actions in [-1, 1] units",
+        valid=at_least(0),
+    )
     num_actions: int = option(
         4, "actions of the policy in each state, of which the best one is noised", valid=at_least(1)
     )
@@ -68,6 +73,7 @@ def sdac_parts(env: EnvBase, config: SDACConfig, device: torch.device) -> OffPol
         temperature=config.temperature,
         num_noises=config.num_noises,
         num_actions=config.num_actions,
+        spread=config.action_spread,
         best_of=config.best_of,
         delay_qvalue=config.delay_critic,
         critic_reduction=config.critic_reduction,
