@@ -15,10 +15,10 @@ from diffpolicy.trainers.methods.method import Method
 from diffpolicy.trainers.methods.regression import (
     RegressionConfig,
     paper_preset,
-    regression_networks,
     regression_parts,
 )
 from objectives import DIPOLoss
+from objectives.regression import ImprovedActions
 
 # The published sizes, where they differ from the small ones.
 _PAPER: dict[str, Any] = {
@@ -54,19 +54,16 @@ class DIPOConfig(RegressionConfig, DiffusionOptions):
 def dipo_parts(env: EnvBase, config: DIPOConfig, device: torch.device) -> OffPolicyParts:
     """Networks, loss and optimisers."""
     process = DiffusionConfig(schedule=config.noise_schedule)
-    networks = regression_networks(env, config, process, device)
-    loss = DIPOLoss(
-        networks.actor,
-        networks.critic,
+    parts = regression_parts(
+        DIPOLoss,
+        env,
+        config,
+        process,
+        device,
         ascent_steps=config.ascent_steps,
         ascent_lr=config.ascent_lr,
-        best_of=config.best_of,
-        delay_qvalue=config.delay_critic,
-        critic_reduction=config.critic_reduction,
-    ).to(device)
-    key = loss.tensor_keys.action
-    parts = regression_parts(loss, config)
-    return replace(parts, write_back={loss.proposal.key: key})
+    )
+    return replace(parts, write_back={ImprovedActions.key: parts.loss.tensor_keys.action})
 
 
 DIPO = Method(DIPOConfig, dipo_parts, "cloning of replayed actions that the critics improve")

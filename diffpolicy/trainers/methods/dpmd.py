@@ -16,7 +16,7 @@ from diffpolicy.trainers.methods.mirror_descent import (
     MirrorDescentConfig,
     mirror_descent_parts,
 )
-from diffpolicy.trainers.methods.regression import paper_preset, regression_networks
+from diffpolicy.trainers.methods.regression import paper_preset
 from objectives import DPMDLoss
 
 _PAPER: dict[str, Any] = {**PAPER, "noise_schedule": "linear"}
@@ -35,8 +35,7 @@ class DPMDConfig(MirrorDescentConfig, DiffusionOptions):
 def dpmd_parts(env: EnvBase, config: DPMDConfig, device: torch.device) -> OffPolicyParts:
     """Networks, loss and optimisers."""
     process = DiffusionConfig(schedule=config.noise_schedule)
-    networks = regression_networks(env, config, process, device)
-    return mirror_descent_parts(DPMDLoss, networks, config, device)
+    return mirror_descent_parts(DPMDLoss, env, config, process, device)
 
 
 DPMD = Method(DPMDConfig, dpmd_parts, "mirror descent from the policy's own weighted actions")

@@ -15,7 +15,7 @@ from diffpolicy.trainers.methods.mirror_descent import (
     MirrorDescentConfig,
     mirror_descent_parts,
 )
-from diffpolicy.trainers.methods.regression import paper_preset, regression_networks
+from diffpolicy.trainers.methods.regression import paper_preset
 from objectives import FPMDLoss
 
 
@@ -31,8 +31,7 @@ class FPMDConfig(MirrorDescentConfig):
 
 def fpmd_parts(env: EnvBase, config: FPMDConfig, device: torch.device) -> OffPolicyParts:
     """Networks, loss and optimisers."""
-    networks = regression_networks(env, config, FlowConfig(), device)
-    return mirror_descent_parts(FPMDLoss, networks, config, device)
+    return mirror_descent_parts(FPMDLoss, env, config, FlowConfig(), device)
 
 
 FPMD = Method(

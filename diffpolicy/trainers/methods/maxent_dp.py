@@ -15,7 +15,6 @@ from diffpolicy.trainers.methods.method import Method
 from diffpolicy.trainers.methods.regression import (
     RegressionConfig,
     paper_preset,
-    regression_networks,
     regression_parts,
 )
 from objectives import MaxEntDPLoss
@@ -56,18 +55,16 @@ class MaxEntDPConfig(RegressionConfig, DiffusionOptions, FixedTemperatureOptions
 def maxent_dp_parts(env: EnvBase, config: MaxEntDPConfig, device: torch.device) -> OffPolicyParts:
     """Networks, loss and optimisers."""
     process = DiffusionConfig(schedule=config.noise_schedule)
-    networks = regression_networks(env, config, process, device)
-    loss = MaxEntDPLoss(
-        networks.actor,
-        networks.critic,
+    return regression_parts(
+        MaxEntDPLoss,
+        env,
+        config,
+        process,
+        device,
         temperature=config.temperature,
         num_noises=config.num_noises,
         density_noises=config.num_density_noises,
-        best_of=config.best_of,
-        delay_qvalue=config.delay_critic,
-        critic_reduction=config.critic_reduction,
-    ).to(device)
-    return regression_parts(loss, config)
+    )
 
 
 MAXENT_DP = Method(

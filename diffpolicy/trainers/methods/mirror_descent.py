@@ -4,8 +4,9 @@ import math
 from typing import Any
 
 import torch
+from torchrl.envs import EnvBase
 
-from diffpolicy.actors import ActorCritic
+from diffpolicy.actors import AnyProcessConfig
 from diffpolicy.trainers.config.options import above, at_least, changed, configuration, option
 from diffpolicy.trainers.config.temperature import LearnableTemperatureOptions
 from diffpolicy.trainers.loops.off_policy import OffPolicyParts
@@ -68,24 +69,24 @@ class MirrorDescentConfig(RegressionConfig, LearnableTemperatureOptions):
 
 def mirror_descent_parts(
     loss_class: type[DPMDLoss],
-    networks: ActorCritic,
+    env: EnvBase,
     config: MirrorDescentConfig,
+    process: AnyProcessConfig,
     device: torch.device,
 ) -> OffPolicyParts:
-    """Loss and optimisers of networks on their device."""
+    """As :func:`regression_parts`, with the temperature that the options describe."""
     temperature: float | LearnedTemperature = config.temperature
     if config.learn_temperature:
         target = math.log(config.num_actions) - config.step_kl
         temperature = LearnedTemperature(config.temperature, target_entropy=target)
-    loss = loss_class(
-        networks.actor,
-        networks.critic,
+    return regression_parts(
+        loss_class,
+        env,
+        config,
+        process,
+        device,
         temperature=temperature,
         num_actions=config.num_actions,
         kl=config.step_kl,
         spread=config.action_spread,
-        best_of=config.best_of,
-        delay_qvalue=config.delay_critic,
-        critic_reduction=config.critic_reduction,
-    ).to(device)
-    return regression_parts(loss, config)
+    )

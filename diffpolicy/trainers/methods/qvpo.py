@@ -19,7 +19,6 @@ from diffpolicy.trainers.methods.method import Method
 from diffpolicy.trainers.methods.regression import (
     RegressionConfig,
     paper_preset,
-    regression_networks,
     regression_parts,
 )
 from objectives import QVPOLoss
@@ -69,24 +68,22 @@ class QVPOConfig(RegressionConfig, DiffusionOptions):
 def qvpo_parts(env: EnvBase, config: QVPOConfig, device: torch.device) -> OffPolicyParts:
     """Networks, loss and optimisers."""
     process = DiffusionConfig(schedule=config.noise_schedule)
-    networks = regression_networks(env, config, process, device)
-    loss = QVPOLoss(
-        networks.actor,
-        networks.critic,
+    parts = regression_parts(
+        QVPOLoss,
+        env,
+        config,
+        process,
+        device,
         num_actions=config.num_actions,
         uniform=config.num_uniform_actions,
         uniform_weight=config.uniform_weight,
-        best_of=config.best_of,
-        delay_qvalue=config.delay_critic,
-        critic_reduction=config.critic_reduction,
-    ).to(device)
-    parts = regression_parts(loss, config)
+    )
     first, last = config.uniform_weight, _LAST_SHARE * config.uniform_weight
     fall = (first - last) / max(1, config.planned_updates)
 
     def after_update() -> None:
         parts.after_update()
-        loss.weight.uniform_weight.sub_(fall).clamp_(min=last)
+        parts.loss.weight.uniform_weight.sub_(fall).clamp_(min=last)
 
     return replace(parts, after_update=after_update)
 

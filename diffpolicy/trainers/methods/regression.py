@@ -7,7 +7,6 @@ import torch
 from torchrl.envs import EnvBase
 
 from diffpolicy.actors import (
-    ActorCritic,
     AnyProcessConfig,
     BestOfActor,
     NetworkConfig,
@@ -71,21 +70,25 @@ def paper_preset(published: Mapping[str, Any]) -> Any:
     )
 
 
-def regression_networks(
+def regression_parts(
+    loss_class: type[DenoisingRegressionLoss],
     env: EnvBase,
     config: RegressionConfig,
     process: AnyProcessConfig,
     device: torch.device,
-) -> ActorCritic:
-    """Actor and critics as the options say.
+    **arguments: Any,
+) -> OffPolicyParts:
+    """Networks, loss and optimisers of one of the family's methods.
 
     Args:
+        loss_class: its loss.
         env: only its specs are read.
-        config: the options.
+        config: its options.
         process: of the actor.
         device: where to put the parameters.
+        **arguments: of the loss, besides those that all methods have.
     """
-    return build_regression_networks(
+    networks = build_regression_networks(
         env,
         denoising_steps=config.denoising_steps,
         process=process,
@@ -94,10 +97,14 @@ def regression_networks(
         observation_keys=observation_keys(env, config),
         device=device,
     )
-
-
-def regression_parts(loss: DenoisingRegressionLoss, config: RegressionConfig) -> OffPolicyParts:
-    """What :class:`OffPolicyModule` trains, of a loss on its device."""
+    loss = loss_class(
+        networks.actor,
+        networks.critic,
+        best_of=config.best_of,
+        delay_qvalue=config.delay_critic,
+        critic_reduction=config.critic_reduction,
+        **arguments,
+    ).to(device)
     loss.make_value_estimator(gamma=config.gamma)
     return OffPolicyParts(
         loss=loss,

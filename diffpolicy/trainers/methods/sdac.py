@@ -15,7 +15,6 @@ from diffpolicy.trainers.methods.method import Method
 from diffpolicy.trainers.methods.regression import (
     RegressionConfig,
     paper_preset,
-    regression_networks,
     regression_parts,
 )
 from objectives import SDACLoss
@@ -66,19 +65,17 @@ class SDACConfig(RegressionConfig, DiffusionOptions, FixedTemperatureOptions):
 def sdac_parts(env: EnvBase, config: SDACConfig, device: torch.device) -> OffPolicyParts:
     """Networks, loss and optimisers."""
     process = DiffusionConfig(schedule=config.noise_schedule)
-    networks = regression_networks(env, config, process, device)
-    loss = SDACLoss(
-        networks.actor,
-        networks.critic,
+    return regression_parts(
+        SDACLoss,
+        env,
+        config,
+        process,
+        device,
         temperature=config.temperature,
         num_noises=config.num_noises,
         num_actions=config.num_actions,
         spread=config.action_spread,
-        best_of=config.best_of,
-        delay_qvalue=config.delay_critic,
-        critic_reduction=config.critic_reduction,
-    ).to(device)
-    return regression_parts(loss, config)
+    )
 
 
 SDAC = Method(SDACConfig, sdac_parts, "weighted noises at the policy's own best actions")
