@@ -51,6 +51,8 @@ BATCH_NORMALISED = {"critic_normalization": "batch", "delay_critic": False}
 # Every method, and variants of some.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS},
+    # The weight falls by the number of planned updates, which recorded data do not follow.
+    "qvpo": ("qvpo", {"uniform_weight": 0.0}),
     "dime, critics first": ("dime", {"update_order": "critic_first"}),
     "diffsac, batch-normalised": ("diffsac", BATCH_NORMALISED),
 }
@@ -73,7 +75,7 @@ class RowNoise(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (torch.randn, torch.randn_like, torch.Tensor.normal_):
             return self._filled(func(*args, **kwargs), torch.randn)
-        if func is torch.rand:
+        if func in (torch.rand, torch.rand_like):
             return self._filled(func(*args, **kwargs), torch.rand)
         if func is torch.randint:
             high = args[0]
