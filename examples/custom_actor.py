@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Train both actors and return their mean evaluation returns."""
     parser = argparse.ArgumentParser(description="DiffPPO with user-written actors.")
     parser.add_argument("--env", default="InvertedPendulum-v5")
-    parser.add_argument("--total-frames", type=int, default=30_720)
+    parser.add_argument("--total-frames", type=int, default=61_440)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
