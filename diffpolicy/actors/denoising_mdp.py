@@ -11,7 +11,7 @@ from diffpolicy.actors.chains import SimulatedStep, chain_rows, draw_steps, rows
 from diffpolicy.actors.keys import required
 from diffpolicy.actors.protocol import ChainActor
 from diffpolicy.actors.step_entropy import StepEntropy
-from diffpolicy.sde import log_ratio
+from diffpolicy.sde import check_densities, log_ratio
 
 #: Largest distance of a chain's end from its action, as a share of the action's range.
 _ACTION_TOLERANCE = 1e-3
@@ -36,6 +36,7 @@ class DenoisingMDP(StepEntropy):
 
     Raises:
         TypeError: if the actor lacks members of ChainActor.
+        ValueError: if the steps of its process have no densities.
 
     Examples:
         >>> from diffpolicy.actors import ActionSquash, DenoisingActor
@@ -55,6 +56,9 @@ class DenoisingMDP(StepEntropy):
                 "actor must offer the members of diffpolicy.actors.ChainActor (see its "
                 f"documentation), got {type(actor).__name__}."
             )
+        process = getattr(actor, "process", None)
+        if process is not None:
+            check_densities(process)
         self.actor = actor
         self.denoising_steps = actor.denoising_steps
 

@@ -9,7 +9,13 @@ from diffpolicy.sde.likelihood import (
     tanh_log_det,
 )
 from diffpolicy.sde.process import DenoisingProcess
-from diffpolicy.sde.protocol import DeterministicStep, NoiseLevel, Process, RolloutMode
+from diffpolicy.sde.protocol import (
+    DeterministicStep,
+    NoiseLevel,
+    Process,
+    RolloutMode,
+    check_densities,
+)
 from diffpolicy.sde.rectified_flow import RectifiedFlowProcess
 from diffpolicy.sde.rollout import (
     Chain,
@@ -36,6 +42,7 @@ __all__ = [
     "RolloutMode",
     "Variance",
     "VariancePreservingProcess",
+    "check_densities",
     "checkpointed",
     "draw_noise",
     "gaussian_kl",

@@ -13,6 +13,7 @@ class ProcessModule(nn.Module):
         action_dim: number of action dimensions ``A``.
         denoising_steps: number of steps that the network is trained with.
         prior_std: standard deviation of ``x_0``.
+        has_densities: whether every step has noise, and so a density and an entropy.
 
     Raises:
         ValueError: for arguments outside their range.
@@ -20,7 +21,9 @@ class ProcessModule(nn.Module):
 
     prior_std: Tensor
 
-    def __init__(self, action_dim: int, denoising_steps: int, prior_std: float) -> None:
+    def __init__(
+        self, action_dim: int, denoising_steps: int, prior_std: float, *, has_densities: bool
+    ) -> None:
         super().__init__()
         if action_dim < 1:
             raise ValueError(f"action_dim must be at least 1, got {action_dim}.")
@@ -29,6 +32,7 @@ class ProcessModule(nn.Module):
         check_positive(prior_std=prior_std)
         self.action_dim = action_dim
         self.trained_steps = denoising_steps
+        self.has_densities = has_densities
         dtype = torch.get_default_dtype()
         self.register_buffer("prior_std", torch.tensor(prior_std, dtype=dtype))
 

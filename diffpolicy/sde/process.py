@@ -78,7 +78,7 @@ class DenoisingProcess(ProcessModule):
         learn_friction: bool = True,
         noising_step: NoisingStep = "next",
     ) -> None:
-        super().__init__(action_dim, denoising_steps, prior_std)
+        super().__init__(action_dim, denoising_steps, prior_std, has_densities=True)
         check_positive(step_size=step_size, friction=friction)
         if noising_step not in ("same", "next"):
             raise ValueError(f"noising_step must be 'same' or 'next', got {noising_step!r}.")

@@ -41,6 +41,11 @@ class Process(Protocol):
         """Number of steps ``N`` in use."""
         ...
 
+    @property
+    def has_densities(self) -> bool:
+        """Whether every step has noise, and so a density and an entropy."""
+        ...
+
     def set_denoising_steps(self, denoising_steps: int) -> None:
         """Change the number of steps of the same process."""
         ...
@@ -100,3 +105,13 @@ def accumulated_noise(contraction: Tensor, variance: Tensor) -> NoiseLevel:
         signals.append(signal)
         spreads.append(spread)
     return NoiseLevel(torch.stack(signals[::-1]), torch.stack(spreads[::-1]).sqrt())
+
+
+def check_densities(process: Process) -> None:
+    """Raise a ValueError if the steps of a process have no densities."""
+    if not process.has_densities:
+        raise ValueError(
+            f"the steps of this {type(process).__name__} have no densities, which entropy bounds, "
+            "log-ratios and the losses on the denoising MDP need; use a DenoisingProcess, or a "
+            "VariancePreservingProcess with min_std above 0."
+        )

@@ -37,7 +37,7 @@ class RectifiedFlowProcess(ProcessModule):
     deterministic_steps: ClassVar[tuple[DeterministicStep, ...]] = ("mean", "flow")
 
     def __init__(self, action_dim: int, denoising_steps: int, *, prior_std: float = 1.0) -> None:
-        super().__init__(action_dim, denoising_steps, prior_std)
+        super().__init__(action_dim, denoising_steps, prior_std, has_densities=False)
         self.register_buffer("times", torch.empty(0))
         self.set_denoising_steps(denoising_steps)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from diffpolicy.sde.likelihood import Gaussian
-from diffpolicy.sde.protocol import Process, RolloutMode
+from diffpolicy.sde.protocol import Process, RolloutMode, check_densities
 
 ScoreFunction = Callable[[Tensor, int], Tensor]
 
@@ -122,8 +122,10 @@ def rollout_chain(
         The chain with its denoising and noising kernels.
 
     Raises:
-        ValueError: if ``noise`` does not end in ``[N+1, A]``, or for an unknown mode.
+        ValueError: if ``noise`` does not end in ``[N+1, A]``, for an unknown mode, or for a process
+            without densities.
     """
+    check_densities(process)
     path, outputs = _path(process, score, noise, mode)
     every = slice(None)
     denoising = process.denoising_kernel(path[..., :-1, :], torch.stack(outputs, -2), every)

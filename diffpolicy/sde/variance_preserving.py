@@ -63,7 +63,7 @@ class VariancePreservingProcess(ProcessModule):
         clip: float | None = 1.0,
         min_std: float = 0.0,
     ) -> None:
-        super().__init__(action_dim, denoising_steps, prior_std)
+        super().__init__(action_dim, denoising_steps, prior_std, has_densities=min_std > 0)
         if schedule not in NOISE_SCHEDULES:
             raise ValueError(f"schedule must be one of {list(NOISE_SCHEDULES)}, got {schedule!r}.")
         if variance not in ("posterior", "beta"):

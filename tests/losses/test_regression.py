@@ -12,11 +12,12 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.objectives import SoftUpdate
 
-from diffpolicy.actors import ActionClip, BestOfActor, DenoisingActor
+from diffpolicy.actors import ActionClip, BestOfActor, DenoisingActor, DenoisingMDP
 from diffpolicy.networks import ScoreNetwork, StepEmbedding
 from diffpolicy.sde import RectifiedFlowProcess, VariancePreservingProcess
 from objectives import (
     DenoisingRegressionLoss,
+    DIMELoss,
     DIPOLoss,
     DPMDLoss,
     FPMDLoss,
@@ -337,3 +338,33 @@ def test_fpmd_wants_a_flow() -> None:
     actor, networks = make_off_policy_networks(process=VariancePreservingProcess)
     with pytest.raises(TypeError, match="RectifiedFlowProcess"):
         FPMDLoss(actor, networks, temperature=0.1)
+
+
+def noisy(action_dim: int, steps: int) -> VariancePreservingProcess:
+    return VariancePreservingProcess(action_dim, steps, min_std=0.1)
+
+
+def test_losses_with_densities_take_a_diffusion_whose_steps_are_all_noisy() -> None:
+    actor, networks = make_off_policy_networks(process=noisy)
+    loss = DIMELoss(actor, networks, temperature=0.1, delay_qvalue=True)
+    SoftUpdate(loss, tau=0.1)
+    batch = make_rollout(actor, (6,))
+    out = loss(batch)
+    assert all(bool(value.isfinite()) for value in out.values())
+    assert all(bool(g.isfinite().all()) for g in gradients(loss, out["loss_actor"]).values())
+    mdp = DenoisingMDP(actor)
+    latents = mdp.chains_for(batch, batch["action"])
+    torch.testing.assert_close(actor.squash(latents[..., -1, :]), batch["action"])
+    step = mdp.draw_steps(batch.batch_size, mdp.denoising_steps)
+    rows = mdp.rows_at(batch.set("latents", latents), step)
+    assert bool(mdp.log_ratio(rows).isfinite().all())
+
+
+@pytest.mark.parametrize("process", [VariancePreservingProcess, RectifiedFlowProcess])
+def test_processes_without_densities_are_refused_where_they_are_needed(process: Any) -> None:
+    actor, networks = make_off_policy_networks(process=process)
+    with pytest.raises(ValueError, match="have no densities"):
+        DenoisingMDP(actor)
+    loss = DIMELoss(actor, networks, temperature=0.1)
+    with pytest.raises(ValueError, match="have no densities"):
+        loss(make_rollout(actor, (4,)))

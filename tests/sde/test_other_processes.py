@@ -62,12 +62,16 @@ def test_steps_of_the_diffusion_are_those_of_ddpm(schedule: str, variance: str) 
 
 
 def test_a_rollout_takes_the_steps_of_its_kernels() -> None:
-    process = VariancePreservingProcess(2, STEPS)
+    process = VariancePreservingProcess(2, STEPS, min_std=0.05)
     noise = torch.randn(5, STEPS + 1, 2)
     chain = rollout_chain(process, lambda x, n: torch.sin(x + n), noise)
     taken = chain.denoising.mean + chain.denoising.std * noise[..., 1:, :]
     torch.testing.assert_close(chain.latents[..., 1:, :], taken)
-    assert bool((chain.latents[..., -1, :].abs() <= 1 + 1e-6).all())
+    without = VariancePreservingProcess(2, STEPS)
+    last = rollout_last(without, lambda x, n: torch.sin(x + n), noise)
+    assert bool((last.abs() <= 1 + 1e-6).all())
+    with pytest.raises(ValueError, match="have no densities"):
+        rollout_chain(without, lambda x, n: x, noise)
 
 
 PROCESSES: dict[str, Callable[[int], Process]] = {
