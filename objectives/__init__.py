@@ -1,5 +1,6 @@
 """Losses for diffusion policies as TorchRL loss modules."""
 
+from objectives.behavior_cloning import BehaviorCloningLoss
 from objectives.diff_ppo import DiffPPOLoss
 from objectives.diff_sac import DiffSACLoss
 from objectives.diff_wpo import DiffWPOLoss
@@ -13,6 +14,7 @@ from objectives.regression import DenoisingRegressionLoss
 from objectives.temperature import FixedTemperature, LearnedTemperature, Temperature
 
 __all__ = [
+    "BehaviorCloningLoss",
     "DIMELoss",
     "DenoisingGAE",
     "DenoisingRegressionLoss",

@@ -16,6 +16,7 @@ from diffpolicy.sde.protocol import (
     RolloutMode,
     Step,
     accumulated_noise,
+    bridged,
 )
 from diffpolicy.sde.schedules import Schedule, schedule_factors
 
@@ -259,9 +260,25 @@ class DenoisingProcess(ProcessModule):
 
     def noise_level(self, step: Tensor) -> NoiseLevel:
         """``x_n = signal x_N + std eps`` of latents that are noised to ``step``, ``[*B, A]``."""
-        step_sizes = self.step_sizes()[self.noising_index(slice(None))]
-        signal, std = accumulated_noise(self.contraction(step_sizes), 2 * step_sizes)
+        signal, std = accumulated_noise(*self._noising_steps())
         return NoiseLevel(signal[step], std[step])
+
+    def bridge_level(self, step: Tensor) -> NoiseLevel:
+        """``x_n = signal x_N + std eps`` of chains whose ``x_0`` is drawn from the prior.
+
+        See :func:`~diffpolicy.sde.protocol.bridged`.
+
+        Args:
+            step: ``n``, integer tensor ``[*B]``.
+        """
+        steps = self._noising_steps()
+        signal, std = bridged(accumulated_noise(*steps), *steps, self.prior_std)
+        return NoiseLevel(signal[step], std[step])
+
+    def _noising_steps(self) -> tuple[Tensor, Tensor]:
+        """Contraction and variance of the noising steps ``[N, A]``."""
+        step_sizes = self.step_sizes()[self.noising_index(slice(None))]
+        return self.contraction(step_sizes), 2 * step_sizes
 
     def output_for_score(self, latent: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
         """The score with which the denoising kernel reverses the noising one.
@@ -288,6 +305,28 @@ class DenoisingProcess(ProcessModule):
             step: ``n``, integer tensor ``[*B]``.
         """
         return self.output_for_score(latent, -noise / self.noise_level(step).std, step)
+
+    def output_for_clean(self, latent: Tensor, clean: Tensor, step: Tensor) -> Tensor:
+        """The score whose denoising kernel has the mean of ``p(x_{n+1} | x_n, x_N)``.
+
+        It is exact for steps of any size; :meth:`output_for_noise` is what it comes to for small
+        ones. With the levels of the noising, and its contraction ``c_n``::
+
+            signal_{n+1} x_N + c_n std_{n+1}^2 / std_n^2 (x_n - signal_n x_N)
+
+        Args:
+            latent: ``x_n`` ``[*B, A]``.
+            clean: ``x_N`` ``[*B, A]``.
+            step: ``n``, integer tensor ``[*B]``.
+        """
+        contraction, variance = self._noising_steps()
+        signal, std = accumulated_noise(contraction, variance)
+        after = torch.cat((signal[1:], torch.ones_like(signal[:1])))
+        left = torch.cat((std[1:], torch.zeros_like(std[:1])))
+        share = contraction * (left / std).square()
+        mean = after[step] * clean + share[step] * (latent - signal[step] * clean)
+        step_size = self.step_sizes()[step]
+        return (mean - self.contraction(step_size) * latent) / step_size
 
     def noise_per_output(self, step: Tensor) -> Tensor:
         """By how much eps changes with the score ``[*B, A]``: ``std_n / 2``."""

@@ -22,6 +22,7 @@ from objectives.regression.parts import (
     Weighted,
     best_action,
     noised_actions,
+    valid_actions,
 )
 from objectives.replay_loss import ReplayLoss
 from objectives.temperature import Temperature
@@ -282,9 +283,7 @@ class DenoisingRegressionLoss(ReplayLoss):
     def valid_actions(self, transitions: TensorDictBase) -> Tensor:
         """Actions of the buffer; padding, which may hold anything, becomes one in the bounds."""
         action = required(transitions, self.tensor_keys.action)
-        valid = self._valid(transitions, action)
-        inside = self.actor_network.squash(torch.zeros_like(action))
-        return action if valid is None else torch.where(valid, action, inside)
+        return valid_actions(self.actor_network.squash, action, self._valid(transitions, action))
 
     # -- parts of the terms -------------------------------------------------------------------
 
