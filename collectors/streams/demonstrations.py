@@ -130,7 +130,7 @@ def _read(path: Path) -> TensorDictBase:
         else:
             content = read_plain(path)
         return _tensordict(content)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
         words = str(error).rstrip(".")
         hint = "a .pt file holds a dictionary of tensors (data.to_dict()), an .npz file arrays"
         raise _wrong(path, f"is not readable ({words}); {hint}.") from error

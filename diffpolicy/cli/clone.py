@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from diffpolicy.cli.arguments import Arguments
 from diffpolicy.cli.listing import methods
@@ -14,7 +13,7 @@ record and export take it, and a training begins with it by --init-from:
 
   diffpolicy clone demos --env Hopper-v5 --method diffppo --output runs/bc
   diffpolicy clone minari:mujoco/hopper/medium-v0 --env Hopper-v5 --output runs/bc
-  diffpolicy train diffppo --env Hopper-v5 --init-from runs/bc
+  diffpolicy train diffppo --env Hopper-v5 --init-from runs/bc --policy-starts 10000
 
 DATA is a folder of diffpolicy demonstrate (a memory-mapped TensorDict), a .pt or .npz file with
 observation and action, minari:NAME, or lerobot:NAME. Sizes, steps and everything else of the
@@ -96,7 +95,7 @@ def _clone(parser: Arguments, args: argparse.Namespace) -> int:
     sys.stdout.write(
         f"the clone on {config.env_name}: return {found.return_mean:.1f} ± {found.return_std:.1f} "
         f"over {found.episodes} episodes ({config.eval_policy})\n"
-        f"diffpolicy train {args.method} --env {config.env_name} --init-from {Path(folder)}\n"
+        f"diffpolicy train {args.method} --env {config.env_name} --init-from {folder}\n"
     )
     return 0
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from diffpolicy.sde.base import ProcessModule, check_positive
+from diffpolicy.sde.bridge import bridge_levels, bridge_mean
 from diffpolicy.sde.likelihood import Gaussian
 from diffpolicy.sde.protocol import (
     DeterministicStep,
@@ -16,7 +17,6 @@ from diffpolicy.sde.protocol import (
     RolloutMode,
     Step,
     accumulated_noise,
-    bridged,
 )
 from diffpolicy.sde.schedules import Schedule, schedule_factors
 
@@ -264,15 +264,8 @@ class DenoisingProcess(ProcessModule):
         return NoiseLevel(signal[step], std[step])
 
     def bridge_level(self, step: Tensor) -> NoiseLevel:
-        """``x_n = signal x_N + std eps`` of chains whose ``x_0`` is drawn from the prior.
-
-        See :func:`~diffpolicy.sde.protocol.bridged`.
-
-        Args:
-            step: ``n``, integer tensor ``[*B]``.
-        """
-        steps = self._noising_steps()
-        signal, std = bridged(accumulated_noise(*steps), *steps, self.prior_std)
+        """``x_n = signal x_N + std eps`` of chains whose ``x_0`` is drawn from the prior."""
+        signal, std = bridge_levels(*self._noising_steps(), self.prior_std)
         return NoiseLevel(signal[step], std[step])
 
     def _noising_steps(self) -> tuple[Tensor, Tensor]:
@@ -309,22 +302,10 @@ class DenoisingProcess(ProcessModule):
     def output_for_clean(self, latent: Tensor, clean: Tensor, step: Tensor) -> Tensor:
         """The score whose denoising kernel has the mean of ``p(x_{n+1} | x_n, x_N)``.
 
-        It is exact for steps of any size; :meth:`output_for_noise` is what it comes to for small
-        ones. With the levels of the noising, and its contraction ``c_n``::
-
-            signal_{n+1} x_N + c_n std_{n+1}^2 / std_n^2 (x_n - signal_n x_N)
-
-        Args:
-            latent: ``x_n`` ``[*B, A]``.
-            clean: ``x_N`` ``[*B, A]``.
-            step: ``n``, integer tensor ``[*B]``.
+        Exact for steps of any size, see :func:`~diffpolicy.sde.bridge.bridge_mean`;
+        :meth:`output_for_noise`, with the same arguments, is what it comes to for small ones.
         """
-        contraction, variance = self._noising_steps()
-        signal, std = accumulated_noise(contraction, variance)
-        after = torch.cat((signal[1:], torch.ones_like(signal[:1])))
-        left = torch.cat((std[1:], torch.zeros_like(std[:1])))
-        share = contraction * (left / std).square()
-        mean = after[step] * clean + share[step] * (latent - signal[step] * clean)
+        mean = bridge_mean(*self._noising_steps(), latent, clean, step)
         step_size = self.step_sizes()[step]
         return (mean - self.contraction(step_size) * latent) / step_size
 
@@ -333,7 +314,7 @@ class DenoisingProcess(ProcessModule):
         return 0.5 * self.noise_level(step).std
 
     def extra_repr(self) -> str:
-        """Sizes and options for ``print(process)``."""
+        """Sizes and options."""
         return (
             f"action_dim={self.action_dim}, denoising_steps={self.denoising_steps}, "
             f"prior_std={self.prior_std.item():g}, noising_step={self.noising_step!r}"

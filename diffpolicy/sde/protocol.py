@@ -94,34 +94,6 @@ class Process(Protocol):
         ...
 
 
-def bridged(
-    level: NoiseLevel, contraction: Tensor, variance: Tensor, prior_std: Tensor
-) -> NoiseLevel:
-    """Levels ``[N, A]`` of noised chains from ``x_N`` that reach a draw of the prior in ``x_0``.
-
-    With ``x_0 = k_n x_n + sqrt(t_n) z`` under the noising steps that are left, and ``g_n = k_n
-    std_n^2 / (k_n^2 std_n^2 + t_n)``, the chain given both ends, of which ``x_0`` is drawn from the
-    prior whatever ``x_N`` is, has::
-
-        signal_n (1 - g_n k_n),   std_n^2 (1 - g_n k_n) + g_n^2 prior_std^2
-
-    Where the noising forgets ``x_N``, that is ``level`` itself.
-
-    Args:
-        level: of noised latents, from :func:`accumulated_noise`, ``[N, A]``.
-        contraction: ``c`` of the noising steps ``x_n = c_n x_{n+1} + sqrt(v_n) z``, ``[N, A]``.
-        variance: ``v`` ``[N, A]``.
-        prior_std: of ``x_0``.
-    """
-    ones = torch.ones_like(contraction[:1])
-    kept = torch.cat((ones, contraction[:-1].cumprod(0)))
-    added = torch.cat((0 * ones, (kept.square() * variance)[:-1].cumsum(0)))
-    spread = level.std.square()
-    gain = kept * spread / (kept.square() * spread + added)
-    left = 1 - gain * kept
-    return NoiseLevel(level.signal * left, (spread * left + (gain * prior_std).square()).sqrt())
-
-
 def accumulated_noise(contraction: Tensor, variance: Tensor) -> NoiseLevel:
     """What noising steps ``x_n = c_n x_{n+1} + sqrt(v_n) z`` come to, from ``x_N``, ``[N, A]``.
 

@@ -79,9 +79,7 @@ def actions(demos: Path) -> torch.Tensor:
     return load_demonstrations(demos)["action"]
 
 
-def test_a_clone_is_a_run(
-    demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_clone_is_a_run(demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "bc"
     config = tmp_path / "options.yaml"
     config.write_text("actor_hidden_sizes: [16]\nmax_episode_steps: 25\nlogger: [csv]\n")
@@ -125,9 +123,7 @@ def test_a_run_begins_with_the_clone_and_critics_of_its_own(
         assert torch.equal(value, (theirs if from_clone else fresh)[key]), key
 
 
-def test_the_seed_decides_and_statistics_are_those_of_the_data(
-    demos: Path, tmp_path: Path
-) -> None:
+def test_the_seed_decides_and_statistics_are_those_of_the_data(demos: Path, tmp_path: Path) -> None:
     states = []
     for index, seed in enumerate((1, 1, 2)):
         cloned(tmp_path / str(index), demos, seed=seed)
@@ -157,9 +153,9 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(
     for data, words in (
         (changed(demos).exclude("observation"), "lacks 'observation', .* holds action, done"),
         (changed(demos, action=torch.zeros(rows, 2)), r"has actions \[2\], and .* \[1\]"),
-        (changed(demos, action=far), r"from 3 to 3, 100\.0% of them outside .*--clip-actions"),
+        (changed(demos, action=far), r".* from 3 to 3, 100\.0% of them outside .*--clip-actions"),
         (changed(demos, observation=nan), "has NaN or infinity in 'observation'"),
-        (changed(demos, observation=torch.zeros(rows, 4)), r"observations .*\[4\].* not read"),
+        (changed(demos, observation=torch.zeros(rows, 4)), r"has observations .*\[4\].* not read"),
     ):
         with pytest.raises(ArgumentError, match=f"data='demos' {words}"):
             clone(small_config("diffppo", output=str(tmp_path / "x")), data, Cloning(), "demos")

@@ -1,12 +1,14 @@
 """Data sets of demonstrations: which are read, and what is said about others."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import TensorDictReplayBuffer, TensorStorage
+from torchrl.data.datasets import LeRobotExperienceReplay
 
 from collectors.streams import demonstrations
 from collectors.streams.demonstrations import Loader, episode_returns, load_demonstrations
@@ -68,6 +70,28 @@ def test_loaders_of_torchrl_are_named_by_their_prefix(monkeypatch: pytest.Monkey
     monkeypatch.setitem(demonstrations.LOADERS, "minari", Loader(broken, (), "minari"))
     with pytest.raises(ArgumentError, match="cannot be loaded: ConnectionError: no route to host"):
         load_demonstrations("minari:x")
+
+
+def test_rows_of_torchrl_loaders_are_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LeRobot's columns become a data set as the loader of a name gives it."""
+    columns = {
+        "observation.state": torch.randn(8, 3),
+        "action": torch.rand(8, 2),
+        "episode_index": torch.arange(2).repeat_interleave(4),
+        "task": ["push"] * 8,
+    }
+
+    def loaded(name: str, **options: Any) -> Any:
+        del options["decode_video"]
+        return LeRobotExperienceReplay.from_columns(columns, **options)
+
+    monkeypatch.setattr("torchrl.data.datasets.LeRobotExperienceReplay", loaded)
+    loader = demonstrations.LOADERS["lerobot"]._replace(needs=())
+    monkeypatch.setitem(demonstrations.LOADERS, "lerobot", loader)
+    data = load_demonstrations("lerobot:somebody/push")
+    assert torch.equal(data["action"], columns["action"])
+    assert torch.equal(data["observation", "state"], columns["observation.state"])
+    assert episode_returns(data) == []
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,8 @@ def _check_config(config: RunConfig) -> None:
     """Raise ArgumentError for what is not cloned."""
     if config.method not in METHODS:
         raise ArgumentError("method", config.method, f"is not registered; {_others()}")
-    for name, plain in (("frame_stack", 1), ("action_chunk", 1), ("gpus", 0), ("cpu_ranks", 1)):
+    needed = {"frame_stack": 1, "action_chunk": 1, "gpus": 0, "cpu_ranks": 1, "resume": None}
+    for name, plain in needed.items():
         if getattr(config, name) != plain:
             problem = f"is not supported by cloning, which needs {plain}."
             raise ArgumentError(name, getattr(config, name), problem)
