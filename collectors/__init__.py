@@ -27,6 +27,7 @@ from collectors.randomness import RandomStream
 from collectors.seeding import EVALUATION_SEED, derive_seed
 from collectors.state.collector_state import borrowed_env, collector_state, load_collector_state
 from collectors.state.replay_state import load_replay_state, replay_state
+from collectors.streams.demonstrations import episode_returns, load_demonstrations
 from collectors.streams.minibatches import RolloutBuffer
 from collectors.streams.off_policy import OffPolicyStream
 from collectors.streams.on_policy import OnPolicyStream
@@ -57,9 +58,11 @@ __all__ = [
     "count_modes",
     "derive_seed",
     "environment_steps",
+    "episode_returns",
     "episode_stats",
     "evaluate",
     "load_collector_state",
+    "load_demonstrations",
     "load_replay_state",
     "make_collector",
     "make_env",

@@ -1,5 +1,6 @@
 """Losses for diffusion policies as TorchRL loss modules."""
 
+from objectives.behavior_cloning import BehaviorCloningLoss
 from objectives.diff_ppo import DiffPPOLoss
 from objectives.diff_sac import DiffSACLoss
 from objectives.diff_wpo import DiffWPOLoss
@@ -17,6 +18,7 @@ from objectives.sdac import SDACLoss
 from objectives.temperature import FixedTemperature, LearnedTemperature, Temperature
 
 __all__ = [
+    "BehaviorCloningLoss",
     "DIMELoss",
     "DIPOLoss",
     "DPMDLoss",

@@ -111,9 +111,11 @@ class DiffusionLoss(LossModule):
             **hyperparams: passed to the estimator.
 
         Raises:
-            NotImplementedError: for any other estimator type.
+            NotImplementedError: for any other estimator type, or a loss without values.
         """
         default = self.default_value_estimator
+        if default is None:
+            raise NotImplementedError(f"{type(self).__name__} estimates no values.")
         if value_type in (None, default, default.name.lower()):
             self.value_type = default
             self._value_estimator = self._make_default_estimator(**hyperparams)

@@ -34,6 +34,8 @@ COMMANDS = {
     "play": Command("play", "watch a trained policy in a window"),
     "record": Command("record", "a video (mp4 or gif) of a trained policy"),
     "sweep": Command("sweep", "search for options with Optuna"),
+    "demonstrate": Command("demonstrate", "episodes of trained policies, as a data set"),
+    "clone": Command("clone", "behaviour cloning of a data set, for train --init-from"),
     "export": Command("export", "a policy as an ONNX file, or by torch.export"),
     "push": Command("push", "upload a policy to the Hugging Face hub"),
     "pull": Command("pull", "download a policy from the hub"),

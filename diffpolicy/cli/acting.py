@@ -85,11 +85,7 @@ def drawn_env(policy: "Policy", args: argparse.Namespace, render_mode: str) -> "
         ArgumentError: it cannot be built, or not be drawn, with what would help.
     """
     config = policy.training.get("config", {})
-    name = args.env or policy.training.get("env")
-    if name is None:
-        problem = "does not say which environment it is for; give one with --env."
-        raise ArgumentError("policy", args.policy, problem)
-    limit = args.max_episode_steps or config.get("max_episode_steps")
+    name, limit = _task(policy, args)
     arguments = {**_task_arguments(config), "render_mode": render_mode}
     if config.get("env_source") == "envpool":
         sys.stderr.write(f"EnvPool draws nothing here: this is {name} of Gymnasium\n")
@@ -100,11 +96,41 @@ def drawn_env(policy: "Policy", args: argparse.Namespace, render_mode: str) -> "
         if render_mode == "human":
             _check_glfw(env)
             env.reset(seed=0)  # opens the window
+    _check_actions(policy, name, env)
+    return env
+
+
+def plain_env(policy: "Policy", args: argparse.Namespace) -> "gym.Env[Any, Any]":
+    """The same as :func:`drawn_env` without a picture.
+
+    Raises:
+        ArgumentError: it cannot be built.
+    """
+    config = policy.training.get("config", {})
+    name, limit = _task(policy, args)
+    try:
+        env = _built(name, limit, _task_arguments(config), config.get("env_wrapper") or ())
+    except RuntimeError as error:
+        raise ArgumentError("env", name, f"cannot be built: {error}.") from error
+    _check_actions(policy, name, env)
+    return env
+
+
+def _task(policy: "Policy", args: argparse.Namespace) -> tuple[str, int | None]:
+    """Name of the environment, and steps after which episodes are cut off."""
+    name = args.env or policy.training.get("env")
+    if name is None:
+        problem = "does not say which environment it is for; give one with --env."
+        raise ArgumentError("policy", args.policy, problem)
+    limit = args.max_episode_steps
+    return name, limit or policy.training.get("config", {}).get("max_episode_steps")
+
+
+def _check_actions(policy: "Policy", name: str, env: "gym.Env[Any, Any]") -> None:
     ours, theirs = policy.actions.space, env.action_space
     if ours.shape != theirs.shape:
         problem = f"takes the actions {theirs}, and the policy gives {ours}."
         raise ArgumentError("env", name, problem)
-    return env
 
 
 def _built(

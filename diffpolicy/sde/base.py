@@ -54,3 +54,8 @@ def check_positive(**arguments: float) -> None:
     for name, value in arguments.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive finite number, got {value}.")
+
+
+def inverse_softplus(value: float) -> float:
+    """The number whose softplus is ``value``."""
+    return value + math.log(-math.expm1(-value))

@@ -1,13 +1,13 @@
 """The denoising process: step sizes, friction, and the two Gaussian kernels they define."""
 
-import math
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from diffpolicy.sde.base import ProcessModule, check_positive
+from diffpolicy.sde.base import ProcessModule, check_positive, inverse_softplus
+from diffpolicy.sde.bridge import bridge_levels, bridge_mean
 from diffpolicy.sde.likelihood import Gaussian
 from diffpolicy.sde.protocol import (
     DeterministicStep,
@@ -20,10 +20,6 @@ from diffpolicy.sde.protocol import (
 from diffpolicy.sde.schedules import Schedule, schedule_factors
 
 NoisingStep = Literal["same", "next"]
-
-
-def _inverse_softplus(value: float) -> float:
-    return value + math.log(-math.expm1(-value))
 
 
 class DenoisingProcess(ProcessModule):
@@ -91,7 +87,7 @@ class DenoisingProcess(ProcessModule):
         self.raw_step_size = nn.Parameter(torch.empty(step_shape), requires_grad=learn_step_size)
         self.raw_friction = nn.Parameter(torch.empty(action_dim), requires_grad=learn_friction)
         self._check_stable(step_size / friction * float(factors.max()), prior_std)
-        self._initial = (_inverse_softplus(step_size), _inverse_softplus(friction))
+        self._initial = (inverse_softplus(step_size), inverse_softplus(friction))
         self.reset_parameters()
 
     @staticmethod
@@ -259,9 +255,18 @@ class DenoisingProcess(ProcessModule):
 
     def noise_level(self, step: Tensor) -> NoiseLevel:
         """``x_n = signal x_N + std eps`` of latents that are noised to ``step``, ``[*B, A]``."""
-        step_sizes = self.step_sizes()[self.noising_index(slice(None))]
-        signal, std = accumulated_noise(self.contraction(step_sizes), 2 * step_sizes)
+        signal, std = accumulated_noise(*self._noising_steps())
         return NoiseLevel(signal[step], std[step])
+
+    def bridge_level(self, step: Tensor) -> NoiseLevel:
+        """``x_n = signal x_N + std eps`` of chains whose ``x_0`` is drawn from the prior."""
+        signal, std = bridge_levels(*self._noising_steps(), self.prior_std)
+        return NoiseLevel(signal[step], std[step])
+
+    def _noising_steps(self) -> tuple[Tensor, Tensor]:
+        """Contraction and variance of the noising steps ``[N, A]``."""
+        step_sizes = self.step_sizes()[self.noising_index(slice(None))]
+        return self.contraction(step_sizes), 2 * step_sizes
 
     def output_for_score(self, latent: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
         """The score with which the denoising kernel reverses the noising one.
@@ -289,12 +294,22 @@ class DenoisingProcess(ProcessModule):
         """
         return self.output_for_score(latent, -noise / self.noise_level(step).std, step)
 
+    def output_for_clean(self, latent: Tensor, clean: Tensor, step: Tensor) -> Tensor:
+        """The score whose denoising kernel has the mean of ``p(x_{n+1} | x_n, x_N)``.
+
+        Exact for steps of any size, see :func:`~diffpolicy.sde.bridge.bridge_mean`;
+        :meth:`output_for_noise`, with the same arguments, is what it comes to for small ones.
+        """
+        mean = bridge_mean(*self._noising_steps(), latent, clean, step)
+        step_size = self.step_sizes()[step]
+        return (mean - self.contraction(step_size) * latent) / step_size
+
     def noise_per_output(self, step: Tensor) -> Tensor:
         """By how much eps changes with the score ``[*B, A]``: ``std_n / 2``."""
         return 0.5 * self.noise_level(step).std
 
     def extra_repr(self) -> str:
-        """Sizes and options for ``print(process)``."""
+        """Sizes and options."""
         return (
             f"action_dim={self.action_dim}, denoising_steps={self.denoising_steps}, "
             f"prior_std={self.prior_std.item():g}, noising_step={self.noising_step!r}"

@@ -80,6 +80,14 @@ class Process(Protocol):
         """The output ``[*B, A]`` that belongs to the noise between ``x_N`` and ``x_n``."""
         ...
 
+    def bridge_level(self, step: Tensor) -> NoiseLevel:
+        """:meth:`noise_level` of chains that end in ``x_N`` and begin at the prior."""
+        ...
+
+    def output_for_clean(self, latent: Tensor, clean: Tensor, step: Tensor) -> Tensor:
+        """The output ``[*B, A]`` whose step has the mean of noised chains to ``x_N``."""
+        ...
+
     def noise_per_output(self, step: Tensor) -> Tensor:
         """What turns a distance of outputs into one that the process weighs evenly over steps."""
         ...

@@ -122,6 +122,14 @@ class RectifiedFlowProcess(ProcessModule):
         """The velocity ``a - eps`` ``[*B, A]``."""
         return clean - noise
 
+    def bridge_level(self, step: Tensor) -> NoiseLevel:
+        """That of :meth:`noise_level`: nothing is left of the action in ``x_0``."""
+        return self.noise_level(step)
+
+    def output_for_clean(self, latent: Tensor, clean: Tensor, step: Tensor) -> Tensor:
+        """The velocity from ``x_n`` to ``x_N``, ``[*B, A]``."""
+        return (clean - latent) / self.noise_level(step).std
+
     def noise_per_output(self, step: Tensor) -> Tensor:
         """1: velocities count alike at all steps."""
         return torch.ones_like(self.noise_level(step).std)

@@ -209,6 +209,15 @@ class VariancePreservingProcess(ProcessModule):
         """The noise itself."""
         return noise
 
+    def bridge_level(self, step: Tensor) -> NoiseLevel:
+        """That of :meth:`noise_level`: nothing is left of the action in ``x_0``."""
+        return self.noise_level(step)
+
+    def output_for_clean(self, latent: Tensor, clean: Tensor, step: Tensor) -> Tensor:
+        """The noise between ``x_N`` and ``x_n``, ``[*B, A]``."""
+        signal, std = self.noise_level(step)
+        return (latent - signal * clean) / std
+
     def noise_per_output(self, step: Tensor) -> Tensor:
         """1: the output is the noise."""
         return torch.ones_like(self.noise_level(step).std)

@@ -26,6 +26,7 @@ from diffpolicy.trainers.methods.gaussian_ppo import GaussianPPOConfig
 from diffpolicy.trainers.methods.gaussian_wpo import GaussianWPOConfig
 from diffpolicy.trainers.methods.sac import SACConfig
 from diffpolicy.trainers.run.cli import run_script
+from diffpolicy.trainers.run.clone import Cloning, clone
 from diffpolicy.trainers.run.launch import Run, prepare, train
 from diffpolicy.trainers.run.learner import LEARNERS, Learner
 from diffpolicy.trainers.run.trained import evaluate_run, load_run
@@ -34,6 +35,7 @@ __all__ = [
     "EVALUATION_SEED",
     "LEARNERS",
     "METHODS",
+    "Cloning",
     "DIMEConfig",
     "DiffPPOConfig",
     "DiffSACConfig",
@@ -56,6 +58,7 @@ __all__ = [
     "RunConfig",
     "SACConfig",
     "TrainingError",
+    "clone",
     "evaluate_run",
     "load_run",
     "prepare",

@@ -22,6 +22,7 @@ from objectives.regression.parts import (
     Weighted,
     best_action,
     noised_actions,
+    valid_actions,
 )
 from objectives.replay_loss import ActionCriticLoss
 from objectives.temperature import Temperature
@@ -288,9 +289,7 @@ class DenoisingRegressionLoss(ActionCriticLoss):
         """
         if action is None:
             action = required(transitions, self.tensor_keys.action)
-        valid = self._valid(transitions, action)
-        inside = self.actor_network.squash(torch.zeros_like(action))
-        return action if valid is None else torch.where(valid, action, inside)
+        return valid_actions(self.actor_network.squash, action, self._valid(transitions, action))
 
     # -- parts of the terms -------------------------------------------------------------------
 

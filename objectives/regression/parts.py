@@ -1,12 +1,14 @@
 """What the regression family is made of: where actions come from, what they weigh, and targets."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from diffpolicy.actors import RegressionActor
+from diffpolicy.actors import ActionMap, RegressionActor
+from diffpolicy.sde import NoiseLevel
 from objectives.draws import Draws
 
 if TYPE_CHECKING:
@@ -148,7 +150,12 @@ class Drawless:
 
 
 def noised_actions(
-    actor: RegressionActor, rows: TensorDictBase, action: Tensor, step: Tensor, noise: Tensor | None
+    actor: RegressionActor,
+    rows: TensorDictBase,
+    action: Tensor,
+    step: Tensor,
+    noise: Tensor | None,
+    level: Callable[[Tensor], NoiseLevel] | None = None,
 ) -> Noised:
     """Actions as latents of a chain at given steps.
 
@@ -158,14 +165,20 @@ def noised_actions(
         action: ``[M, *B, A]`` in the units of the environment.
         step: integers ``[kappa, *B]``.
         noise: standard normal ``[kappa, M, *B, A]``; None draws it.
+        level: what latents are made of at given steps; None is ``noise_level`` of the process.
     """
     keys, shape = actor.keys, (step.shape[0], *action.shape[:-1])
     step = step.unsqueeze(1).expand(shape)
     clean = actor.squash.inverse(action).expand(*shape, action.shape[-1])
     noise = torch.randn_like(clean) if noise is None else noise
-    level = actor.process.noise_level(step)
-    noised = rows.expand(shape).set(keys.latent, level.signal * clean + level.std * noise)
+    signal, std = (actor.process.noise_level if level is None else level)(step)
+    noised = rows.expand(shape).set(keys.latent, signal * clean + std * noise)
     return Noised(noised.set(keys.step, step.unsqueeze(-1)), clean, noise)
+
+
+def valid_actions(squash: ActionMap, action: Tensor, valid: Tensor | None) -> Tensor:
+    """Actions ``[*B, A]``; padding, which may hold anything, becomes one in the bounds."""
+    return action if valid is None else torch.where(valid, action, squash(torch.zeros_like(action)))
 
 
 def best_action(action: Tensor, value: Tensor) -> Tensor:

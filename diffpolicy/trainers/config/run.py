@@ -117,6 +117,12 @@ class RunConfig(Options):
         "run, or checkpoint of one, whose networks this run starts with: the policy, and with the "
         "same method its critics; optimisers and counters start anew",
     )
+    policy_starts: int = option(
+        0,
+        "environment steps (all ranks) before the policy is trained; until then critics learn what "
+        "it is worth, which those of a policy that was cloned, or of another method, do not know",
+        valid=at_least(0),
+    )
     eval_every: int = option(
         10_000, "environment steps (all ranks) between evaluations", valid=at_least(1)
     )

@@ -11,6 +11,9 @@ from diffpolicy.trainers.config.options import in_flags
 from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.console import say, warn
 
+#: Where the state of a checkpoint says that its policy was cloned from demonstrations.
+CLONE_KEY = "cloned"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -42,6 +45,11 @@ class Checkpoint:
         """The folder of its run."""
         folder = self.path.resolve().parent
         return folder.parent if folder.name == files.CHECKPOINT_FOLDER else folder
+
+    @property
+    def cloned(self) -> bool:
+        """Whether its policy was cloned from demonstrations, and nothing else was trained."""
+        return CLONE_KEY in self.state
 
     @property
     def frames(self) -> int:
@@ -139,6 +147,11 @@ class Checkpoint:
                 raise ValueError(
                     f"--resume {checkpoint.path} is a checkpoint of {theirs}, but this run is "
                     f"{method}."
+                )
+            if checkpoint.cloned:
+                raise ValueError(
+                    f"--resume {checkpoint.path} is a policy that was cloned, with which a run "
+                    f"begins: --init-from {checkpoint.run_folder}."
                 )
         return checkpoint
 

@@ -129,6 +129,11 @@ class RLModule(L.LightningModule, ABC):
                     "the run stand."
                 )
 
+    @property
+    def policy_waits(self) -> bool:
+        """Whether ``--policy-starts`` environment steps have yet to be made."""
+        return self.progress.frames < self.config.policy_starts
+
     # ---------------------------------------------------------------------------------------
     # Evaluation, events
 

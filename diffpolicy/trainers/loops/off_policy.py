@@ -196,9 +196,10 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     # Training
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        """One update; the policy takes part in every ``--policy-delay``-th."""
+        """One update; the policy takes part in every ``--policy-delay``-th, once it has begun."""
         self.rewards.scale_(batch)
-        policy_moves = (self.progress.gradient_steps + 1) % self.config.policy_delay == 0
+        due = (self.progress.gradient_steps + 1) % self.config.policy_delay == 0
+        policy_moves = due and not self.policy_waits
         parts, options = self.parts, self._moving
         later = [name for name, o in options.items() if o.delayed] if policy_moves else []
         first = [name for name, o in options.items() if not o.delayed]

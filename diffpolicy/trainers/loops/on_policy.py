@@ -16,6 +16,9 @@ from diffpolicy.trainers.config.on_policy import OnPolicyConfig
 from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
 from diffpolicy.trainers.loops.ranks import reduce
 
+# Where losses have their state values and Q values.
+_CRITICS = ("critic_network_params.", "qvalue_network_params.")
+
 
 @dataclass(frozen=True)
 class OnPolicyParts:
@@ -137,6 +140,8 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
             return
         self.optimizer.zero_grad()
         self.manual_backward(sum(v for k, v in out.items() if k.startswith("loss_")))
+        if self.policy_waits:
+            self._keep_critics()
         record.update(self._clip_gradients())
         self.optimizer.step()
         self.progress.gradient_steps += 1
@@ -180,6 +185,12 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
             # A checkpoint brings those of the run that wrote it along.
             group["betas"] = (self.config.adam_beta1, 0.999)
             group["eps"] = self.config.adam_eps
+
+    def _keep_critics(self) -> None:
+        """Drop the gradients of all but the critics."""
+        for name, parameter in self.loss.named_parameters():
+            if not name.startswith(_CRITICS):
+                parameter.grad = None
 
     def _clip_gradients(self) -> dict[str, float]:
         """Limit the norms of gradients and return what they were."""

@@ -22,7 +22,8 @@ def warm_start(module: RLModule, checkpoint: Checkpoint) -> None:
     """Put the parameters of a checkpoint's networks, and their running statistics, into a module.
 
     The actor is taken over, between methods that have the same one, too; critics and their targets
-    if the method is the same. Optimisers, counters, temperatures and the replay buffer stay new.
+    if the method is the same, but not from a clone, which has trained none. Optimisers, counters,
+    temperatures and the replay buffer stay new.
 
     Args:
         module: of a run that begins.
@@ -33,7 +34,9 @@ def warm_start(module: RLModule, checkpoint: Checkpoint) -> None:
     """
     theirs: Mapping[str, Tensor] = checkpoint.content["state_dict"]
     ours = module.state_dict()
+    # Cloning trains no critic.
     same_method = checkpoint.state["metadata"]["method"] == module.config.method
+    same_method = same_method and not checkpoint.cloned
     names = [name for name in sorted(ours.keys() | theirs.keys()) if _taken(name, same_method)]
     for problem in _differences(module, checkpoint, names):
         raise ArgumentError("init_from", str(checkpoint.path), problem)

@@ -7,7 +7,6 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from diffpolicy.trainers.io import console, files
 from diffpolicy.trainers.loops.base import RLModule, RunCallback
 from diffpolicy.trainers.loops.evaluation import Evaluation
+from diffpolicy.trainers.run.results import write_results
 
 _BAR_FORMAT = (
     "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}{postfix}]"
@@ -161,21 +161,8 @@ class ResultsFile(RunCallback):
         )
 
     def _write(self, module: RLModule) -> None:
-        seconds = module.progress.wall_seconds
-        content = {
-            "method": module.config.method,
-            "env": module.config.env_name,
-            "seed": module.config.seed,
-            "env_steps": module.progress.frames,
-            "gradient_steps": module.progress.gradient_steps,
-            "wall_seconds": round(seconds, 3),
-            "frames_per_second": round(module.progress.frames / seconds, 1) if seconds else 0.0,
-            "config": module.config.plain(),
-            "versions": files.versions(),
-            "evaluations": [asdict(evaluation) for evaluation in module.progress.evaluations],
-        }
         path = self.output / files.RESULTS_FILE
-        module.disk.attempt(str(path), lambda: files.write_json(path, content))
+        module.disk.attempt(str(path), lambda: write_results(self.output, module))
 
 
 def learning_curve(evaluations: list[Evaluation], title: str) -> Figure:

@@ -167,7 +167,7 @@ def train(
     config, module = run.config, run.module
     stop = StopSignal() if stop is None else stop
     if run.lock is not None:
-        _start_folder(run, run.lock)
+        start_folder(run, run.lock)
     stopped, bar = _Stopped(), ProgressBar()
     module.signals = stop
     with run_scope(_device(config)), stop.installed():
@@ -197,7 +197,7 @@ def train(
     return not stopped
 
 
-def _start_folder(run: Run, lock: FolderLock) -> None:
+def start_folder(run: Run, lock: FolderLock) -> None:
     """Make the folder of a run, with its configuration, and keep other runs out of it.
 
     Raises:
