@@ -29,11 +29,14 @@ COMMANDS = {
     "gaussian_wpo": "diffpolicy train gaussian_wpo --env InvertedPendulum-v5 --total-frames 50000",
     "qsm": "diffpolicy train qsm --env Pendulum-v1 --total-frames 8000 --eval-every 2000"
     " --eval-policy deterministic",
+    "qvpo": "diffpolicy train qvpo --env Pendulum-v1 --total-frames 6000 --batch-size 64"
+    " --actor-hidden-sizes 64 64 --critic-hidden-sizes 128 128 --lr-actor 0.001 --num-actions 4"
+    " --eval-every 1500 --eval-policy deterministic",
     "sac": "diffpolicy train sac --env Pendulum-v1 --total-frames 8000 --eval-every 2000"
     " --actor-hidden-sizes 64 64 --lr-actor 0.001 --lr-critic 0.001",
 }
 #: Those that come without a policy.
-WITHOUT = ("dipo", "dpmd", "fpmd", "maxent_dp", "qvpo", "sdac")
+WITHOUT = ("dipo", "dpmd", "fpmd", "maxent_dp", "sdac")
 SOLVED = {"InvertedPendulum-v5": 1000.0, "Pendulum-v1": -200.0}
 
 
