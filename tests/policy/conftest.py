@@ -63,9 +63,9 @@ def make_module() -> MakeModule:
         config = small_config(name, **known_options(name, **options))
         module = METHODS[name].module(config, torch.device("cpu"))
         generator = torch.Generator().manual_seed(1)
-        # Not so far that clipped actions are all at a bound.
+        # Not so far that clipped actions are all at a bound: the first of two steps divides by .03.
         clips = isinstance(getattr(module.actor, "squash", None), ActionClip)
-        far = 0.1 if clips else 0.3
+        far = 0.01 if clips else 0.3
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(far * torch.randn(parameter.shape, generator=generator))

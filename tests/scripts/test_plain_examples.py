@@ -15,6 +15,12 @@ from objectives import DiffPPOLoss
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
+@pytest.fixture(autouse=True)
+def folder_of_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python looks for the modules beside a script that it runs."""
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+
+
 def load(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(Path(path).stem, EXAMPLES / path)
     assert spec is not None

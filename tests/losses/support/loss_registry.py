@@ -20,21 +20,18 @@ from torchrl.objectives import LossModule, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
 
 from diffpolicy.networks import CategoricalSupport, HLGauss
-from diffpolicy.sde import Process, RectifiedFlowProcess, VariancePreservingProcess
+from diffpolicy.sde import Process, VariancePreservingProcess
 from objectives import (
     DenoisingRegressionLoss,
     DiffPPOLoss,
     DiffSACLoss,
     DiffWPOLoss,
     DIMELoss,
-    DIPOLoss,
     DPMDLoss,
-    FPMDLoss,
     LearnedTemperature,
     MaxEntDPLoss,
     QSMLoss,
     QVPOLoss,
-    SDACLoss,
 )
 
 
@@ -473,6 +470,7 @@ CASES: tuple[LossCase, ...] = (
         delay_qvalue=False,
         critic_reduction="mean",
     ),
+    # The others of the family are made of the same parts; test_regression.py has them all.
     _regression_case(
         QVPOLoss,
         "diffusion",
@@ -484,9 +482,6 @@ CASES: tuple[LossCase, ...] = (
         sampled_steps=2,
     ),
     _regression_case(
-        DIPOLoss, "diffusion", process=VariancePreservingProcess, temperature=None, ascent_steps=2
-    ),
-    _regression_case(
         DPMDLoss,
         "diffusion",
         alpha=True,
@@ -494,18 +489,6 @@ CASES: tuple[LossCase, ...] = (
         temperature=None,
         num_actions=3,
         kl=0.5,
-    ),
-    _regression_case(
-        FPMDLoss, "flow", process=RectifiedFlowProcess, num_actions=3, support=(-4.0, 4.0, 11)
-    ),
-    _regression_case(
-        SDACLoss,
-        "diffusion",
-        process=VariancePreservingProcess,
-        num_actions=2,
-        num_noises=3,
-        best_of=2,
-        sampled_steps=2,
     ),
     _regression_case(MaxEntDPLoss, "own-process", num_noises=3, density_noises=2),
 )
