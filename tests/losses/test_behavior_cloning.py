@@ -180,6 +180,7 @@ def test_actions_at_the_bounds_have_a_finite_loss() -> None:
     assert BehaviorCloningLoss(actor)(batch)["loss_actor"] < 1e3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt:FutureWarning")
 def test_the_compiled_loss_is_the_same() -> None:
     torch._dynamo.reset()
