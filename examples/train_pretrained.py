@@ -34,9 +34,12 @@ COMMANDS = {
     " --eval-every 1500 --eval-policy deterministic",
     "sac": "diffpolicy train sac --env Pendulum-v1 --total-frames 8000 --eval-every 2000"
     " --actor-hidden-sizes 64 64 --lr-actor 0.001 --lr-critic 0.001",
+    "sdac": "diffpolicy train sdac --env Pendulum-v1 --total-frames 6000 --batch-size 64"
+    " --actor-hidden-sizes 64 64 --critic-hidden-sizes 128 128 --lr-actor 0.001 --num-actions 2"
+    " --num-noises 8 --eval-every 1500 --eval-policy deterministic",
 }
 #: Those that come without a policy.
-WITHOUT = ("dipo", "dpmd", "fpmd", "maxent_dp", "sdac")
+WITHOUT = ("dipo", "dpmd", "fpmd", "maxent_dp")
 SOLVED = {"InvertedPendulum-v5": 1000.0, "Pendulum-v1": -200.0}
 
 
