@@ -25,6 +25,9 @@ COMMANDS = {
     "diffwpo": "diffpolicy train diffwpo --env InvertedPendulum-v5 --total-frames 50000",
     "dime": "diffpolicy train dime --env Pendulum-v1 --total-frames 10000 --eval-every 2000"
     " --eval-policy deterministic",
+    "dipo": "diffpolicy train dipo --env Pendulum-v1 --total-frames 6000 --batch-size 64"
+    " --actor-hidden-sizes 64 64 --critic-hidden-sizes 128 128 --lr-actor 0.001 --ascent-steps 5"
+    " --eval-every 1500 --eval-policy deterministic",
     "gaussian_ppo": "diffpolicy train gaussian_ppo --env InvertedPendulum-v5 --total-frames 50000",
     "gaussian_wpo": "diffpolicy train gaussian_wpo --env InvertedPendulum-v5 --total-frames 50000",
     "qsm": "diffpolicy train qsm --env Pendulum-v1 --total-frames 8000 --eval-every 2000"
@@ -39,7 +42,7 @@ COMMANDS = {
     " --num-noises 8 --eval-every 1500 --eval-policy deterministic",
 }
 #: Those that come without a policy.
-WITHOUT = ("dipo", "dpmd", "fpmd", "maxent_dp")
+WITHOUT = ("dpmd", "fpmd", "maxent_dp")
 SOLVED = {"InvertedPendulum-v5": 1000.0, "Pendulum-v1": -200.0}
 
 
