@@ -58,7 +58,9 @@ class DenoisingActor(ActorModule):
             ``deterministic_step``, or for an observation with the name of another entry.
 
     Examples:
+        >>> from diffpolicy.actors import ActionSquash
         >>> from diffpolicy.networks import ScoreNetwork
+        >>> from diffpolicy.sde import DenoisingProcess
         >>> from tensordict import TensorDict
         >>> process = DenoisingProcess(action_dim=2, denoising_steps=4)
         >>> squash = ActionSquash(-torch.ones(2), torch.ones(2))

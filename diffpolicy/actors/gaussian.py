@@ -42,6 +42,7 @@ class GaussianChainActor(ActorModule):
             name of another entry.
 
     Examples:
+        >>> from diffpolicy.actors import ActionSquash
         >>> from tensordict import TensorDict
         >>> squash = ActionSquash(-torch.ones(2), torch.ones(2))
         >>> actor = GaussianChainActor(nn.Linear(3, 2), squash, return_chain=True)
