@@ -75,8 +75,6 @@ class DPMDLoss(DenoisingRegressionLoss):
             delay_actor=True,
             **options,
         )
-        if self.temperature.is_zero:
-            raise ValueError("temperature must be above 0: values are divided by it.")
 
 
 class FPMDLoss(DPMDLoss):

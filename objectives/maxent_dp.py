@@ -62,5 +62,3 @@ class MaxEntDPLoss(DenoisingRegressionLoss):
             temperature=temperature,
             **options,
         )
-        if self.temperature.is_zero:
-            raise ValueError("temperature must be above 0: values are divided by it.")

@@ -62,5 +62,3 @@ class QSMLoss(DenoisingRegressionLoss):
             measure_entropy=measure_entropy,
             **options,
         )
-        if self.temperature.is_zero:
-            raise ValueError("temperature must be above 0: the critic's gradient is divided by it.")

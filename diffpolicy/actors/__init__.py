@@ -1,7 +1,7 @@
 """TensorDict modules: diffusion actors, their squashing, and builders from environment specs."""
 
 from diffpolicy.actors.actor import DenoisingActor
-from diffpolicy.actors.best_of import BestOfActor
+from diffpolicy.actors.best_of import BestOfActor, best_action
 from diffpolicy.actors.build import (
     ActorCritic,
     ActorRecipe,
@@ -75,6 +75,7 @@ __all__ = [
     "RandomChains",
     "RegressionActor",
     "SimulatedStep",
+    "best_action",
     "build_denoising_actor",
     "build_diffsac_networks",
     "build_diffwpo_networks",

@@ -58,9 +58,13 @@ class BestOfActor(TensorDictModuleBase):
         action = self.actor(rows)[key]
         with torch.no_grad():
             value = self.over_critics(self.qvalue_network(rows)[self.value_key])
-        best = value.argmax(0, keepdim=True)
-        chosen = action.gather(0, best.expand(1, *action.shape[1:])).squeeze(0)
-        return tensordict.set(key, chosen)
+        return tensordict.set(key, best_action(action, value))
+
+
+def best_action(action: Tensor, value: Tensor) -> Tensor:
+    """The action ``[*B, A]`` of ``[K, *B, A]`` with the largest value of ``[K, *B, 1]``."""
+    best = value.argmax(0, keepdim=True)
+    return action.gather(0, best.expand(1, *action.shape[1:])).squeeze(0)
 
 
 def _smallest(value: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from objectives.regression.parts import (
     Target,
     Weight,
     Weighted,
-    best_action,
     noised_actions,
 )
 from objectives.regression.proposals import ImprovedActions, OwnActions, ReplayedActions
@@ -45,7 +44,6 @@ __all__ = [
     "ValueGradientTarget",
     "Weight",
     "Weighted",
-    "best_action",
     "noised_actions",
     "valued",
 ]

@@ -34,6 +34,7 @@ class DenoisingLogProb:
         ValueError: below 1.
     """
 
+    divides_by_temperature = False
     reads = ("density_noise",)
 
     def __init__(self, number: int) -> None:

@@ -4,7 +4,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from diffpolicy.actors import PathActor, RegressionActor, observation_keys
+from diffpolicy.actors import PathActor, RegressionActor, best_action, observation_keys
 from diffpolicy.actors.chains import draw_steps
 from diffpolicy.actors.keys import required
 from diffpolicy.networks import HLGauss
@@ -20,7 +20,7 @@ from objectives.regression.parts import (
     Target,
     Weight,
     Weighted,
-    best_action,
+    check_temperature,
     noised_actions,
     valid_actions,
 )
@@ -127,6 +127,7 @@ class DenoisingRegressionLoss(ActionCriticLoss):
         self._add_temperature(temperature)
         self.proposal, self.weight, self.target = proposal, weight, target
         self.log_prob = log_prob
+        check_temperature(self.temperature, self._parts())
         self.denoising_steps = self.actor_network.denoising_steps
         if not 1 <= sampled_steps <= self.denoising_steps:
             raise ValueError(

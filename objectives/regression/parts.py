@@ -1,6 +1,6 @@
 """What the regression family is made of: where actions come from, what they weigh, and targets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from diffpolicy.actors import ActionMap, RegressionActor
 from diffpolicy.sde import NoiseLevel
 from objectives.draws import Draws
+from objectives.temperature import Temperature
 
 if TYPE_CHECKING:
     from objectives.regression.loss import DenoisingRegressionLoss
@@ -73,6 +74,11 @@ class Part(Protocol):
     @property
     def reads(self) -> tuple[str, ...]:
         """Names of its random numbers in the ``draws`` of a loss."""
+        ...
+
+    @property
+    def divides_by_temperature(self) -> bool:
+        """Whether a temperature of 0 is an error."""
         ...
 
     def draw(self, loss: "DenoisingRegressionLoss", like: Tensor) -> dict[str, Tensor]:
@@ -143,6 +149,7 @@ class Drawless:
     """A part without random numbers."""
 
     reads: tuple[str, ...] = ()
+    divides_by_temperature = False
 
     def draw(self, loss: "DenoisingRegressionLoss", like: Tensor) -> dict[str, Tensor]:
         """None."""
@@ -181,7 +188,8 @@ def valid_actions(squash: ActionMap, action: Tensor, valid: Tensor | None) -> Te
     return action if valid is None else torch.where(valid, action, squash(torch.zeros_like(action)))
 
 
-def best_action(action: Tensor, value: Tensor) -> Tensor:
-    """The action ``[*B, A]`` of ``[K, *B, A]`` with the largest value of ``[K, *B, 1]``."""
-    best = value.argmax(0, keepdim=True)
-    return action.gather(0, best.expand(1, *action.shape[1:])).squeeze(0)
+def check_temperature(temperature: Temperature, parts: Sequence[Part]) -> None:
+    """Raise a ValueError if the temperature is 0 and one of the parts divides by it."""
+    for part in parts:
+        if temperature.is_zero and part.divides_by_temperature:
+            raise ValueError(f"temperature must be above 0: {type(part).__name__} divides by it.")

@@ -39,6 +39,7 @@ class OwnActions:
         ValueError: for arguments outside their range.
     """
 
+    divides_by_temperature = False
     reads = ("candidate_noise", "spread_noise")
 
     def __init__(self, number: int, *, spread: float = 0.0, delayed: bool = False) -> None:

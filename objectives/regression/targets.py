@@ -41,6 +41,8 @@ class ValueGradientTarget(Drawless):
     Errors count as errors of the network's output.
     """
 
+    divides_by_temperature = True
+
     def __call__(
         self, loss: "DenoisingRegressionLoss", noised: Noised, draws: Draws
     ) -> RegressionTarget:
@@ -71,6 +73,7 @@ class PosteriorTarget:
         ValueError: below 1.
     """
 
+    divides_by_temperature = True
     reads = ("posterior_noise",)
 
     def __init__(self, number: int) -> None:

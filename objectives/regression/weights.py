@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from diffpolicy.actors import best_action
 from objectives.draws import Draws
-from objectives.regression.parts import Candidates, Drawless, Weighted, best_action
+from objectives.regression.parts import Candidates, Drawless, Weighted
 
 if TYPE_CHECKING:
     from objectives.regression.loss import DenoisingRegressionLoss
@@ -44,6 +45,7 @@ class AdvantageWeight(nn.Module):
         ValueError: for negative arguments.
     """
 
+    divides_by_temperature = False
     reads = ("uniform_action",)
     varies = True
     has_entropy = False
@@ -108,6 +110,7 @@ class BoltzmannWeight(Drawless):
     learned temperature follows: ``log K`` less it is the divergence of the step.
     """
 
+    divides_by_temperature = True
     varies = False
     has_entropy = True
 

@@ -25,7 +25,14 @@ from objectives import (
     QVPOLoss,
     SDACLoss,
 )
-from objectives.regression import DenoisingLogProb
+from objectives.regression import (
+    BestAction,
+    BoltzmannWeight,
+    DenoisingLogProb,
+    NoiseTarget,
+    OwnActions,
+    PosteriorTarget,
+)
 
 GAMMA, TEMPERATURE, PEAK = 0.9, 0.3, 0.4
 SMALL: dict[type[DenoisingRegressionLoss], dict[str, Any]] = {
@@ -368,3 +375,19 @@ def test_processes_without_densities_are_refused_where_they_are_needed(process: 
     loss = DIMELoss(actor, networks, temperature=0.1)
     with pytest.raises(ValueError, match="have no densities"):
         loss(make_rollout(actor, (4,)))
+
+
+@pytest.mark.parametrize(
+    ("weight", "target", "divides"),
+    [
+        (BoltzmannWeight(), NoiseTarget(), "BoltzmannWeight"),
+        (BestAction(), PosteriorTarget(2), "PosteriorTarget"),
+    ],
+)
+def test_parts_that_divide_by_the_temperature_refuse_zero(
+    weight: Any, target: Any, divides: str
+) -> None:
+    actor, networks = make_off_policy_networks(process=VariancePreservingProcess)
+    parts = {"proposal": OwnActions(2), "weight": weight, "target": target}
+    with pytest.raises(ValueError, match=f"temperature must be above 0: {divides} divides by it"):
+        DenoisingRegressionLoss(actor, networks, **parts)
