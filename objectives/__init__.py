@@ -4,6 +4,7 @@ from objectives.behavior_cloning import BehaviorCloningLoss
 from objectives.diff_ppo import DiffPPOLoss
 from objectives.diff_sac import DiffSACLoss
 from objectives.diff_wpo import DiffWPOLoss
+from objectives.diffusion_ql import DiffusionQLLoss
 from objectives.dime import DIMELoss
 from objectives.dipo import DIPOLoss
 from objectives.dpmd import DPMDLoss, FPMDLoss
@@ -28,6 +29,7 @@ __all__ = [
     "DiffPPOLoss",
     "DiffSACLoss",
     "DiffWPOLoss",
+    "DiffusionQLLoss",
     "FPMDLoss",
     "FixedTemperature",
     "LearnedMultiplier",

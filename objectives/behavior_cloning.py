@@ -16,6 +16,82 @@ from objectives.draws import Draws
 from objectives.regression.parts import Noised, noised_actions, valid_actions
 
 
+class CloningTerm:
+    """``|scale_n (net(x_n, n, s) - y)|^2 / A`` of given actions, see :class:`BehaviorCloningLoss`.
+
+    A part of losses: parameters belong to the loss, and are in the actor when it is called.
+
+    Args:
+        actor: whose network is fitted.
+        sampled_steps: steps of each action, of the N different ones.
+        latent_limit: latents of actions are cut off here.
+
+    Raises:
+        ValueError: for arguments outside their range.
+    """
+
+    #: Names of its random numbers in the ``draws`` of a loss.
+    reads = ("step", "noise")
+
+    def __init__(
+        self, actor: RegressionActor, *, sampled_steps: int = 1, latent_limit: float = 3.0
+    ) -> None:
+        if not 1 <= sampled_steps <= actor.denoising_steps:
+            raise ValueError(
+                f"sampled_steps must be between 1 and {actor.denoising_steps}, the steps of the "
+                f"chain, got {sampled_steps}."
+            )
+        if latent_limit <= 0:
+            raise ValueError(f"latent_limit must be above 0, got {latent_limit}.")
+        self.actor = actor
+        self.denoising_steps = actor.denoising_steps
+        self.sampled_steps = sampled_steps
+        self.latent_limit = latent_limit
+
+    def draw(self, action: Tensor) -> dict[str, Tensor]:
+        """``step`` ``[*B, sampled_steps, 1]`` and ``noise`` ``[*B, sampled_steps, A]``."""
+        batch, number = action.shape[:-1], self.sampled_steps
+        step = draw_steps(self.denoising_steps, batch, number, action.device)
+        noise = torch.randn_like(action.new_empty(*batch, number, action.shape[-1]))
+        return {"step": step.movedim(0, -1).unsqueeze(-1), "noise": noise}
+
+    def error(self, rows: TensorDictBase, action: Tensor, draws: Draws) -> Tensor:
+        """The term ``[*B, 1]``, averaged over the sampled steps.
+
+        Args:
+            rows: have the observation keys, ``[*B]``.
+            action: ``[*B, A]`` in the bounds of the actor.
+            draws: see :meth:`draw`.
+        """
+        keys, process = self.actor.keys, self.actor.process
+        with torch.no_grad():
+            noised = self._noised(rows, action, draws)
+            step = required(noised.rows, keys.step).squeeze(-1)
+            latent = required(noised.rows, keys.latent)
+            wanted = process.output_for_clean(latent, noised.clean, step)
+            scale = process.noise_per_output(step)
+        error = scale * (self.actor.output(noised.rows) - wanted)
+        return error.square().mean(-1, keepdim=True).flatten(0, 1).mean(0)
+
+    def _noised(self, rows: TensorDictBase, action: Tensor, draws: Draws) -> Noised:
+        """Actions at the sampled steps, rows ``[sampled_steps, 1, *B]``."""
+        actor, limit = self.actor, self.latent_limit
+        action = actor.squash(actor.squash.inverse(action).clamp(-limit, limit))
+        step, noise = draws.get("step", 1), draws.get("noise", 1)
+        if step is None:
+            step = draw_steps(
+                self.denoising_steps, rows.batch_size, self.sampled_steps, action.device
+            ).unsqueeze(-1)
+        return noised_actions(
+            actor,
+            rows.select(*observation_keys(actor), strict=False),
+            action.unsqueeze(0),
+            step.squeeze(-1),
+            None if noise is None else noise.unsqueeze(1),
+            level=actor.process.bridge_level,
+        )
+
+
 @dataclass
 class DemonstrationKeys:
     """Configurable keys of behaviour cloning; ``action`` must be the actor's."""
@@ -86,16 +162,9 @@ class BehaviorCloningLoss(DiffusionLoss):
         reduction: str | None = None,
     ) -> None:
         super().__init__(actor_network, protocol=RegressionActor, reduction=reduction)
-        self.denoising_steps = self.actor_network.denoising_steps
-        if not 1 <= sampled_steps <= self.denoising_steps:
-            raise ValueError(
-                f"sampled_steps must be between 1 and {self.denoising_steps}, the steps of the "
-                f"chain, got {sampled_steps}."
-            )
-        if latent_limit <= 0:
-            raise ValueError(f"latent_limit must be above 0, got {latent_limit}.")
-        self.sampled_steps = sampled_steps
-        self.latent_limit = latent_limit
+        self.cloning = CloningTerm(
+            self.actor_network, sampled_steps=sampled_steps, latent_limit=latent_limit
+        )
 
     def _default_in_keys(self) -> list[NestedKey]:
         return [*observation_keys(self.actor_network), self.tensor_keys.action]
@@ -114,13 +183,7 @@ class BehaviorCloningLoss(DiffusionLoss):
         """
         rows = self._enter(tensordict)
         action = required(rows, self.tensor_keys.action)
-        step = draw_steps(self.denoising_steps, rows.batch_size, self.sampled_steps, action.device)
-        shape = (*rows.batch_size, self.sampled_steps, action.shape[-1])
-        named = {
-            "step": step.movedim(0, -1).unsqueeze(-1),
-            "noise": torch.randn_like(action.new_empty(shape)),
-        }
-        return TensorDict(named, rows.batch_size)
+        return TensorDict(self.cloning.draw(action), rows.batch_size)
 
     @dispatch
     def forward(
@@ -141,40 +204,10 @@ class BehaviorCloningLoss(DiffusionLoss):
             tensordict: demonstrations ``[*B]``.
             draws: see :meth:`draw`.
         """
-        rows, keys = self._enter(tensordict), self.chain_keys
-        process = self.actor_network.process
-        with torch.no_grad():
-            noised = self._noised(rows, Draws(draws, rows.batch_size, ["step", "noise"]))
-            step = required(noised.rows, keys.step).squeeze(-1)
-            latent = required(noised.rows, keys.latent)
-            wanted = process.output_for_clean(latent, noised.clean, step)
-            scale = process.noise_per_output(step)
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            output = self.actor_network.output(noised.rows)
-        error = (scale * (output - wanted)).square().mean(-1, keepdim=True)
-        # Averaged over the sampled steps.
-        error = error.flatten(0, 1).mean(0)
-        return self._reduce(error, rows), {"noise_error": error.detach().sqrt()}
-
-    def _noised(self, rows: TensorDictBase, draws: Draws) -> Noised:
-        """Demonstrated actions at the sampled steps, rows ``[sampled_steps, 1, *B]``."""
-        given, actor = draws.get("step", 1), self.actor_network
+        rows = self._enter(tensordict)
         action = required(rows, self.tensor_keys.action)
-        action = valid_actions(actor.squash, action, self._valid(rows, action))
-        limit = self.latent_limit
-        action = actor.squash(actor.squash.inverse(action).clamp(-limit, limit))
-        if given is None:
-            step = draw_steps(
-                self.denoising_steps, rows.batch_size, self.sampled_steps, action.device
-            )
-        else:
-            step = given.squeeze(-1)
-        noise = draws.get("noise", 1)
-        return noised_actions(
-            actor,
-            rows.select(*observation_keys(actor), strict=False),
-            action.unsqueeze(0),
-            step,
-            None if noise is None else noise.unsqueeze(1),
-            level=actor.process.bridge_level,
-        )
+        action = valid_actions(self.actor_network.squash, action, self._valid(rows, action))
+        given = Draws(draws, rows.batch_size, self.cloning.reads)
+        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+            error = self.cloning.error(rows, action, given)
+        return self._reduce(error, rows), {"noise_error": error.detach().sqrt()}

@@ -11,9 +11,11 @@ from torch import Tensor
 from torchrl.objectives.utils import ValueEstimators
 from torchrl.objectives.value import TD0Estimator
 
+from diffpolicy.actors import observation_keys
 from objectives import functional as fn
-from objectives.base import DiffusionLoss
+from objectives.base import DiffusionLoss, evaluation_mode
 from objectives.paths import sample_path
+from objectives.q_critic import QCritic
 from objectives.transitions import ReplayKeys, next_entry, return_discount
 
 
@@ -29,6 +31,7 @@ class ReplayLoss(DiffusionLoss):
     tensor_keys: ReplayKeys
     default_value_estimator = ValueEstimators.TD0
 
+    critic: QCritic
     qvalue_network: TensorDictModule
     qvalue_network_params: TensorDictParams
     target_qvalue_network_params: TensorDictParams
@@ -49,7 +52,7 @@ class ReplayLoss(DiffusionLoss):
 
 
 class ActionCriticLoss(ReplayLoss):
-    """Base of the losses whose critics value actions (DIME, the regression family)."""
+    """Base of the losses whose critics value actions (DIME, DiffusionQL, the regression family)."""
 
     #: The diagnostic of ``actor_loss`` that a learned temperature follows.
     followed_entropy: str = "entropy"
@@ -100,6 +103,36 @@ class ActionCriticLoss(ReplayLoss):
             discount=return_discount(self.value_estimator, transitions, reward),
             temperature=self.temperature(),
         )
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        rows: TensorDictBase,
+        number: int,
+        noise: Tensor | None = None,
+        *,
+        delayed: bool = False,
+    ) -> Tensor:
+        """Actions of the policy for rows ``[*B]``, ``[number, *B, A]``.
+
+        Args:
+            rows: have the observation keys.
+            number: of actions for each row.
+            noise: ``[number, *B, N+1, A]``; None draws it.
+            delayed: whether the target actor acts.
+        """
+        observed = rows.select(*observation_keys(self.actor_network), strict=False)
+        several = observed.expand(number, *observed.batch_size)
+        params = self.target_actor_network_params if delayed else self.actor_network_params
+        with params.to_module(self.actor_network, preserve_module_state=False):
+            return self.actor_network.sample_action(several, noise=noise)
+
+    def each_value(self, rows: TensorDictBase, action: Tensor) -> Tensor:
+        """Values ``[*R, E, 1]`` of actions ``[*R, A]``, with a gradient in the actions only."""
+        inputs = self.critic.action_inputs(rows, self.tensor_keys.action, action)
+        with evaluation_mode(self.qvalue_network):
+            params = self.qvalue_network_params.detach()
+            return self.critic.evaluate(params, inputs, self.tensor_keys).value
 
     @torch.no_grad()
     def _entropies(self, transitions: TensorDictBase, noise: Tensor | None) -> dict[str, Tensor]:

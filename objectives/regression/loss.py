@@ -9,7 +9,6 @@ from diffpolicy.actors.chains import draw_steps
 from diffpolicy.actors.keys import required
 from diffpolicy.networks import HLGauss
 from objectives import functional as fn
-from objectives.base import evaluation_mode
 from objectives.draws import Draws
 from objectives.q_critic import CriticReduction, QNetworks
 from objectives.regression.parts import (
@@ -248,40 +247,10 @@ class DenoisingRegressionLoss(ActionCriticLoss):
     # -- for the parts ------------------------------------------------------------------------
 
     @torch.no_grad()
-    def sample_actions(
-        self,
-        rows: TensorDictBase,
-        number: int,
-        noise: Tensor | None = None,
-        *,
-        delayed: bool = False,
-    ) -> Tensor:
-        """Actions of the policy for rows ``[*B]``, ``[number, *B, A]``.
-
-        Args:
-            rows: have the observation keys.
-            number: of actions for each row.
-            noise: ``[number, *B, N+1, A]``; None draws it.
-            delayed: whether the target actor acts.
-        """
-        observed = rows.select(*observation_keys(self.actor_network), strict=False)
-        several = observed.expand(number, *observed.batch_size)
-        params = self.target_actor_network_params if delayed else self.actor_network_params
-        with params.to_module(self.actor_network, preserve_module_state=False):
-            return self.actor_network.sample_action(several, noise=noise)
-
-    @torch.no_grad()
     def values(self, rows: TensorDictBase, action: Tensor) -> Tensor:
         """Values ``[K, *B, 1]`` of actions ``[K, *B, A]`` for rows ``[*B]``, over the critics."""
         observed = rows.select(*self._read_keys(), strict=False).expand(action.shape[:-1])
         return self.critic.over_critics(self.each_value(observed, action))
-
-    def each_value(self, rows: TensorDictBase, action: Tensor) -> Tensor:
-        """Values ``[*R, E, 1]`` of actions ``[*R, A]``, with a gradient in the actions only."""
-        inputs = self.critic.action_inputs(rows, self.tensor_keys.action, action)
-        with evaluation_mode(self.qvalue_network):
-            params = self.qvalue_network_params.detach()
-            return self.critic.evaluate(params, inputs, self.tensor_keys).value
 
     def valid_actions(self, transitions: TensorDictBase, action: Tensor | None = None) -> Tensor:
         """Actions of the buffer, or others beside them ``[*B, A]``.

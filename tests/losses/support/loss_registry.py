@@ -25,6 +25,7 @@ from objectives import (
     DenoisingRegressionLoss,
     DiffPPOLoss,
     DiffSACLoss,
+    DiffusionQLLoss,
     DiffWPOLoss,
     DIMELoss,
     DPMDLoss,
@@ -202,7 +203,7 @@ def _diff_ppo_case(
 
 
 def _action_q(
-    loss_class: type[DIMELoss | DenoisingRegressionLoss],
+    loss_class: type[DIMELoss | DenoisingRegressionLoss | DiffusionQLLoss],
     head: type[CategoricalSupport | HLGauss],
     support: tuple[float, float, int] | None = None,
     normalization: str | None = None,
@@ -372,7 +373,7 @@ def _diff_wpo_case(
 
 
 def _regression_case(
-    loss_class: type[DenoisingRegressionLoss],
+    loss_class: type[DenoisingRegressionLoss | DiffusionQLLoss],
     name: str,
     *,
     alpha: bool = False,
@@ -491,4 +492,18 @@ CASES: tuple[LossCase, ...] = (
         kl=0.5,
     ),
     _regression_case(MaxEntDPLoss, "own-process", num_noises=3, density_noises=2),
+    _regression_case(
+        DiffusionQLLoss, "published", process=VariancePreservingProcess, temperature=None
+    ),
+    _regression_case(
+        DiffusionQLLoss,
+        "own-process",
+        temperature=None,
+        support=(-4.0, 4.0, 11),
+        best_of=3,
+        sampled_steps=2,
+        delay_qvalue=False,
+        delay_actor=False,
+        critic_reduction="mean",
+    ),
 )
