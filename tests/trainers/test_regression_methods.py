@@ -13,9 +13,10 @@ from diffpolicy.sde import NOISE_SCHEDULES
 from diffpolicy.trainers import METHODS, prepare, train
 from diffpolicy.trainers.io.checkpoint import Checkpoint
 
-FAMILY = ("dipo", "dpmd", "fpmd", "maxent_dp", "qvpo", "sdac")
+FAMILY = ("diffusion_ql", "dipo", "dpmd", "fpmd", "maxent_dp", "qvpo", "sdac")
 #: Widths of the network, steps, and noise schedule of each preset (docs of the methods).
 PAPER = {
+    "diffusion_ql": ((256, 256, 256), 5, "vp"),
     "dipo": ((256, 256, 256), 100, "cosine"),
     "dpmd": ((256, 256, 256), 20, "linear"),
     "fpmd": ((256, 256, 256), 20, None),

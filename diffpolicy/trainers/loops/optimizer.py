@@ -22,6 +22,7 @@ class Optimizer:
         without: part whose parameters it leaves alone, which are shared with it.
         grad_limit: NaN in gradients becomes 0 and every entry is clipped to this size; None leaves
             gradients alone.
+        norm_limit: gradients are scaled down to this norm, all together; None leaves them alone.
     """
 
     part: str
@@ -31,6 +32,7 @@ class Optimizer:
     delayed: bool = False
     needs_rewards: bool = False
     grad_limit: float | None = None
+    norm_limit: float | None = None
     without: str | None = None
 
     @property
@@ -53,7 +55,10 @@ class Optimizer:
 
     def treat_gradients(self, loss: LossModule) -> dict[str, Tensor]:
         """Clip the gradients; return their ``norm`` before it and their number of ``nans``."""
-        grads = [p.grad for p in self.parameters(loss) if p.grad is not None]
+        parameters = self.parameters(loss)
+        if self.norm_limit is not None:
+            return {"norm": torch.nn.utils.clip_grad_norm_(parameters, self.norm_limit)}
+        grads = [p.grad for p in parameters if p.grad is not None]
         if self.grad_limit is None:
             return {"norm": torch.nn.utils.get_total_norm(grads)}
         nans = torch.stack([grad.isnan().sum() for grad in grads]).sum()

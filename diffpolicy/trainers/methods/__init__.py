@@ -5,6 +5,7 @@ A method becomes known to the command line, the benchmarks and the tests by its 
 
 from diffpolicy.trainers.methods.diffppo import DIFFPPO
 from diffpolicy.trainers.methods.diffsac import DIFFSAC
+from diffpolicy.trainers.methods.diffusion_ql import DIFFUSION_QL
 from diffpolicy.trainers.methods.diffwpo import DIFFWPO
 from diffpolicy.trainers.methods.dime import DIME
 from diffpolicy.trainers.methods.dipo import DIPO
@@ -24,6 +25,7 @@ METHODS: dict[str, Method] = {
     for method in (
         DIFFPPO,
         DIFFSAC,
+        DIFFUSION_QL,
         DIFFWPO,
         DIME,
         DIPO,

@@ -1,4 +1,4 @@
-"""The regression family: what its methods share."""
+"""The regression family and DiffusionQL: what their methods share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ from diffpolicy.trainers.loops.environments import observation_keys
 from diffpolicy.trainers.loops.off_policy import OffPolicyParts
 from diffpolicy.trainers.methods.networks import network_options, scalar_critic_config, with_head
 from diffpolicy.trainers.methods.soft import delayed_update, optimizers, target_updates
-from objectives import DenoisingRegressionLoss
+from objectives import DenoisingRegressionLoss, DiffusionQLLoss
 
 _NETWORK = NetworkConfig(
     normalize_observations=False, score_activation="mish", step_embedding=(8, 32, 16)
@@ -71,14 +71,14 @@ def paper_preset(published: Mapping[str, Any]) -> Any:
 
 
 def regression_parts(
-    loss_class: type[DenoisingRegressionLoss],
+    loss_class: type[DenoisingRegressionLoss | DiffusionQLLoss],
     env: EnvBase,
     config: RegressionConfig,
     process: AnyProcessConfig,
     device: torch.device,
     **arguments: Any,
 ) -> OffPolicyParts:
-    """Networks, loss and optimisers of one of the family's methods.
+    """Networks, loss and optimisers of one of these methods.
 
     Args:
         loss_class: its loss.
@@ -116,7 +116,9 @@ def regression_parts(
     )
 
 
-def best_of_actor(loss: DenoisingRegressionLoss, number: int) -> BestOfActor | None:
+def best_of_actor(
+    loss: DenoisingRegressionLoss | DiffusionQLLoss, number: int
+) -> BestOfActor | None:
     """What acts in training, None for the actor itself."""
     if number == 1:
         return None
