@@ -31,7 +31,7 @@ from collectors.streams.demonstrations import episode_returns, load_demonstratio
 from collectors.streams.minibatches import RolloutBuffer
 from collectors.streams.off_policy import OffPolicyStream
 from collectors.streams.on_policy import OnPolicyStream
-from collectors.streams.replay import make_replay_buffer
+from collectors.streams.replay import MixedReplay, make_replay_buffer
 
 register_tasks()
 
@@ -42,6 +42,7 @@ __all__ = [
     "EnvPoolEnv",
     "EpisodeStats",
     "GymnasiumEnv",
+    "MixedReplay",
     "ModeCoverage",
     "NonFiniteError",
     "OffPolicyStream",

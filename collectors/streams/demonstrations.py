@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import Tensor
 
 from diffpolicy.errors import ArgumentError
 from diffpolicy.files import read_plain
@@ -90,6 +91,52 @@ def episode_returns(data: TensorDictBase) -> list[float]:
     ends = done.reshape(-1).nonzero().squeeze(-1)
     total = reward.reshape(-1).double().cumsum(0)[ends]
     return torch.diff(total, prepend=total.new_zeros(1)).tolist()
+
+
+def finite_entry(data: TensorDictBase, key: NestedKey, source: str | Path) -> Tensor:
+    """An entry of a data set.
+
+    Raises:
+        ArgumentError: naming ``data``, if it is not there, or holds NaN or infinity.
+    """
+    value = data.get(key, None)
+    if value is None:
+        problem = f"lacks {key!r}, which the environment has; it holds {shown_keys(data)}."
+        raise _wrong(source, problem)
+    if not bool(value.isfinite().all()):
+        raise _wrong(source, f"has NaN or infinity in {key!r}.")
+    return value
+
+
+def bounded_actions(
+    action: Tensor, low: Tensor, high: Tensor, source: str | Path, hint: str | None
+) -> Tensor:
+    """Actions ``[R, A]``, cut off at the bounds ``[A]``.
+
+    Args:
+        action: of a data set.
+        low: smallest actions.
+        high: largest actions.
+        source: the data set.
+        hint: what would help where actions are farther outside than they would be by rounding;
+            None allows that.
+
+    Raises:
+        ArgumentError: naming ``data``, for another number of dimensions, or actions outside.
+    """
+    if action.shape[1:] != low.shape:
+        problem = f"has actions {list(action.shape[1:])}, and the environment {list(low.shape)}."
+        raise _wrong(source, problem)
+    clipped = action.clamp(low, high)
+    outside = float(((action - clipped).abs() > 1e-4 * (high - low)).any(-1).float().mean())
+    if outside and hint is not None:
+        problem = (
+            f"has actions from {float(action.min()):g} to {float(action.max()):g}, {outside:.1%} "
+            f"of them outside of {low.tolist()} and {high.tolist()}, the bounds of the "
+            f"environment; {hint}."
+        )
+        raise _wrong(source, problem)
+    return clipped
 
 
 def shown_keys(data: TensorDictBase) -> str:

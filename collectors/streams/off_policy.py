@@ -9,7 +9,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch.utils.data import IterableDataset
 from torchrl.collectors import BaseCollector
-from torchrl.data import TensorDictPrioritizedReplayBuffer, TensorDictReplayBuffer
+from torchrl.data import TensorDictReplayBuffer
 
 from collectors.collection.evaluation import EpisodeStats, episode_stats
 from collectors.collection.frame_counts import check_whole_rollouts
@@ -21,7 +21,7 @@ from collectors.collection.rollouts import (
     environment_steps,
 )
 from collectors.state.collector_state import collector_state, load_collector_state
-from collectors.streams.replay import overwrite_entries
+from collectors.streams.replay import give_back
 
 
 class OffPolicyStream(IterableDataset[TensorDictBase]):
@@ -75,6 +75,7 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         keys: Sequence[NestedKey] | None = None,
         on_rollout: Callable[[TensorDictBase], None] | None = None,
         write_back: Mapping[NestedKey, NestedKey] | None = None,
+        sample: Callable[[], TensorDictBase] | None = None,
     ) -> None:
         self._frames_per_batch = int(collector.requested_frames_per_batch)
         check_whole_rollouts("frames", frames, self._frames_per_batch)
@@ -85,6 +86,7 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
         self.buffer = buffer
         self.frames = frames
         self.on_rollout = on_rollout
+        self.sample = buffer.sample if sample is None else sample
         self.write_back = dict(write_back or {})
         self.keys = None if keys is None else list(keys)
         self.collected = 0
@@ -107,7 +109,7 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
             self._collect()
             due = math.floor(frames * self._ratio)
             for _ in range(due - done):
-                batch = self._used = self.buffer.sample()
+                batch = self._used = self.sample()
                 self.updates += 1
                 yield batch
                 self.finish_batch()
@@ -143,17 +145,8 @@ class OffPolicyStream(IterableDataset[TensorDictBase]):
             KeyError: the loss has not written the priorities into the batch.
         """
         batch, self._used = self._used, None
-        if batch is not None and self.write_back:
-            overwrite_entries(self.buffer, batch, self.write_back)
-        if batch is None or not isinstance(self.buffer, TensorDictPrioritizedReplayBuffer):
-            return
-        if batch.get(self.buffer.priority_key, None) is None:
-            raise KeyError(
-                f"a batch of the prioritised buffer has been used, but nothing has written "
-                f"{self.buffer.priority_key!r} into it; call the loss on the batch itself, not on "
-                "a copy, or build the buffer with the loss's priority_key."
-            )
-        self.buffer.update_tensordict_priority(batch)
+        if batch is not None:
+            give_back(self.buffer, batch, self.write_back)
 
     def state_dict(self, *, collector: bool = True) -> dict[str, Any]:
         """All that the next passes depend on, apart from the parameters and the buffer.

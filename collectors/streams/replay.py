@@ -3,7 +3,7 @@
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -23,6 +23,8 @@ from torchrl.data import (
 
 from collectors.seeding import derive_seed
 from diffpolicy.errors import ArgumentError
+
+_DEMONSTRATED = "demonstrated"
 
 
 def make_replay_buffer(
@@ -101,6 +103,113 @@ def make_replay_buffer(
     if torch.device(device).type != "cpu":
         buffer.append_transform(partial(_to_device, device=torch.device(device)))
     return buffer
+
+
+class MixedReplay:
+    """Samples of replay of which a share is of demonstrations, for any loss on replayed rows.
+
+    Each sample has the same number of demonstrated transitions, drawn with replacement like the
+    others, which come last; ``demonstrated`` ``[B, 1]`` tells them apart (arXiv 2302.02948 draws
+    one half of each). TorchRL's ``ReplayBufferEnsemble`` draws equal parts of its members, or
+    members at random. All draws come from the random stream of ``buffer``, so that
+    :func:`collectors.replay_state` of it is all that the next samples depend on.
+
+    Args:
+        buffer: of :func:`make_replay_buffer` or any other of TorchRL's that draws uniformly; new
+            transitions go there.
+        demonstrations: transitions ``[R]`` with the entries of those in the buffer; they stay as
+            they are.
+        fraction: share of demonstrations in a sample, rounded to whole transitions.
+        batch_size: transitions in a sample; None takes that of the buffer.
+        complete: adds to sampled demonstrations what only an actor writes, such as
+            :class:`~diffpolicy.actors.ActionChains`.
+
+    Raises:
+        ArgumentError: for a prioritised buffer, whose weights make up for its own draws only, or a
+            fraction that leaves none of a kind.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> buffer = make_replay_buffer(100, batch_size=8, seed=0)
+        >>> index = buffer.extend(TensorDict({"x": torch.zeros(5)}, [5]))
+        >>> mixed = MixedReplay(buffer, TensorDict({"x": torch.ones(3)}, [3]), fraction=0.25)
+        >>> mixed.sample()["x"]
+        tensor([0., 0., 0., 0., 0., 0., 1., 1.])
+    """
+
+    def __init__(
+        self,
+        buffer: TensorDictReplayBuffer,
+        demonstrations: TensorDictBase,
+        *,
+        fraction: float = 0.5,
+        batch_size: int | None = None,
+        complete: Callable[[TensorDictBase], TensorDictBase] | None = None,
+    ) -> None:
+        size = buffer.batch_size if batch_size is None else batch_size
+        number = demonstrated_rows(size, fraction)
+        if not 0 < number < size:
+            problem = f"is {number} of {size} transitions; it must leave some of both kinds."
+            raise ArgumentError("fraction", fraction, problem)
+        if isinstance(buffer.sampler, PrioritizedSampler):
+            problem = "draws by priorities, which do not go with a fixed share of demonstrations."
+            raise ArgumentError("buffer", type(buffer).__name__, problem)
+        self.buffer = buffer
+        self._sizes = size - number, number
+        self._complete = complete
+        self._demonstrations = TensorDictReplayBuffer(
+            storage=TensorStorage(demonstrations), generator=buffer._rng, batch_size=number
+        )
+
+    def sample(self) -> TensorDictBase:
+        """The next batch ``[B]``.
+
+        Raises:
+            KeyError: the demonstrations lack an entry of the buffer.
+        """
+        replayed = self.buffer.sample(self._sizes[0])
+        shown = self._demonstrations.sample()
+        if replayed.device is not None:
+            shown = shown.to(replayed.device)
+        if self._complete is not None:
+            shown = self._complete(shown)
+        batch: TensorDictBase = torch.cat((replayed, shown.select(*replayed.keys(True, True))))
+        place = torch.arange(len(batch), device=batch.device).unsqueeze(-1)
+        return batch.set(_DEMONSTRATED, place >= self._sizes[0])
+
+
+def demonstrated_rows(batch_size: int, fraction: float) -> int:
+    """How many transitions a share of a batch is."""
+    return round(fraction * batch_size)
+
+
+def give_back(
+    buffer: TensorDictReplayBuffer, batch: TensorDictBase, names: Iterable[NestedKey]
+) -> None:
+    """Hand the priorities and the changed entries of a batch to its buffer, once it has been used.
+
+    Args:
+        buffer: of :func:`make_replay_buffer`.
+        batch: sampled from it, or by a :class:`MixedReplay` of it, whose demonstrations stay as
+            they are.
+        names: the entries that have changed.
+
+    Raises:
+        KeyError: the loss has not written the priorities into the batch.
+    """
+    if names:
+        shown = batch.get(_DEMONSTRATED, None)
+        own = batch if shown is None else batch[~shown.squeeze(-1)]
+        overwrite_entries(buffer, own, names)
+    if not isinstance(buffer, TensorDictPrioritizedReplayBuffer):
+        return
+    if batch.get(buffer.priority_key, None) is None:
+        raise KeyError(
+            f"a batch of the prioritised buffer has been used, but nothing has written "
+            f"{buffer.priority_key!r} into it; call the loss on the batch itself, not on "
+            "a copy, or build the buffer with the loss's priority_key."
+        )
+    buffer.update_tensordict_priority(batch)
 
 
 def overwrite_entries(

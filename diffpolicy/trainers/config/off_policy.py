@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 from typing import ClassVar, Literal
 
+from collectors.streams.replay import demonstrated_rows
 from diffpolicy.trainers.config.optimizer import OptimizerOptions
 from diffpolicy.trainers.config.options import (
     above,
@@ -15,6 +16,9 @@ from diffpolicy.trainers.config.options import (
 )
 from diffpolicy.trainers.config.reward import RewardOptions
 from diffpolicy.trainers.config.run import RunConfig
+
+# Published with RLPD (arXiv 2302.02948).
+_FRACTION = 0.5
 
 
 @configuration(env="Pendulum-v1", num_envs=4)
@@ -57,6 +61,17 @@ class OffPolicyConfig(RunConfig, RewardOptions, OptimizerOptions):
         choices=("never", "last", "always"),
     )
     prioritized_replay: bool = option(False, "sample transitions by their TD error")
+    demonstrations: str | None = option(
+        None,
+        "data set of which every update has a share, as DATA of diffpolicy clone: a folder, a .pt "
+        "or .npz file, minari:NAME or lerobot:NAME, with next observations, rewards and ends",
+    )
+    demonstration_fraction: float | None = option(
+        None,
+        "share of the transitions of an update that are of --demonstrations (default: "
+        f"{_FRACTION:g})",
+        valid=between(0, 1),
+    )
     gamma: float = option(0.99, "discount of an environment step", valid=between(0, 1), fixed=True)
     lr_actor: float = option(1e-3, "learning rate of the policy", valid=above(0))
     lr_critic: float = option(1e-3, "learning rate of the critics", valid=above(0))
@@ -68,6 +83,7 @@ class OffPolicyConfig(RunConfig, RewardOptions, OptimizerOptions):
             object.__setattr__(self, "learning_starts", self._default_learning_starts())
         for name in ("learning_starts", "iteration_frames"):
             self._check_multiple(name)
+        self._check_demonstrations()
         random_frames = self.refill_frames
         if self.total_frames <= random_frames:
             raise ValueError(
@@ -112,6 +128,31 @@ class OffPolicyConfig(RunConfig, RewardOptions, OptimizerOptions):
         """A tenth of the budget of a rank, in whole steps of all environments."""
         budget = min(self.most_random_frames, self.total_frames // (10 * self.ranks))
         return max(1, budget // self.num_envs) * self.num_envs
+
+    def _check_demonstrations(self) -> None:
+        if self.demonstrations is None:
+            if self.demonstration_fraction is not None:
+                raise ValueError(
+                    f"--demonstration-fraction {self.demonstration_fraction:g} is for "
+                    "--demonstrations; leave it out, or name a data set."
+                )
+            return
+        if self.demonstration_fraction is None:
+            object.__setattr__(self, "demonstration_fraction", _FRACTION)
+        number = demonstrated_rows(self.batch_size, self.demonstration_fraction or 0.0)
+        if not 0 < number < self.batch_size:
+            raise ValueError(
+                f"--demonstration-fraction {self.demonstration_fraction:g} of --batch-size "
+                f"{self.batch_size} is {number} transitions; it must leave some of both kinds "
+                "(diffpolicy offline trains on a data set alone)."
+            )
+        plain = {"prioritized_replay": False, "frame_stack": 1, "action_chunk": 1}
+        for name, value in plain.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"--demonstrations does not go with {flag_name(name)}, whose "
+                    "transitions data sets do not hold; leave one of them out."
+                )
 
     def _check_multiple(self, name: str) -> None:
         value, envs = getattr(self, name), self.num_envs * self.action_chunk

@@ -55,6 +55,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
 
     Attributes:
         notes: what the run says about itself before it begins.
+        env: one environment, of which only the specs are read.
         continued: what of the collection goes on from a checkpoint.
         bounds: tells of learned coefficients at their bounds.
         rewards: divides rewards by the size of returns.
@@ -81,6 +82,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
                 raise
         super().__init__(config, parts.loss)
         self.described_policy = described_policy(self.actor, env)
+        self.env = env
         self.attempt_to_close(partial(env.close, raise_if_closed=False))
         self.parts = parts
         self.notes = notes

@@ -1,8 +1,6 @@
 """The Lightning module of off-policy methods."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,62 +8,31 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
-from torchrl.objectives import LossModule
+from torchrl.data import TensorDictReplayBuffer
 
 from collectors import (
+    MixedReplay,
     OffPolicyStream,
     environment_steps,
+    load_demonstrations,
     load_replay_state,
     make_replay_buffer,
     replay_state,
 )
+from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.resume import replay_file
 from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
-from diffpolicy.trainers.loops.optimizer import Optimizer
-from diffpolicy.trainers.loops.ranks import reduce
+from diffpolicy.trainers.loops.transitions import fitting_transitions
+from diffpolicy.trainers.loops.updates import OffPolicyParts, Updates
 from diffpolicy.trainers.loops.warm_up import WarmUpPolicy
 from diffpolicy.trainers.loops.workers import faults_end_training
 
+__all__ = ["OffPolicyModule", "OffPolicyParts"]
+
 # Steps of every environment between two signs of life while a replay buffer is filled.
 _WARM_UP_STEPS = 50
-
-
-@dataclass(frozen=True)
-class OffPolicyParts:
-    """What distinguishes one off-policy method from another.
-
-    Attributes:
-        loss: the loss with all parameters.
-        update: called with a batch ``[B]`` and whether the policy moves; the sum of the ``loss_*``
-            entries that it returns is minimised, the other scalars are logged. A critic's
-            ``td_error`` goes into the batch.
-        keys: entries of a transition that ``update`` reads, and so the replay buffer keeps.
-        optimizers: one for each part of the loss, by the name under which it is logged.
-        update_policy: called with the batch once the critics have moved; returns the losses of
-            what is delayed, which ``update`` then leaves out. None has ``update`` compute all
-            losses, for one backward pass.
-        warm_up: acts in the random steps, for methods that need more of them than the action;
-            None leaves them to the collector.
-        write_back: entries that ``update`` changes in a batch and the replay buffer keeps, by the
-            name of the entry that they start as.
-        policy: acts when transitions are collected; None is the actor of the loss.
-        after_update: called after each update, for example to move target networks.
-        diagnostics: further numbers to log, read after each iteration.
-    """
-
-    loss: LossModule
-    update: Callable[[TensorDictBase, bool], Mapping[str, Tensor]]
-    keys: list[Any]
-    optimizers: Mapping[str, Optimizer]
-    update_policy: Callable[[TensorDictBase], Mapping[str, Tensor]] | None = None
-    warm_up: TensorDictModuleBase | None = None
-    policy: TensorDictModuleBase | None = None
-    write_back: Mapping[str, str] = field(default_factory=dict)
-    after_update: Callable[[], None] = lambda: None
-    diagnostics: Callable[[], dict[str, float]] = field(default=dict)
 
 
 class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
@@ -90,15 +57,44 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
             # Raises before anything else where TorchRL cannot sample by priorities.
             make_replay_buffer(1, batch_size=1, seed=0, prioritized=True)
         super().__init__(config, build, device)
+        self.demonstrations = None if config.demonstrations is None else self._demonstrations()
         self._end_warm_up: Callable[[], None] = lambda: None
         self._collected = 0
-        # Without those that wait for a reward.
-        self._moving = dict(self.parts.optimizers)
-        self._totals: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self.updates = Updates(
+            self.parts,
+            self.optimizer_list,
+            policy_delay=config.policy_delay,
+            backward=self.manual_backward,
+            begin=self.begin_update,
+            ranks=config.ranks,
+        )
 
     # ---------------------------------------------------------------------------------------
     # Set-up
+
+    def fitting(
+        self, data: TensorDictBase, source: str, *, clip_actions: bool | None = None
+    ) -> TensorDictBase:
+        """Transitions ``[R]`` of others as the rows that updates read, in memory.
+
+        Arguments and errors are those of :func:`fitting_transitions`.
+        """
+        rows = fitting_transitions(
+            data, self.env, self.parts, source=source, clip_actions=clip_actions
+        )
+        for name, start in self.parts.write_back.items():
+            rows.set(name, rows[start].clone())
+        return rows
+
+    def _demonstrations(self) -> TensorDictBase:
+        """Those of ``--demonstrations``."""
+        source = str(self.config.demonstrations)
+        try:
+            return self.fitting(load_demonstrations(source), source)
+        except ArgumentError as error:
+            if error.argument != "data":
+                raise
+            raise ArgumentError("demonstrations", error.value, error.problem) from error
 
     def start_collecting(
         self, policy: TensorDictModuleBase, seed: Callable[[int], int]
@@ -123,14 +119,25 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
             seed=seed(2),
             device=self.device,
         )
+        sample = buffer.sample if self.demonstrations is None else self._mixed(buffer).sample
         return OffPolicyStream(
             collector,
             buffer,
+            sample=sample,
             frames=config.chunks(config.iteration_frames),
             updates_per_step=config.updates_per_step * config.action_chunk,
             keys=self.parts.keys,
             on_rollout=self.rewards.note,
             write_back=self.parts.write_back,
+        )
+
+    def _mixed(self, buffer: TensorDictReplayBuffer) -> MixedReplay:
+        """The buffer with demonstrations in its samples."""
+        assert self.demonstrations is not None
+        fraction = self.config.demonstration_fraction
+        assert fraction is not None  # a configuration with demonstrations has filled it in
+        return MixedReplay(
+            buffer, self.demonstrations, fraction=fraction, complete=self.parts.complete
         )
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -146,7 +153,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         self.progress.start_clock()
         # A checkpoint brings the learning rates of the run that wrote it along.
         for options, optimizer in zip(
-            self.parts.optimizers.values(), self._optimizers(), strict=True
+            self.parts.optimizers.values(), self.optimizer_list(), strict=True
         ):
             for group in optimizer.param_groups:
                 group.update(options.settings)
@@ -158,6 +165,11 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
 
     def _fill_replay(self) -> None:
         """Make ``--learning-starts`` steps in parts, of which the callbacks hear."""
+        if self.demonstrations is not None and self.progress.frames == 0:
+            if self.global_rank == 0:
+                # Once: ranks have the same ones.
+                self.rewards.note_data(self.demonstrations)
+            self.rewards.update()
         part = _WARM_UP_STEPS * self.config.num_envs
         total = self.config.chunks(self.config.learning_starts)
         with faults_end_training(self.config.env_name):
@@ -182,15 +194,8 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     def on_train_epoch_start(self) -> None:
         """Start the averages of this iteration."""
         self.progress.tick()
-        seen = self.rewards.seen
-        self._moving = {
-            name: options
-            for name, options in self.parts.optimizers.items()
-            if seen or not options.needs_rewards
-        }
+        self.updates.start(rewards_seen=self.rewards.seen)
         self._collected = self.stream.collected
-        self._totals.clear()
-        self._counts.clear()
 
     # ---------------------------------------------------------------------------------------
     # Training
@@ -198,40 +203,10 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """One update; the policy takes part in every ``--policy-delay``-th, once it has begun."""
         self.rewards.scale_(batch)
-        due = (self.progress.gradient_steps + 1) % self.config.policy_delay == 0
-        policy_moves = due and not self.policy_waits
-        parts, options = self.parts, self._moving
-        later = [name for name, o in options.items() if o.delayed] if policy_moves else []
-        first = [name for name, o in options.items() if not o.delayed]
-        if parts.update_policy is None:
-            self._step([*first, *later], lambda: parts.update(batch, policy_moves))
-        else:
-            self._step(first, lambda: parts.update(batch, False))
-            if later:
-                policy_losses = partial(parts.update_policy, batch)
-                self._step(later, policy_losses)
-        self.progress.gradient_steps += 1
-        parts.after_update()
-
-    def _step(self, names: Sequence[str], losses: Callable[[], Mapping[str, Tensor]]) -> None:
-        """One backward pass of the sum of ``losses``, and a step of the optimisers ``names``."""
-        self.begin_update()
-        out = losses()
-        moving = [
-            (name, options, optimizer)
-            for (name, options), optimizer in zip(
-                self.parts.optimizers.items(), self._optimizers(), strict=True
-            )
-            if name in names
-        ]
-        for *_, optimizer in moving:
-            optimizer.zero_grad()
-        self.manual_backward(self._total_loss(out, names))
-        self._record({k: v.detach() for k, v in out.items() if v.numel() == 1})
-        for name, options, optimizer in moving:
-            treated = options.treat_gradients(self.loss)
-            self._record({f"grad_{what}_{name}": value for what, value in treated.items()})
-            optimizer.step()
+        number = self.progress.gradient_steps + 1
+        self.updates.step(batch, number, policy_waits=self.policy_waits)
+        self.progress.gradient_steps = number
+        self.parts.after_update()
 
     def on_train_epoch_end(self) -> None:
         """Count, evaluate when due, tell the callbacks."""
@@ -241,8 +216,8 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         self.rewards.update()
         frames = self.over_ranks(stream.collected - self._collected)
         progress.frames += frames
-        averages = self._averages()
-        self.check_finite({k: v for k, v in averages.items() if self._must_be_finite(k)})
+        averages = self.updates.averages()
+        self.check_finite(self.updates.checked(averages))
         metrics = {
             **self.progress_metrics(frames, seconds, stream.episodes),
             "updates": len(stream),
@@ -262,36 +237,8 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     # ---------------------------------------------------------------------------------------
     # Helpers
 
-    def _total_loss(self, out: Mapping[str, Tensor], moving: Sequence[str]) -> Tensor:
-        losses = [value for key, value in out.items() if key.startswith("loss_")]
-        waiting = [o for name, o in self.parts.optimizers.items() if name not in moving]
-        if self.trainer.world_size > 1 and waiting:
-            # Ranks exchange a gradient of every parameter, hence zeros of what waits.
-            sums = [p.sum() for o in waiting for p in o.parameters(self.loss)]
-            losses.append(0.0 * torch.stack(sums).sum())
-        return torch.stack(losses).sum()
-
-    def _must_be_finite(self, name: str) -> bool:
-        """Whether a run ends when this average is not; clipped gradients may be anything before."""
-        options = self.parts.optimizers.get(name.partition("grad_norm_")[2])
-        return name.startswith("loss_") or (options is not None and options.grad_limit is None)
-
-    def _optimizers(self) -> list[LightningOptimizer]:
+    def optimizer_list(self) -> list[LightningOptimizer]:
+        """The optimisers of this rank, in the order of those of the parts."""
         optimizers = self.optimizers()
         assert isinstance(optimizers, list)
         return optimizers
-
-    def _record(self, scalars: Mapping[str, Tensor]) -> None:
-        """Add to the sums of this iteration, on the device: nothing waits for it."""
-        for name, value in scalars.items():
-            # A new tensor each time: the next update of a CUDA graph overwrites the value.
-            self._totals[name] = self._totals.get(name, 0.0) + value.reshape(())
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def _averages(self) -> dict[str, float]:
-        """Means over the updates of this iteration and over the ranks."""
-        if not self._totals:
-            return {}
-        means = [self._totals[name] / count for name, count in self._counts.items()]
-        values = reduce(torch.stack([mean.double() for mean in means]), average=True)
-        return dict(zip(self._counts, values.tolist(), strict=True))

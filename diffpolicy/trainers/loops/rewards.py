@@ -34,6 +34,17 @@ class TrainedRewards(nn.Module):
             lengths = rollout.get(CHUNK_LENGTH_KEY, None)
             self.scale.add(following["reward"], following["done"], lengths)
 
+    def note_data(self, rows: TensorDictBase) -> None:
+        """Remember the returns in transitions ``[R]`` of others, one episode after the other.
+
+        Call :meth:`update` before and after it.
+        """
+        if self.scale is not None:
+            running, self.scale.running = self.scale.running, None
+            following = rows["next"].unsqueeze(0)
+            self.scale.add(following["reward"], following["done"])
+            self.scale.running = running
+
     def update(self) -> None:
         """Let the returns that have been noted count; all ranks call it at the same time."""
         if self.scale is not None:

@@ -5,7 +5,13 @@ from typing import ClassVar
 import torch
 from torchrl.envs import EnvBase
 
-from diffpolicy.actors import ActorCritic, NetworkConfig, RandomChains, build_diffsac_networks
+from diffpolicy.actors import (
+    ActionChains,
+    ActorCritic,
+    NetworkConfig,
+    RandomChains,
+    build_diffsac_networks,
+)
 from diffpolicy.trainers.config.options import at_least, changed, configuration, flag_name, option
 from diffpolicy.trainers.config.process import DenoisingMDPOptions
 from diffpolicy.trainers.loops.environments import observation_keys
@@ -102,6 +108,7 @@ def diffsac_parts(env: EnvBase, config: DiffSACConfig, device: torch.device) -> 
         keys=list(loss.in_keys),
         optimizers=optimizers(config),
         warm_up=RandomChains(networks.actor),
+        complete=ActionChains(networks.actor),
         after_update=target_updates(loss, config),
         diagnostics=lambda: process_diagnostics(networks.actor.process),
     )

@@ -29,6 +29,8 @@ _HERE: dict[str, Any] = {
     "eval_env": "own",
     "resume": None,
     "init_from": None,
+    "demonstrations": None,
+    "demonstration_fraction": None,
 }
 
 

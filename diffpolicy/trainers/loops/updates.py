@@ -1,0 +1,177 @@
+"""Updates of off-policy methods: what one of them is, whoever brings the batches."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.envs import Transform
+from torchrl.objectives import LossModule
+
+from diffpolicy.trainers.loops.optimizer import Optimizer
+from diffpolicy.trainers.loops.ranks import reduce
+
+
+@dataclass(frozen=True)
+class OffPolicyParts:
+    """What distinguishes one off-policy method from another.
+
+    Attributes:
+        loss: the loss with all parameters.
+        update: called with a batch ``[B]`` and whether the policy moves; the sum of the ``loss_*``
+            entries that it returns is minimised, the other scalars are logged. A critic's
+            ``td_error`` goes into the batch.
+        keys: entries of a transition that ``update`` reads, and so the replay buffer keeps.
+        optimizers: one for each part of the loss, by the name under which it is logged.
+        update_policy: called with the batch once the critics have moved; returns the losses of
+            what is delayed, which ``update`` then leaves out. None has ``update`` compute all
+            losses, for one backward pass.
+        warm_up: acts in the random steps, for methods that need more of them than the action;
+            None leaves them to the collector.
+        write_back: entries that ``update`` changes in a batch and the replay buffer keeps, by the
+            name of the entry that they start as.
+        policy: acts when transitions are collected; None is the actor of the loss.
+        after_update: called after each update, for example to move target networks.
+        diagnostics: further numbers to log, read after each iteration.
+        complete: adds to transitions of others what only the actor writes, its ``out_keys``, such
+            as chains; None where there is nothing of that kind.
+    """
+
+    loss: LossModule
+    update: Callable[[TensorDictBase, bool], Mapping[str, Tensor]]
+    keys: list[Any]
+    optimizers: Mapping[str, Optimizer]
+    update_policy: Callable[[TensorDictBase], Mapping[str, Tensor]] | None = None
+    warm_up: TensorDictModuleBase | None = None
+    policy: TensorDictModuleBase | None = None
+    write_back: Mapping[str, str] = field(default_factory=dict)
+    after_update: Callable[[], None] = lambda: None
+    diagnostics: Callable[[], dict[str, float]] = field(default=dict)
+    complete: Transform | None = None
+
+
+class Updates:
+    """Makes updates of the networks of a method, and keeps the averages of what they report.
+
+    Args:
+        parts: of the method.
+        optimizers: gives the optimisers of ``parts.optimizers``, in their order.
+        policy_delay: the policy takes part in every so many-th update.
+        backward: what a backward pass of a sum of losses is.
+        begin: called before losses are computed.
+        ranks: number of processes that train together.
+    """
+
+    def __init__(
+        self,
+        parts: OffPolicyParts,
+        optimizers: Callable[[], Sequence[torch.optim.Optimizer | LightningOptimizer]],
+        *,
+        policy_delay: int,
+        backward: Callable[[Tensor], object] = torch.Tensor.backward,
+        begin: Callable[[], None] = lambda: None,
+        ranks: int = 1,
+    ) -> None:
+        self._parts = parts
+        self._optimizers = optimizers
+        self._policy_delay = policy_delay
+        self._backward = backward
+        self._begin = begin
+        self._ranks = ranks
+        # Without those that wait for a reward.
+        self._moving = dict(parts.optimizers)
+        self._totals: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def start(self, *, rewards_seen: bool) -> None:
+        """Start new averages.
+
+        Args:
+            rewards_seen: whether a reward has differed from zero, for which some optimisers wait.
+        """
+        self._moving = {
+            name: options
+            for name, options in self._parts.optimizers.items()
+            if rewards_seen or not options.needs_rewards
+        }
+        self._totals.clear()
+        self._counts.clear()
+
+    def step(self, batch: TensorDictBase, number: int, *, policy_waits: bool = False) -> None:
+        """Make one update.
+
+        Args:
+            batch: transitions ``[B]`` with the rewards that are trained on.
+            number: of the update, from 1 on.
+            policy_waits: whether the policy stays as it is.
+        """
+        policy_moves = number % self._policy_delay == 0 and not policy_waits
+        parts, options = self._parts, self._moving
+        later = [name for name, o in options.items() if o.delayed] if policy_moves else []
+        first = [name for name, o in options.items() if not o.delayed]
+        if parts.update_policy is None:
+            self._step([*first, *later], lambda: parts.update(batch, policy_moves))
+            return
+        self._step(first, lambda: parts.update(batch, False))
+        if later:
+            self._step(later, partial(parts.update_policy, batch))
+
+    def _step(self, names: Sequence[str], losses: Callable[[], Mapping[str, Tensor]]) -> None:
+        """One backward pass of the sum of ``losses``, and a step of the optimisers ``names``."""
+        self._begin()
+        out = losses()
+        moving = [
+            (name, options, optimizer)
+            for (name, options), optimizer in zip(
+                self._parts.optimizers.items(), self._optimizers(), strict=True
+            )
+            if name in names
+        ]
+        for *_, optimizer in moving:
+            optimizer.zero_grad()
+        self._backward(self._total_loss(out, names))
+        self._record({k: v.detach() for k, v in out.items() if v.numel() == 1})
+        for name, options, optimizer in moving:
+            treated = options.treat_gradients(self._parts.loss)
+            self._record({f"grad_{what}_{name}": value for what, value in treated.items()})
+            optimizer.step()
+
+    def _total_loss(self, out: Mapping[str, Tensor], moving: Sequence[str]) -> Tensor:
+        losses = [value for key, value in out.items() if key.startswith("loss_")]
+        waiting = [o for name, o in self._parts.optimizers.items() if name not in moving]
+        if self._ranks > 1 and waiting:
+            # Ranks exchange a gradient of every parameter, hence zeros of what waits.
+            sums = [p.sum() for o in waiting for p in o.parameters(self._parts.loss)]
+            losses.append(0.0 * torch.stack(sums).sum())
+        return torch.stack(losses).sum()
+
+    def _record(self, scalars: Mapping[str, Tensor]) -> None:
+        """Add to the sums, on the device: nothing waits for it."""
+        for name, value in scalars.items():
+            # A new tensor each time: the next update of a CUDA graph overwrites the value.
+            self._totals[name] = self._totals.get(name, 0.0) + value.reshape(())
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def averages(self) -> dict[str, float]:
+        """Means over the updates since the start, and over the ranks."""
+        if not self._totals:
+            return {}
+        means = [self._totals[name] / count for name, count in self._counts.items()]
+        values = reduce(torch.stack([mean.double() for mean in means]), average=True)
+        return dict(zip(self._counts, values.tolist(), strict=True))
+
+    def checked(self, averages: Mapping[str, float]) -> dict[str, float]:
+        """Those of the averages with which a run ends when they are not finite.
+
+        Clipped gradients may be anything before.
+        """
+        return {name: value for name, value in averages.items() if self._must_be_finite(name)}
+
+    def _must_be_finite(self, name: str) -> bool:
+        options = self._parts.optimizers.get(name.partition("grad_norm_")[2])
+        return name.startswith("loss_") or (options is not None and options.grad_limit is None)
