@@ -36,6 +36,7 @@ COMMANDS = {
     "sweep": Command("sweep", "search for options with Optuna"),
     "demonstrate": Command("demonstrate", "episodes of trained policies, as a data set"),
     "clone": Command("clone", "behaviour cloning of a data set, for train --init-from"),
+    "offline": Command("offline", "train an off-policy method on a data set alone"),
     "export": Command("export", "a policy as an ONNX file, or by torch.export"),
     "push": Command("push", "upload a policy to the Hugging Face hub"),
     "pull": Command("pull", "download a policy from the hub"),

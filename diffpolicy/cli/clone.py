@@ -2,10 +2,14 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from diffpolicy.cli.arguments import Arguments
 from diffpolicy.cli.listing import methods
 from diffpolicy.errors import ArgumentError, did_you_mean
+
+if TYPE_CHECKING:
+    from tensordict import TensorDictBase
 
 _DESCRIPTION = """\
 Fit the policy of a method to demonstrations. The result is the folder of a run: diffpolicy eval,
@@ -59,7 +63,7 @@ def main(words: list[str]) -> int:
 
 def _clone(parser: Arguments, args: argparse.Namespace) -> int:
     # Here, because these import torch.
-    from collectors.streams.demonstrations import episode_returns, load_demonstrations
+    from collectors.streams.demonstrations import load_demonstrations
     from diffpolicy.trainers import METHODS, TrainingError
     from diffpolicy.trainers.run.cli import parse_config
     from diffpolicy.trainers.run.clone import Cloning, clone
@@ -74,14 +78,7 @@ def _clone(parser: Arguments, args: argparse.Namespace) -> int:
     settings = ("updates", "epochs", "batch_size", "lr", "clip_actions")
     cloning = Cloning(**{name: getattr(args, name) for name in settings})
     data = load_demonstrations(args.data)
-    returns = episode_returns(data)
-    if returns:
-        sys.stdout.write(
-            f"{len(data)} transitions, {len(returns)} episodes: return "
-            f"{sum(returns) / len(returns):.1f}, at best {max(returns):.1f}\n"
-        )
-    else:
-        sys.stdout.write(f"{len(data)} transitions\n")
+    sys.stdout.write(describe_data(data))
 
     def report(update: int, total: int, loss: float) -> None:
         sys.stdout.write(f"update {update} of {total}: loss {loss:.4f}\n")
@@ -98,6 +95,19 @@ def _clone(parser: Arguments, args: argparse.Namespace) -> int:
         f"diffpolicy train {args.method} --env {config.env_name} --init-from {folder}\n"
     )
     return 0
+
+
+def describe_data(data: "TensorDictBase") -> str:
+    """A line on the size and the returns of a data set."""
+    from collectors.streams.demonstrations import episode_returns
+
+    returns = episode_returns(data)
+    if not returns:
+        return f"{len(data)} transitions\n"
+    return (
+        f"{len(data)} transitions, {len(returns)} episodes: return "
+        f"{sum(returns) / len(returns):.1f}, at best {max(returns):.1f}\n"
+    )
 
 
 def _flag(name: str) -> str:

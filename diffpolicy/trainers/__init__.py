@@ -29,6 +29,7 @@ from diffpolicy.trainers.run.cli import run_script
 from diffpolicy.trainers.run.clone import Cloning, clone
 from diffpolicy.trainers.run.launch import Run, prepare, train
 from diffpolicy.trainers.run.learner import LEARNERS, Learner
+from diffpolicy.trainers.run.offline import OfflineTraining, train_offline
 from diffpolicy.trainers.run.trained import evaluate_run, load_run
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "OffPolicyConfig",
     "OffPolicyModule",
     "OffPolicyParts",
+    "OfflineTraining",
     "OnPolicyConfig",
     "OnPolicyModule",
     "OnPolicyParts",
@@ -64,4 +66,5 @@ __all__ = [
     "prepare",
     "run_script",
     "train",
+    "train_offline",
 ]

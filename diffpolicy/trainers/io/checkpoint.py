@@ -13,6 +13,8 @@ from diffpolicy.trainers.io.console import say, warn
 
 #: Where the state of a checkpoint says that its policy was cloned from demonstrations.
 CLONE_KEY = "cloned"
+#: Where it says that its networks were trained on a data set.
+OFFLINE_KEY = "offline"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Checkpoint:
     def cloned(self) -> bool:
         """Whether its policy was cloned from demonstrations, and nothing else was trained."""
         return CLONE_KEY in self.state
+
+    @property
+    def from_data(self) -> str:
+        """What was done to its networks without steps of the environment, empty if nothing was."""
+        done = {CLONE_KEY: "cloned", OFFLINE_KEY: "trained offline"}
+        return next((words for key, words in done.items() if key in self.state), "")
 
     @property
     def frames(self) -> int:
@@ -148,10 +156,10 @@ class Checkpoint:
                     f"--resume {checkpoint.path} is a checkpoint of {theirs}, but this run is "
                     f"{method}."
                 )
-            if checkpoint.cloned:
+            if checkpoint.from_data:
                 raise ValueError(
-                    f"--resume {checkpoint.path} is a policy that was cloned, with which a run "
-                    f"begins: --init-from {checkpoint.run_folder}."
+                    f"--resume {checkpoint.path} is a policy that was {checkpoint.from_data}, with "
+                    f"which a run begins: --init-from {checkpoint.run_folder}."
                 )
         return checkpoint
 

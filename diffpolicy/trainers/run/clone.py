@@ -16,13 +16,11 @@ from diffpolicy.errors import ArgumentError
 from diffpolicy.networks import RunningNorm
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
-from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.checkpoint import CLONE_KEY
 from diffpolicy.trainers.loops.base import RLModule
 from diffpolicy.trainers.loops.evaluation import Evaluation
-from diffpolicy.trainers.methods import METHODS
-from diffpolicy.trainers.run.launch import Run, prepare, start_folder
-from diffpolicy.trainers.run.results import write_results
+from diffpolicy.trainers.run.from_data import check_config, prepared, write_run
+from diffpolicy.trainers.run.launch import Run, start_folder
 from diffpolicy.trainers.run.scope import run_scope
 from diffpolicy.trainers.run.trained import evaluate_run
 from objectives import BehaviorCloningLoss
@@ -96,10 +94,10 @@ def clone(
         ValueError: for a configuration that does not work.
         TrainingError: the loss is not finite, or the folder cannot be written to.
     """
-    _check_config(config)
-    run = prepare(config)
-    assert run.lock is not None  # there is one process
-    try:
+    needed = {"frame_stack": 1, "action_chunk": 1, "gpus": 0, "cpu_ranks": 1, "resume": None}
+    check_config(config, needed, what="cloning", hint=_others())
+    with prepared(config) as run:
+        assert run.lock is not None  # there is one process
         actor = run.module.actor
         if not isinstance(actor, RegressionActor):
             raise ArgumentError("method", config.method, f"has no chain; {_others()}")
@@ -107,24 +105,10 @@ def clone(
         start_folder(run, run.lock)
         with run_scope(torch.device("cpu")):
             return _clone(run, rows, cloning, source, report), run.output
-    finally:
-        run.module.close()
-        run.lock.release()
 
 
 def _others() -> str:
     return "choose one with a chain, such as diffppo, diffsac or dime."
-
-
-def _check_config(config: RunConfig) -> None:
-    """Raise ArgumentError for what is not cloned."""
-    if config.method not in METHODS:
-        raise ArgumentError("method", config.method, f"is not registered; {_others()}")
-    needed = {"frame_stack": 1, "action_chunk": 1, "gpus": 0, "cpu_ranks": 1, "resume": None}
-    for name, plain in needed.items():
-        if getattr(config, name) != plain:
-            problem = f"is not supported by cloning, which needs {plain}."
-            raise ArgumentError(name, getattr(config, name), problem)
 
 
 def _fitting(
@@ -191,7 +175,7 @@ def _clone(
     evaluation = evaluate_run(module)
     progress.tick()
     progress.evaluations.append(evaluation)
-    _write(run, {"data": source, "transitions": len(rows), "updates": total})
+    write_run(run, CLONE_KEY, {"data": source, "transitions": len(rows), "updates": total})
     return evaluation
 
 
@@ -238,17 +222,3 @@ def _minibatches(rows: TensorDictBase, size: int, number: int) -> Iterator[Tenso
         for index in torch.randperm(len(rows)).split(size)[:number]:
             number -= 1
             yield rows[index]
-
-
-def _write(run: Run, described: dict[str, str | int]) -> None:
-    """Results and the checkpoint, in the format of all runs."""
-    module = run.module
-    content = {"state_dict": module.state_dict()}
-    module.on_save_checkpoint(content)
-    content[files.CHECKPOINT_KEY][CLONE_KEY] = described
-    path = run.output / files.CHECKPOINT_FOLDER / files.LAST_CHECKPOINT
-    try:
-        write_results(run.output, module)
-        files.write_plain(path, content)
-    except OSError as error:
-        raise TrainingError(f"--output {run.output} cannot be written to: {error}.") from error
