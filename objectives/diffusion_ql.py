@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from diffpolicy.actors import RegressionActor, observation_keys
 from diffpolicy.actors.keys import required
 from diffpolicy.networks import HLGauss
+from diffpolicy.networks.ranks import sum_over_ranks
 from objectives import functional as fn
 from objectives.behavior_cloning import CloningTerm
 from objectives.draws import Draws
@@ -28,8 +29,9 @@ class DiffusionQLLoss(ActionCriticLoss):
         L_pi = L_BC - eta mean_B Q_i(s, a_0) / stopgrad(mean_B |Q_l(s, a_0)|)
 
     ``L_BC`` is the term of :class:`~objectives.BehaviorCloningLoss` for ``a``. The gradient of the
-    second one goes through the chain. The critic i is drawn anew in each call, and l is the next
-    one, of which only the size counts: eta then means the same on every task.
+    second one goes through the chain. The critic i is drawn for each row, and l is the next one, of
+    which only the size counts, over the batches of all ranks: eta then means the same on every
+    task.
 
     Returns ``loss_qvalue`` and ``loss_actor``, to be summed; no term has a gradient in the
     parameters of another. To update the policy less often, call :meth:`qvalue_loss` for every
@@ -147,17 +149,16 @@ class DiffusionQLLoss(ActionCriticLoss):
 
         ``step`` ``[*B, sampled_steps, 1]`` and ``noise`` ``[*B, sampled_steps, A]`` of the cloning,
         ``chain_noise`` ``[*B, N+1, A]`` of the actions that are valued, ``judge`` ``[*B, 1]``, the
-        critic that values them (modulo their number), which is the same for all rows, and
-        ``next_noise`` ``[*B, best_of, N+1, A]``. All are optional in ``draws``.
+        critic that values them (an integer, modulo their number), and ``next_noise``
+        ``[*B, best_of, N+1, A]``. All are optional in ``draws``.
         """
         rows = self._enter(tensordict)
         action = required(rows, self.tensor_keys.action)
         batch, chain = rows.batch_size, (self.cloning.denoising_steps + 1, action.shape[-1])
-        judge = torch.randint(2**20, (1,), device=action.device)
         named = {
             **self.cloning.draw(action),
             "chain_noise": torch.randn_like(action.new_empty(*batch, *chain)),
-            "judge": judge.expand(*batch, 1),
+            "judge": torch.randint(2**20, (*batch, 1), device=action.device),
             "next_noise": torch.randn_like(action.new_empty(*batch, self.best_of, *chain)),
         }
         return TensorDict(named, batch)
@@ -211,13 +212,12 @@ class DiffusionQLLoss(ActionCriticLoss):
         values = self.each_value(rows, action)
         number = values.shape[-2]
         if judge is None:
-            judge = torch.randint(number, (1,), device=values.device)
-        index = (judge % number).expand(*values.shape[:-2], 1).unsqueeze(-2)
+            judge = torch.randint(number, (*values.shape[:-2], 1), device=values.device)
+        index = (judge % number).unsqueeze(-2)
         value = values.gather(-2, index).squeeze(-2)
         size = values.gather(-2, (index + 1) % number).squeeze(-2).detach().abs()
         valid = self._valid(rows, size)
-        if valid is None:
-            mean = size.mean()
-        else:
-            mean = torch.where(valid, size, 0.0).sum() / valid.sum().clamp_min(1)
-        return value, mean.clamp_min(torch.finfo(mean.dtype).tiny)
+        kept = torch.ones_like(size, dtype=torch.bool) if valid is None else valid
+        size = torch.where(kept, size, 0.0)
+        total, count = sum_over_ranks(torch.stack((size.sum(), kept.sum().to(size))))
+        return value, (total / count.clamp_min(1)).clamp_min(torch.finfo(size.dtype).tiny)
