@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_sets import random_transitions
 from pixel_tasks import Mixed
 from small_methods import EACH, small_config
 from torch import Tensor
 
 from collectors.randomness import load_random_state, random_state
+from diffpolicy.policy.demonstrations import save_demonstrations
 from diffpolicy.trainers import METHODS, Run, RunConfig, prepare, train
 from diffpolicy.trainers.io.signals import StopSignal
 
@@ -177,6 +179,13 @@ def test_a_resumed_run_is_exact(
 def test_resuming_is_exact_with_histories_and_chunks(tmp_path: Path) -> None:
     final = assert_exact("dime-chunks", tmp_path, 300, **short("dime-chunks"))
     assert final["frames"] >= 800
+
+
+def test_resuming_is_exact_with_demonstrations(tmp_path: Path) -> None:
+    data = random_transitions(observation=11, action=3, bound=1.0)
+    folder = save_demonstrations(data, tmp_path / "demos")
+    # Chains of demonstrations are drawn anew in each update.
+    assert_exact("diffsac", tmp_path, 400, **short("diffsac"), demonstrations=str(folder))
 
 
 @pytest.mark.slow
