@@ -115,18 +115,17 @@ class MixedReplay:
     :func:`collectors.replay_state` of it is all that the next samples depend on.
 
     Args:
-        buffer: of :func:`make_replay_buffer` or any other of TorchRL's that draws uniformly; new
-            transitions go there.
+        buffer: of :func:`make_replay_buffer`, or any other of TorchRL's with a ``batch_size`` that
+            draws uniformly; new transitions go there.
         demonstrations: transitions ``[R]`` with the entries of those in the buffer; they stay as
             they are.
         fraction: share of demonstrations in a sample, rounded to whole transitions.
-        batch_size: transitions in a sample; None takes that of the buffer.
         complete: adds to sampled demonstrations what only an actor writes, such as
             :class:`~diffpolicy.actors.ActionChains`.
 
     Raises:
-        ArgumentError: for a prioritised buffer, whose weights make up for its own draws only, or a
-            fraction that leaves none of a kind.
+        ArgumentError: for a prioritised buffer, whose weights make up for its own draws only, one
+            without ``batch_size``, or a fraction that leaves none of a kind.
 
     Example:
         >>> from tensordict import TensorDict
@@ -143,10 +142,12 @@ class MixedReplay:
         demonstrations: TensorDictBase,
         *,
         fraction: float = 0.5,
-        batch_size: int | None = None,
         complete: Callable[[TensorDictBase], TensorDictBase] | None = None,
     ) -> None:
-        size = buffer.batch_size if batch_size is None else batch_size
+        size = buffer.batch_size
+        if size is None:
+            problem = "has no batch_size; build it with one."
+            raise ArgumentError("buffer", type(buffer).__name__, problem)
         number = demonstrated_rows(size, fraction)
         if not 0 < number < size:
             problem = f"is {number} of {size} transitions; it must leave some of both kinds."
@@ -155,7 +156,7 @@ class MixedReplay:
             problem = "draws by priorities, which do not go with a fixed share of demonstrations."
             raise ArgumentError("buffer", type(buffer).__name__, problem)
         self.buffer = buffer
-        self._sizes = size - number, number
+        self._replayed = size - number
         self._complete = complete
         self._demonstrations = TensorDictReplayBuffer(
             storage=TensorStorage(demonstrations), generator=buffer._rng, batch_size=number
@@ -167,7 +168,7 @@ class MixedReplay:
         Raises:
             KeyError: the demonstrations lack an entry of the buffer.
         """
-        replayed = self.buffer.sample(self._sizes[0])
+        replayed = self.buffer.sample()[: self._replayed]
         shown = self._demonstrations.sample()
         if replayed.device is not None:
             shown = shown.to(replayed.device)
@@ -175,7 +176,7 @@ class MixedReplay:
             shown = self._complete(shown)
         batch: TensorDictBase = torch.cat((replayed, shown.select(*replayed.keys(True, True))))
         place = torch.arange(len(batch), device=batch.device).unsqueeze(-1)
-        return batch.set(_DEMONSTRATED, place >= self._sizes[0])
+        return batch.set(_DEMONSTRATED, place >= self._replayed)
 
 
 def demonstrated_rows(batch_size: int, fraction: float) -> int:
