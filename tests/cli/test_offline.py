@@ -42,7 +42,7 @@ def test_an_offline_run_is_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     results = json.loads((output / "results.json").read_text())
     assert (results["method"], results["env_steps"]) == ("diffusion_ql", 0)
     assert results["gradient_steps"] == 30
-    rows = list(csv.DictReader((output / "metrics.csv").open()))
+    rows = list(csv.DictReader((output / "metrics.csv").read_text().splitlines()))
     assert [row["gradient_steps"] for row in rows] == ["10", "20", "30"]
     assert float(rows[0]["loss_qvalue"]) > 0
     assert load_policy(output).training["gradient_steps"] == 30
