@@ -161,8 +161,9 @@ class BehaviorCloningLoss(DiffusionLoss):
         given, actor = draws.get("step", 1), self.actor_network
         action = required(rows, self.tensor_keys.action)
         action = valid_actions(actor.squash, action, self._valid(rows, action))
-        limit = self.latent_limit
-        action = actor.squash(actor.squash.inverse(action).clamp(-limit, limit))
+        if actor.squash.latent_bounds is None:
+            limit = self.latent_limit
+            action = actor.squash(actor.squash.inverse(action).clamp(-limit, limit))
         if given is None:
             step = draw_steps(
                 self.denoising_steps, rows.batch_size, self.sampled_steps, action.device
