@@ -109,6 +109,35 @@ def test_a_clone_is_a_run(demos: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "is a policy that was cloned" in capsys.readouterr().err
 
 
+def test_histories_and_chunks_are_cloned_demonstrated_and_trained_on(
+    demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "options.yaml"
+    config.write_text("actor_hidden_sizes: [16]\nmax_episode_steps: 25\neval_episodes: 2\n")
+    task = ["--env", TASK, "--config", str(config)]
+    windows = ["--frame-stack", "2", "--action-chunk", "3"]
+    first, second, data = (str(tmp_path / name) for name in ("first", "second", "data"))
+    fit = [*task, *windows, "--updates", "4"]
+    assert main(["clone", str(demos), *fit, "--output", first]) == 0
+    assert f"{' '.join(windows)} --init-from {first}" in capsys.readouterr().out
+    # What it demonstrates are single steps, of which the same can be cloned again.
+    assert main(["demonstrate", first, "--episodes", "2", "--output", data]) == 0
+    found = load_demonstrations(data)
+    assert (found["observation"].shape, found["action"].shape) == ((50, 3), (50, 1))
+    assert main(["clone", data, *fit, "--output", second]) == 0
+    small = ["--num-envs", "2", "--rollout-steps", "9", "--total-frames", "54"]
+    begun = ["train", "diffppo", *task, *small, "--output", str(tmp_path / "ft")]
+    assert main([*begun, *windows, "--init-from", second]) == 0
+    capsys.readouterr()
+    for other, message in (
+        (windows[:2], "with --action-chunk 3, and this one has 1; give --action-chunk 3"),
+        (windows[2:], "with --frame-stack 2, and this one has 1; give --frame-stack 2"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([*begun[:-1], str(tmp_path / "x"), *other, "--init-from", second])
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["diffppo", "diffsac", "dime"])
 def test_a_run_begins_with_the_clone_and_critics_of_its_own(
     name: str, demos: Path, tmp_path: Path
@@ -162,8 +191,10 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(
     config = small_config("sac", output=str(tmp_path / "x"))
     with pytest.raises(ArgumentError, match="method='sac' has no chain; choose"):
         clone(config, changed(demos), Cloning())
-    with pytest.raises(ArgumentError, match="action_chunk=2 is not supported"):
-        clone(small_config("diffppo", action_chunk=2), changed(demos), Cloning())
+    config = small_config("diffppo", output=str(tmp_path / "x"), action_chunk=2)
+    endless = changed(demos).select("observation", "action")
+    with pytest.raises(ArgumentError, match="data='demos' does not say where episodes end"):
+        clone(config, endless, Cloning(), "demos")
     assert not (tmp_path / "x").exists()
     clipped = small_config("diffppo", output=str(tmp_path / "x"))
     clone(clipped, changed(demos, action=far), Cloning(updates=2, clip_actions=True))
