@@ -109,33 +109,30 @@ def test_a_clone_is_a_run(demos: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "is a policy that was cloned" in capsys.readouterr().err
 
 
-def test_histories_and_chunks_are_cloned_demonstrated_and_trained_on(
+def test_histories_and_chunks_are_cloned_and_demonstrated(
     demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "options.yaml"
-    config.write_text("actor_hidden_sizes: [16]\nmax_episode_steps: 25\neval_episodes: 2\n")
-    task = ["--env", TASK, "--config", str(config)]
+    config.write_text("actor_hidden_sizes: [8]\nmax_episode_steps: 25\neval_episodes: 2\n")
     windows = ["--frame-stack", "2", "--action-chunk", "3"]
-    first, second, data = (str(tmp_path / name) for name in ("first", "second", "data"))
-    fit = [*task, *windows, "--updates", "4"]
+    first, data = str(tmp_path / "first"), tmp_path / "data"
+    fit = ["--env", TASK, "--config", str(config), *windows, "--updates", "4"]
     assert main(["clone", str(demos), *fit, "--output", first]) == 0
     assert f"{' '.join(windows)} --init-from {first}" in capsys.readouterr().out
     # What it demonstrates are single steps, of which the same can be cloned again.
-    assert main(["demonstrate", first, "--episodes", "2", "--output", data]) == 0
+    assert main(["demonstrate", first, "--episodes", "2", "--output", str(data)]) == 0
     found = load_demonstrations(data)
     assert (found["observation"].shape, found["action"].shape) == ((50, 3), (50, 1))
-    assert main(["clone", data, *fit, "--output", second]) == 0
-    small = ["--num-envs", "2", "--rollout-steps", "9", "--total-frames", "54"]
-    begun = ["train", "diffppo", *task, *small, "--output", str(tmp_path / "ft")]
-    assert main([*begun, *windows, "--init-from", second]) == 0
-    capsys.readouterr()
-    for other, message in (
-        (windows[:2], "with --action-chunk 3, and this one has 1; give --action-chunk 3"),
-        (windows[2:], "with --frame-stack 2, and this one has 1; give --frame-stack 2"),
+    same = {"frame_stack": 2, "action_chunk": 3}
+    cloned(tmp_path / "second", data, updates=2, **same)
+    begun = {"init_from": str(tmp_path / "second"), "output": str(tmp_path / "ft")}
+    assert prepare(small_config("diffppo", **begun, **same)).module.warm_parts == ("actor",)
+    for name, flag, there in (
+        ("action_chunk", "--action-chunk", 3),
+        ("frame_stack", "--frame-stack", 2),
     ):
-        with pytest.raises(SystemExit, match="2"):
-            main([*begun[:-1], str(tmp_path / "x"), *other, "--init-from", second])
-        assert message in capsys.readouterr().err
+        with pytest.raises(ArgumentError, match=f"has 1; give {flag} {there}"):
+            prepare(small_config("diffppo", **begun, **{**same, name: 1}))
 
 
 @pytest.mark.parametrize("name", ["diffppo", "diffsac", "dime"])
