@@ -16,7 +16,8 @@ record and export take it, and a training begins with it by --init-from:
   diffpolicy train diffppo --env Hopper-v5 --init-from runs/bc --policy-starts 10000
 
 DATA is a folder of diffpolicy demonstrate (a memory-mapped TensorDict), a .pt or .npz file with
-observation and action, minari:NAME, or lerobot:NAME. Sizes, steps and everything else of the
+observation and action, minari:NAME, or lerobot:NAME, of single steps also for --frame-stack and
+--action-chunk, which make histories and plans of them. Sizes, steps and everything else of the
 policy are options of the method, for which --config names a YAML file (diffpolicy train METHOD
 --print-config); give the same one to the training that goes on."""
 
