@@ -76,7 +76,8 @@ class CloningTerm:
     def _noised(self, rows: TensorDictBase, action: Tensor, draws: Draws) -> Noised:
         """Actions at the sampled steps, rows ``[sampled_steps, 1, *B]``."""
         actor, limit = self.actor, self.latent_limit
-        action = actor.squash(actor.squash.inverse(action).clamp(-limit, limit))
+        if actor.squash.latent_bounds is None:
+            action = actor.squash(actor.squash.inverse(action).clamp(-limit, limit))
         step, noise = draws.get("step", 1), draws.get("noise", 1)
         if step is None:
             step = draw_steps(

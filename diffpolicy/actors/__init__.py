@@ -43,6 +43,7 @@ from diffpolicy.actors.protocol import (
 from diffpolicy.actors.random_chains import ActionChains, RandomChains
 from diffpolicy.actors.squashing import ActionClip, ActionMap, ActionSquash
 from diffpolicy.actors.step_actor import DenoisingStepActor
+from diffpolicy.actors.torchrl_actor import ConcatenatedScore, from_torchrl
 
 __all__ = [
     "DIME_CPU",
@@ -59,6 +60,7 @@ __all__ = [
     "AnyProcessConfig",
     "BestOfActor",
     "ChainActor",
+    "ConcatenatedScore",
     "CriticConfig",
     "DIMEPreset",
     "DenoisingActor",
@@ -86,6 +88,7 @@ __all__ = [
     "build_ppo_networks",
     "build_regression_networks",
     "chain_rows",
+    "from_torchrl",
     "observation_keys",
     "recipe_of",
     "rows_at",

@@ -58,6 +58,11 @@ class ActionMap(nn.Module, ABC):
         """Number of action dimensions ``A``."""
         return self.low.shape[0]
 
+    @property
+    @abstractmethod
+    def latent_bounds(self) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper bounds ``[A]`` of the latents of actions; None if there are none."""
+
     @abstractmethod
     def forward(self, latent: Tensor) -> Tensor:
         """Map latents ``[*B, A]`` to actions ``[*B, A]``."""
@@ -107,6 +112,11 @@ class ActionSquash(ActionMap):
         tensor([0., 1.])
     """
 
+    @property
+    def latent_bounds(self) -> None:
+        """None: every latent is that of an action."""
+        return None
+
     def forward(self, latent: Tensor) -> Tensor:
         """Map pre-squash actions ``[*B, A]`` to actions ``[*B, A]``."""
         return self.from_unit(latent.tanh())
@@ -127,23 +137,48 @@ class ActionClip(ActionMap):
     For processes whose latents are actions in [-1, 1], where clipping takes rounding and the noise
     of the last step away.
 
+    Args:
+        low: lower bounds ``[A]``.
+        high: upper bounds ``[A]``.
+        scaled: whether latents are in [-1, 1] units. If not, they are actions as they are, and
+            clipped to ``[low, high]``.
+
+    Raises:
+        ValueError: see :class:`ActionMap`.
+
     Examples:
-        >>> clip = ActionClip(torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0]))
-        >>> clip(torch.tensor([0.5, 100.0]))
+        >>> low, high = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0])
+        >>> ActionClip(low, high)(torch.tensor([0.5, 100.0]))
         tensor([1., 1.])
+        >>> ActionClip(low, high, scaled=False)(torch.tensor([0.5, 100.0]))
+        tensor([0.5000, 1.0000])
     """
+
+    def __init__(self, low: Tensor, high: Tensor, *, scaled: bool = True) -> None:
+        super().__init__(low, high)
+        self.scaled = scaled
+
+    @property
+    def latent_bounds(self) -> tuple[Tensor, Tensor]:
+        """-1 and 1, or the bounds of actions if latents are not scaled."""
+        if self.scaled:
+            return -torch.ones_like(self.low), torch.ones_like(self.high)
+        return self.low, self.high
 
     def forward(self, latent: Tensor) -> Tensor:
         """Map latents ``[*B, A]`` to actions ``[*B, A]``."""
-        return self.from_unit(latent.clamp(-1, 1))
+        inside = latent.clamp(*self.latent_bounds)
+        return self.from_unit(inside) if self.scaled else inside
 
     def inverse(self, action: Tensor) -> Tensor:
-        """Actions in [-1, 1] units, see :meth:`ActionMap.inverse`."""
-        return self.to_unit(action).to(action.dtype)
+        """Actions in [-1, 1] units, or as they are if not scaled, see :meth:`ActionMap.inverse`."""
+        unit = self.to_unit(action).to(action.dtype)
+        return unit if self.scaled else action.clamp(*self.latent_bounds)
 
     def log_det(self, latent: Tensor) -> Tensor:
-        """0: latents are actions in [-1, 1] units."""
-        return torch.zeros_like(latent[..., :1])
+        """``log |d action / d latent|`` in [-1, 1] units: the same for all latents."""
+        of_unit = torch.zeros_like(latent[..., :1])
+        return of_unit if self.scaled else of_unit - ((self.high - self.low) / 2).log().sum()
 
 
 def action_bounds(spec: TensorSpec) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ record and export take it, and a training begins with it by --init-from:
   diffpolicy train diffppo --env Hopper-v5 --init-from runs/bc --policy-starts 10000
 
 DATA is a folder of diffpolicy demonstrate (a memory-mapped TensorDict), a .pt or .npz file with
-observation and action, minari:NAME, or lerobot:NAME. Sizes, steps and everything else of the
+observation and action, minari:NAME, or lerobot:NAME, of single steps also for --frame-stack and
+--action-chunk, which make histories and plans of them. Sizes, steps and everything else of the
 policy are options of the method, for which --config names a YAML file (diffpolicy train METHOD
 --print-config); give the same one to the training that goes on."""
 
@@ -34,6 +35,12 @@ def main(words: list[str]) -> int:
         "--method", default="diffppo", metavar="METHOD", help="whose policy (default: diffppo)"
     )
     parser.add_argument("--config", metavar="FILE", help="options of the method, as YAML")
+    parser.add_argument(
+        "--frame-stack", type=int, metavar="K", help="last observations that the policy reads"
+    )
+    parser.add_argument(
+        "--action-chunk", type=int, metavar="H", help="actions that the policy plans at once"
+    )
     parser.add_argument("--output", metavar="FOLDER", help="default: a new folder in runs/")
     parser.add_argument("--epochs", type=int, default=100, metavar="N", help="default: 100")
     parser.add_argument("--updates", type=int, metavar="N", help="instead of --epochs")
@@ -69,7 +76,8 @@ def _clone(parser: Arguments, args: argparse.Namespace) -> int:
     from diffpolicy.trainers.run.clone import Cloning, clone
     from diffpolicy.trainers.run.parser import Parser
 
-    names = ("config", "env", "output", "seed", "eval_episodes")
+    windows = ("frame_stack", "action_chunk")
+    names = ("config", "env", "output", "seed", "eval_episodes", *windows)
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     flags = [word for name, value in given.items() for word in (_flag(name), str(value))]
     method = METHODS[args.method]
@@ -89,10 +97,12 @@ def _clone(parser: Arguments, args: argparse.Namespace) -> int:
     except TrainingError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 1
+    flags = [f" {_flag(name)} {getattr(config, name)}" for name in windows]
+    same = "".join(flag for flag in flags if not flag.endswith(" 1"))
     sys.stdout.write(
         f"the clone on {config.env_name}: return {found.return_mean:.1f} ± {found.return_std:.1f} "
         f"over {found.episodes} episodes ({config.eval_policy})\n"
-        f"diffpolicy train {args.method} --env {config.env_name} --init-from {folder}\n"
+        f"diffpolicy train {args.method} --env {config.env_name}{same} --init-from {folder}\n"
     )
     return 0
 

@@ -26,7 +26,7 @@ from diffpolicy.sde.rollout import (
     rollout_latents,
     sampled_log_ratio,
 )
-from diffpolicy.sde.schedules import NOISE_SCHEDULES, SCHEDULES, schedule_factors
+from diffpolicy.sde.schedules import NOISE_SCHEDULES, SCHEDULES, LinearBetas, schedule_factors
 from diffpolicy.sde.variance_preserving import Variance, VariancePreservingProcess
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "DenoisingProcess",
     "DeterministicStep",
     "Gaussian",
+    "LinearBetas",
     "NoiseLevel",
     "Process",
     "RectifiedFlowProcess",

@@ -7,6 +7,7 @@ factors never increase towards the action end.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -110,3 +111,58 @@ NOISE_SCHEDULES: dict[str, Schedule] = {
     "linear": linear_levels,
     "vp": vp_levels,
 }
+
+
+@dataclass(frozen=True)
+class LinearBetas:
+    """Levels of ``beta_t`` from ``start`` to ``end`` in even steps, as DDPM has them.
+
+    A schedule for :class:`~diffpolicy.sde.VariancePreservingProcess` with ends of one's own; those
+    of arXiv 2006.11239 are the defaults, made for 1000 steps.
+
+    Attributes:
+        start: of the step next to the action.
+        end: of the step next to the noise.
+
+    Examples:
+        >>> LinearBetas(0.1, 0.5)(2)
+        tensor([0.9000, 0.4500], dtype=torch.float64)
+    """
+
+    start: float = 1e-4
+    end: float = 0.02
+
+    def __call__(self, steps: int) -> Tensor:
+        """``abar_1 .. abar_T`` ``[T]`` in float64."""
+        beta = torch.linspace(self.start, self.end, steps, dtype=torch.float64)
+        return (1 - beta).cumprod(0)
+
+
+def noise_levels(schedule: str | Schedule, steps: int) -> Tensor:
+    """``abar_1 .. abar_T`` of a schedule by name or as a callable.
+
+    Args:
+        schedule: a key of :data:`NOISE_SCHEDULES` or a callable from ``T`` to a tensor ``[T]``.
+        steps: number of steps ``T``.
+
+    Returns:
+        Levels ``[T]`` in float64.
+
+    Raises:
+        ValueError: for an unknown name, or levels that are not ``[T]``, between 0 and 1, and
+            falling.
+    """
+    if isinstance(schedule, str):
+        if schedule not in NOISE_SCHEDULES:
+            raise ValueError(
+                f"schedule must be one of {list(NOISE_SCHEDULES)} or a callable, got {schedule!r}."
+            )
+        schedule = NOISE_SCHEDULES[schedule]
+    level = torch.as_tensor(schedule(steps), dtype=torch.float64)
+    before = torch.cat((torch.ones(1, dtype=torch.float64), level[:-1]))
+    if level.shape != (steps,) or not bool(((level > 0) & (level < before)).all()):
+        raise ValueError(
+            f"schedule must return {steps} levels that fall from below 1 to above 0, got "
+            f"{level.tolist()}."
+        )
+    return level

@@ -8,7 +8,7 @@ from torch import Tensor
 from diffpolicy.sde.base import ProcessModule, check_positive
 from diffpolicy.sde.likelihood import Gaussian
 from diffpolicy.sde.protocol import DeterministicStep, Move, NoiseLevel, RolloutMode, Step
-from diffpolicy.sde.schedules import NOISE_SCHEDULES
+from diffpolicy.sde.schedules import Schedule, noise_levels
 
 Variance = Literal["posterior", "beta"]
 
@@ -33,7 +33,9 @@ class VariancePreservingProcess(ProcessModule):
     Args:
         action_dim: number of action dimensions ``A``.
         denoising_steps: number of denoising steps ``N``.
-        schedule: ``"cosine"``, ``"vp"`` or ``"linear"``.
+        schedule: ``"cosine"``, ``"vp"``, ``"linear"``, or a callable from ``N`` to ``abar`` ``[N]``
+            from the action's end of the chain to the noise, such as
+            :class:`~diffpolicy.sde.LinearBetas`.
         variance: of the steps, see above.
         prior_std: of ``x_0``; 1 is what the network is trained for.
         clip: limit of the predicted action; None has none.
@@ -57,15 +59,13 @@ class VariancePreservingProcess(ProcessModule):
         action_dim: int,
         denoising_steps: int,
         *,
-        schedule: str = "cosine",
+        schedule: str | Schedule = "cosine",
         variance: Variance = "posterior",
         prior_std: float = 1.0,
         clip: float | None = 1.0,
         min_std: float = 0.0,
     ) -> None:
         super().__init__(action_dim, denoising_steps, prior_std, has_densities=min_std > 0)
-        if schedule not in NOISE_SCHEDULES:
-            raise ValueError(f"schedule must be one of {list(NOISE_SCHEDULES)}, got {schedule!r}.")
         if variance not in ("posterior", "beta"):
             raise ValueError(f"variance must be 'posterior' or 'beta', got {variance!r}.")
         if clip is not None:
@@ -96,7 +96,7 @@ class VariancePreservingProcess(ProcessModule):
         """
         if denoising_steps < 1:
             raise ValueError(f"denoising_steps must be at least 1, got {denoising_steps}.")
-        trained = NOISE_SCHEDULES[self._schedule](self.trained_steps).flip(0)
+        trained = noise_levels(self._schedule, self.trained_steps).flip(0)
         log_level = torch.cat((trained, torch.ones(1, dtype=torch.float64))).log()
         place = torch.arange(denoising_steps) * self.trained_steps
         step = place // denoising_steps

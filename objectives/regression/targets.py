@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffpolicy.actors import ActionClip
 from diffpolicy.actors.keys import required
 from diffpolicy.sde import NoiseLevel
 from objectives.draws import Draws
@@ -100,8 +99,9 @@ class PosteriorTarget:
             noise = torch.randn_like(latent.expand(self.number, *latent.shape))
         else:
             noise = given.movedim(2, 0)
-        if isinstance(actor.squash, ActionClip):
-            noise = _from_inside(noise, latent, level)
+        bounds = actor.squash.latent_bounds
+        if bounds is not None:
+            noise = _from_inside(noise, latent, level, *bounds)
         clean = (latent - level.std * noise) / level.signal
         value = loss.values(noised.rows, actor.squash(clean)) / loss.temperature()
         weight = (value + actor.squash.log_det(clean)).softmax(0)
@@ -110,13 +110,15 @@ class PosteriorTarget:
         return RegressionTarget(output, actor.process.noise_per_output(step))
 
 
-def _from_inside(noise: Tensor, latent: Tensor, level: NoiseLevel) -> Tensor:
-    """Standard normal noise ``[K, *R, A]`` moved to where latents come from [-1, 1].
+def _from_inside(
+    noise: Tensor, latent: Tensor, level: NoiseLevel, lower: Tensor, upper: Tensor
+) -> Tensor:
+    """Standard normal noise ``[K, *R, A]`` moved to where latents come from the bounds ``[A]``.
 
     Quantiles stay what they are, so that the result is normal noise cut off at both ends.
     """
-    low = ((latent - level.signal) / level.std).clamp(-_FAR, _FAR)
-    high = ((latent + level.signal) / level.std).clamp(-_FAR, _FAR)
+    low = ((latent - level.signal * upper) / level.std).clamp(-_FAR, _FAR)
+    high = ((latent - level.signal * lower) / level.std).clamp(-_FAR, _FAR)
     # In double precision, whose tails reach as far as _FAR on both sides.
     share, below, above = (torch.special.ndtr(value.double()) for value in (noise, low, high))
     moved = torch.special.ndtri(below + share * (above - below))

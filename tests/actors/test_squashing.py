@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrl.data import Bounded, Categorical, OneHot, Unbounded
 
-from diffpolicy.actors import ActionSquash
+from diffpolicy.actors import ActionClip, ActionMap, ActionSquash
 
 finite = st.floats(-1e3, 1e3, width=32)
 
@@ -47,6 +47,30 @@ def test_map_is_tanh_and_an_affine_map_per_dimension() -> None:
     expected = latent.tanh() * torch.tensor([2.0, 0.5]) + torch.tensor([0.0, 0.5])
     torch.testing.assert_close(squash(latent), expected)
     assert squash.action_dim == 2
+
+
+@pytest.mark.parametrize("kind", ["squash", "clip", "clip, not scaled"])
+def test_maps_agree_with_their_inverse_and_their_derivative(kind: str) -> None:
+    low, high = torch.tensor([-2.0, 0.1]), torch.tensor([2.0, 5.0])
+    maps: dict[str, ActionMap] = {
+        "squash": ActionSquash(low, high),
+        "clip": ActionClip(low, high),
+        "clip, not scaled": ActionClip(low, high, scaled=False),
+    }
+    squash = maps[kind].double()
+    action = squash.from_unit(1.8 * torch.rand(2, dtype=torch.float64) - 0.9)
+    latent = squash.inverse(action)
+    torch.testing.assert_close(squash(latent), action)
+    jacobian = torch.autograd.functional.jacobian(lambda x: squash.to_unit(squash(x)), latent)
+    assert isinstance(jacobian, torch.Tensor)
+    torch.testing.assert_close(squash.log_det(latent), jacobian.logdet().unsqueeze(0))
+    bounds = squash.latent_bounds
+    assert (bounds is None) == (kind == "squash")
+    if bounds is not None:
+        torch.testing.assert_close(
+            torch.stack(list(map(squash, bounds))), torch.stack([low, high]).double()
+        )
+        assert torch.equal(squash(bounds[1] + 9), squash(bounds[1]))
 
 
 def test_gradient_inside_the_bounds_is_that_of_the_map() -> None:

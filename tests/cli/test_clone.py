@@ -109,6 +109,32 @@ def test_a_clone_is_a_run(demos: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "is a policy that was cloned" in capsys.readouterr().err
 
 
+def test_histories_and_chunks_are_cloned_and_demonstrated(
+    demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "options.yaml"
+    config.write_text("actor_hidden_sizes: [8]\nmax_episode_steps: 25\neval_episodes: 2\n")
+    windows = ["--frame-stack", "2", "--action-chunk", "3"]
+    first, data = str(tmp_path / "first"), tmp_path / "data"
+    fit = ["--env", TASK, "--config", str(config), *windows, "--updates", "4"]
+    assert main(["clone", str(demos), *fit, "--output", first]) == 0
+    assert f"{' '.join(windows)} --init-from {first}" in capsys.readouterr().out
+    # What it demonstrates are single steps, of which the same can be cloned again.
+    assert main(["demonstrate", first, "--episodes", "2", "--output", str(data)]) == 0
+    found = load_demonstrations(data)
+    assert (found["observation"].shape, found["action"].shape) == ((50, 3), (50, 1))
+    same = {"frame_stack": 2, "action_chunk": 3}
+    cloned(tmp_path / "second", data, updates=2, **same)
+    begun = {"init_from": str(tmp_path / "second"), "output": str(tmp_path / "ft")}
+    assert prepare(small_config("diffppo", **begun, **same)).module.warm_parts == ("actor",)
+    for name, flag, there in (
+        ("action_chunk", "--action-chunk", 3),
+        ("frame_stack", "--frame-stack", 2),
+    ):
+        with pytest.raises(ArgumentError, match=f"has 1; give {flag} {there}"):
+            prepare(small_config("diffppo", **begun, **{**same, name: 1}))
+
+
 @pytest.mark.parametrize("name", ["diffppo", "diffsac", "dime"])
 def test_a_run_begins_with_the_clone_and_critics_of_its_own(
     name: str, demos: Path, tmp_path: Path
@@ -162,8 +188,10 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(
     config = small_config("sac", output=str(tmp_path / "x"))
     with pytest.raises(ArgumentError, match="method='sac' has no chain; choose"):
         clone(config, changed(demos), Cloning())
-    with pytest.raises(ArgumentError, match="action_chunk=2 is not supported"):
-        clone(small_config("diffppo", action_chunk=2), changed(demos), Cloning())
+    config = small_config("diffppo", output=str(tmp_path / "x"), action_chunk=2)
+    endless = changed(demos).select("observation", "action")
+    with pytest.raises(ArgumentError, match="data='demos' does not say where episodes end"):
+        clone(config, endless, Cloning(), "demos")
     assert not (tmp_path / "x").exists()
     clipped = small_config("diffppo", output=str(tmp_path / "x"))
     clone(clipped, changed(demos, action=far), Cloning(updates=2, clip_actions=True))

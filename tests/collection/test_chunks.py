@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase
 from collectors import (
     OffPolicyStream,
     collector_state,
+    demonstrated_windows,
     environment_steps,
     evaluate,
     load_collector_state,
@@ -239,3 +240,32 @@ def test_advantages_use_the_discount_of_each_transition() -> None:
     first = 1 + 0.5 * 2 - 1 + 0.5 * 0.8 * last
     assert advantage.flatten().tolist() == pytest.approx([first, last])
     assert target.flatten().tolist() == pytest.approx([first + 1, last + 2])
+
+
+def test_windows_of_demonstrations_are_what_the_environment_shows() -> None:
+    keys = [("observation", name) for name in ("count", "image", "first")]
+    shown = make_env(Camera, frame_stack=3, action_chunk=2).rollout(6, break_when_any_done=False)[0]
+    taken = shown["next", "chunk_steps"].squeeze(-1).tolist()
+    assert taken == [2, 2, 1, 2, 2, 1]
+    planned = shown["action"].unflatten(-1, (2, 2))
+    actions = torch.cat([plan[:count] for plan, count in zip(planned, taken, strict=True)])
+    acted = iter(actions.unsqueeze(1))
+    policy = TensorDictModule(lambda _: next(acted), [keys[0]], ["action"])
+    single = make_env(Camera).rollout(10, policy, break_when_any_done=False)[0]
+
+    windows = demonstrated_windows(single, keys, frame_stack=3, action_chunk=2)
+
+    places = [0, 2, 4, 5, 7, 9]
+    for key in keys:
+        assert torch.equal(windows[key][places], shown[key]), key
+    found = windows["action"].unflatten(-1, (2, 2))
+    for place, plan, count in zip(places, planned, taken, strict=True):
+        assert torch.equal(found[place][:count], plan[:count])
+    # Behind the end of an episode its last action is repeated.
+    assert torch.equal(found[4], actions[[4, 4]])
+    flat = TensorDict({"done": single["next", "done"], **single.select(*keys, "action")}, [10])
+    numbered = single.exclude("next", "done").set("episode", torch.arange(10) // 5)
+    for other in (flat, numbered):
+        assert (demonstrated_windows(other, keys, frame_stack=3, action_chunk=2) == windows).all()
+    with pytest.raises(ArgumentError, match="does not say where episodes end"):
+        demonstrated_windows(single.exclude("next"), keys, frame_stack=2)

@@ -14,7 +14,7 @@ from torchrl.objectives import SoftUpdate
 
 from diffpolicy.actors import ActionClip, BestOfActor, DenoisingActor, DenoisingMDP
 from diffpolicy.networks import ScoreNetwork, StepEmbedding
-from diffpolicy.sde import RectifiedFlowProcess, VariancePreservingProcess
+from diffpolicy.sde import NoiseLevel, RectifiedFlowProcess, VariancePreservingProcess
 from objectives import (
     DenoisingRegressionLoss,
     DIMELoss,
@@ -33,6 +33,7 @@ from objectives.regression import (
     OwnActions,
     PosteriorTarget,
 )
+from objectives.regression.targets import _from_inside
 
 GAMMA, TEMPERATURE, PEAK = 0.9, 0.3, 0.4
 SMALL: dict[type[DenoisingRegressionLoss], dict[str, Any]] = {
@@ -260,6 +261,18 @@ def test_the_log_density_of_a_standard_normal_policy_is_its_own() -> None:
     found = DenoisingLogProb(400)(loss, rows, action, loss._draws(None, rows))
     expected = -0.5 * action.square().sum(-1, keepdim=True) - math.log(2 * math.pi)
     torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
+
+
+def test_noises_of_bounded_latents_lead_inside_of_the_bounds() -> None:
+    low, high = torch.tensor([-5.0, 0.0]), torch.tensor([5.0, 0.5])
+    clean = low + (high - low) * torch.rand(100, 2)
+    level = NoiseLevel(torch.tensor(0.7), torch.tensor(0.6))
+    latent = level.signal * clean + level.std * torch.randn(100, 2)
+    noise = _from_inside(torch.randn(50, 100, 2), latent, level, low, high)
+    found = (latent - level.std * noise) / level.signal
+    assert bool(((found >= low - 1e-4) & (found <= high + 1e-4)).all())
+    assert float(found[..., 0].max()) > 4
+    assert float(noise.std()) > 0.1
 
 
 def trained_actor(kind: type[DenoisingRegressionLoss], **options: Any) -> DenoisingActor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.errors import ArgumentError
+from diffpolicy.trainers.config.options import flag_name
 from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.loops.base import RLModule
 
@@ -34,6 +35,7 @@ def warm_start(module: RLModule, checkpoint: Checkpoint) -> None:
     """
     theirs: Mapping[str, Tensor] = checkpoint.content["state_dict"]
     ours = module.state_dict()
+    _check_windows(module, checkpoint)
     # Cloning trains no critic.
     same_method = checkpoint.state["metadata"]["method"] == module.config.method
     same_method = same_method and not checkpoint.cloned
@@ -43,6 +45,16 @@ def warm_start(module: RLModule, checkpoint: Checkpoint) -> None:
     taken = {name: theirs[name] for name in names if not name.endswith(_OF_ENVIRONMENT)}
     module.load_state_dict({**ours, **taken})
     module.warm_parts = ("actor", "critic") if same_method else ("actor",)
+
+
+def _check_windows(module: RLModule, checkpoint: Checkpoint) -> None:
+    """Raise ArgumentError if the other policy reads or plans another number of steps."""
+    for name in ("frame_stack", "action_chunk"):
+        here, there = getattr(module.config, name), checkpoint.state["config"].get(name, 1)
+        if here != there:
+            flag = flag_name(name)
+            problem = f"is a run with {flag} {there}, and this one has {here}; give {flag} {there}."
+            raise ArgumentError("init_from", str(checkpoint.path), problem)
 
 
 def _taken(name: str, same_method: bool) -> bool:

@@ -10,7 +10,8 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from collectors import RandomStream, derive_seed
-from collectors.streams.demonstrations import shown_keys
+from collectors.streams.demonstrations import bounded_actions, finite_entry
+from collectors.streams.windows import END_KEYS, demonstrated_windows
 from diffpolicy.actors import RegressionActor, observation_keys
 from diffpolicy.errors import ArgumentError
 from diffpolicy.networks import RunningNorm
@@ -81,7 +82,8 @@ def clone(
 
     Args:
         config: of a method whose policy is a chain; ``output`` is the folder.
-        data: transitions ``[R]`` with the observations and the action of the environment.
+        data: transitions ``[R]`` with single observations and actions of the environment; histories
+            and chunks are made of them (:func:`collectors.demonstrated_windows`).
         cloning: how.
         source: what the data is called in messages and in the checkpoint.
         report: called now and then with the update, their number and the loss.
@@ -94,14 +96,14 @@ def clone(
         ValueError: for a configuration that does not work.
         TrainingError: the loss is not finite, or the folder cannot be written to.
     """
-    needed = {"frame_stack": 1, "action_chunk": 1, "gpus": 0, "cpu_ranks": 1, "resume": None}
+    needed = {"gpus": 0, "cpu_ranks": 1, "resume": None}
     check_config(config, needed, what="cloning", hint=_others())
     with prepared(config) as run:
         assert run.lock is not None  # there is one process
         actor = run.module.actor
         if not isinstance(actor, RegressionActor):
             raise ArgumentError("method", config.method, f"has no chain; {_others()}")
-        rows = _fitting(data, actor, cloning, source)
+        rows = _fitting(data, actor, config, cloning, source)
         start_folder(run, run.lock)
         with run_scope(torch.device("cpu")):
             return _clone(run, rows, cloning, source, report), run.output
@@ -112,37 +114,37 @@ def _others() -> str:
 
 
 def _fitting(
-    data: TensorDictBase, actor: RegressionActor, cloning: Cloning, source: str
+    data: TensorDictBase, actor: RegressionActor, config: RunConfig, cloning: Cloning, source: str
 ) -> TensorDictBase:
     """Observations and actions in memory, of the types and shapes that the actor has."""
-    action_key = actor.keys.action
-    low, high = actor.squash.low, actor.squash.high
-    rows = data.select(*observation_keys(actor), action_key, strict=False).clone()
-    for key in (*observation_keys(actor), action_key):
-        value = rows.get(key, None)
-        if value is None:
-            problem = f"lacks {key!r}, which the environment has; it holds {shown_keys(data)}."
-            raise ArgumentError("data", source, problem)
-        value = value.float() if value.dtype != torch.uint8 else value
-        if not bool(value.isfinite().all()):
-            raise ArgumentError("data", source, f"has NaN or infinity in {key!r}.")
-        rows.set(key, value)
-    action = rows.get(action_key)
-    if action.shape[1:] != low.shape:
-        problem = f"has actions {list(action.shape[1:])}, and the environment {list(low.shape)}."
-        raise ArgumentError("data", source, problem)
-    clipped = action.clamp(low, high)
-    outside = float(((action - clipped).abs() > 1e-4 * (high - low)).any(-1).float().mean())
-    if outside and not cloning.clip_actions:
-        problem = (
-            f"has actions from {float(action.min()):g} to {float(action.max()):g}, {outside:.1%} "
-            f"of them outside of {low.tolist()} and {high.tolist()}, the bounds of the "
-            "environment; clip_actions (--clip-actions) clips them."
+    keys, action_key = observation_keys(actor), actor.keys.action
+    rows = data.select(*keys, action_key, *END_KEYS, strict=False).clone()
+    for key in (*keys, action_key):
+        value = finite_entry(rows, key, source)
+        rows.set(key, value.float() if value.dtype != torch.uint8 else value)
+    rows.set(action_key, _inside(rows.get(action_key), actor, config, cloning, source))
+    try:
+        rows = demonstrated_windows(
+            rows,
+            keys,
+            action_key=action_key,
+            frame_stack=config.frame_stack,
+            action_chunk=config.action_chunk,
         )
-        raise ArgumentError("data", source, problem)
-    rows.set(action_key, clipped)
+    except ArgumentError as error:
+        raise ArgumentError("data", source, error.problem) from error
     _check_observations(rows, actor, source)
     return rows
+
+
+def _inside(
+    action: Tensor, actor: RegressionActor, config: RunConfig, cloning: Cloning, source: str
+) -> Tensor:
+    """Single actions ``[R, A]``, clipped to the bounds of the environment."""
+    chunks = (actor.squash.low, actor.squash.high)
+    low, high = (bound[: len(bound) // config.action_chunk] for bound in chunks)
+    hint = None if cloning.clip_actions else "clip_actions (--clip-actions) clips them"
+    return bounded_actions(action, low, high, source, hint)
 
 
 def _check_observations(rows: TensorDictBase, actor: RegressionActor, source: str) -> None:
