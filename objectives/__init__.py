@@ -1,12 +1,14 @@
 """Losses for diffusion policies as TorchRL loss modules."""
 
 from objectives.behavior_cloning import BehaviorCloningLoss
+from objectives.dacer import DACERLoss
 from objectives.diff_ppo import DiffPPOLoss
 from objectives.diff_sac import DiffSACLoss
 from objectives.diff_wpo import DiffWPOLoss
 from objectives.dime import DIMELoss
 from objectives.dipo import DIPOLoss
 from objectives.dpmd import DPMDLoss, FPMDLoss
+from objectives.entropy_regulator import EntropyRegulator
 from objectives.estimators import DenoisingGAE, DenoisingTDLambda
 from objectives.maxent_dp import MaxEntDPLoss
 from objectives.multiplier import LearnedMultiplier
@@ -19,6 +21,7 @@ from objectives.temperature import FixedTemperature, LearnedTemperature, Tempera
 
 __all__ = [
     "BehaviorCloningLoss",
+    "DACERLoss",
     "DIMELoss",
     "DIPOLoss",
     "DPMDLoss",
@@ -28,6 +31,7 @@ __all__ = [
     "DiffPPOLoss",
     "DiffSACLoss",
     "DiffWPOLoss",
+    "EntropyRegulator",
     "FPMDLoss",
     "FixedTemperature",
     "LearnedMultiplier",

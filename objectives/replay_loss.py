@@ -49,7 +49,7 @@ class ReplayLoss(DiffusionLoss):
 
 
 class ActionCriticLoss(ReplayLoss):
-    """Base of the losses whose critics value actions (DIME, the regression family)."""
+    """Base of the losses whose critics value actions (DIME, DACER, the regression family)."""
 
     #: The diagnostic of ``actor_loss`` that a learned temperature follows.
     followed_entropy: str = "entropy"

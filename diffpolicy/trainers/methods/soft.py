@@ -15,9 +15,9 @@ from diffpolicy.trainers.config.options import configuration
 from diffpolicy.trainers.config.process import ProcessOptions
 from diffpolicy.trainers.config.temperature import LearnableTemperatureOptions, TemperatureOptions
 from diffpolicy.trainers.loops.optimizer import Optimizer
-from objectives import DenoisingRegressionLoss, DiffSACLoss, DIMELoss
+from objectives import DACERLoss, DenoisingRegressionLoss, DiffSACLoss, DIMELoss
 
-UpdatedLoss: TypeAlias = DIMELoss | DiffSACLoss | DenoisingRegressionLoss
+UpdatedLoss: TypeAlias = DACERLoss | DIMELoss | DiffSACLoss | DenoisingRegressionLoss
 
 
 @configuration()
