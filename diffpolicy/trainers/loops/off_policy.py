@@ -52,6 +52,8 @@ class OffPolicyParts:
         write_back: entries that ``update`` changes in a batch and the replay buffer keeps, by the
             name of the entry that they start as.
         policy: acts when transitions are collected; None is the actor of the loss.
+        before_update: called with the number of each update, from 0, and its batch; measures what
+            the update needs and is not measured every time.
         after_update: called after each update, for example to move target networks.
         diagnostics: further numbers to log, read after each iteration.
     """
@@ -64,6 +66,7 @@ class OffPolicyParts:
     warm_up: TensorDictModuleBase | None = None
     policy: TensorDictModuleBase | None = None
     write_back: Mapping[str, str] = field(default_factory=dict)
+    before_update: Callable[[int, TensorDictBase], None] = lambda number, batch: None
     after_update: Callable[[], None] = lambda: None
     diagnostics: Callable[[], dict[str, float]] = field(default=dict)
 
@@ -198,11 +201,13 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """One update; the policy takes part in every ``--policy-delay``-th, once it has begun."""
         self.rewards.scale_(batch)
-        due = (self.progress.gradient_steps + 1) % self.config.policy_delay == 0
-        policy_moves = due and not self.policy_waits
-        parts, options = self.parts, self._moving
-        later = [name for name, o in options.items() if o.delayed] if policy_moves else []
-        first = [name for name, o in options.items() if not o.delayed]
+        number = self.progress.gradient_steps
+        policy_moves = (number + 1) % self.config.policy_delay == 0 and not self.policy_waits
+        parts = self.parts
+        due = {name: o.delayed for name, o in self._moving.items() if number % o.interval == 0}
+        later = [name for name, delayed in due.items() if delayed] if policy_moves else []
+        first = [name for name, delayed in due.items() if not delayed]
+        parts.before_update(number, batch)
         if parts.update_policy is None:
             self._step([*first, *later], lambda: parts.update(batch, policy_moves))
         else:
