@@ -163,9 +163,9 @@ class DiffusionLoss(LossModule):
         Raises:
             AttributeError: if the temperature is fixed.
         """
-        if not isinstance(self.temperature, LearnedTemperature):
+        if not self.temperature.learned:
             raise AttributeError("log_alpha is for a LearnedTemperature; this one is fixed.")
-        return self.temperature.log_alpha
+        return self.temperature.get_parameter("log_alpha")
 
     def _add_qvalue_network(
         self,
