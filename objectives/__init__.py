@@ -1,6 +1,7 @@
 """Losses for diffusion policies as TorchRL loss modules."""
 
 from objectives.behavior_cloning import BehaviorCloningLoss
+from objectives.dacer import DACERLoss
 from objectives.diff_ppo import DiffPPOLoss
 from objectives.diff_sac import DiffSACLoss
 from objectives.diff_wpo import DiffWPOLoss
@@ -8,6 +9,7 @@ from objectives.diffusion_ql import DiffusionQLLoss
 from objectives.dime import DIMELoss
 from objectives.dipo import DIPOLoss
 from objectives.dpmd import DPMDLoss, FPMDLoss
+from objectives.entropy_regulator import EntropyRegulator
 from objectives.estimators import DenoisingGAE, DenoisingTDLambda
 from objectives.maxent_dp import MaxEntDPLoss
 from objectives.multiplier import LearnedMultiplier
@@ -20,6 +22,7 @@ from objectives.temperature import FixedTemperature, LearnedTemperature, Tempera
 
 __all__ = [
     "BehaviorCloningLoss",
+    "DACERLoss",
     "DIMELoss",
     "DIPOLoss",
     "DPMDLoss",
@@ -30,6 +33,7 @@ __all__ = [
     "DiffSACLoss",
     "DiffWPOLoss",
     "DiffusionQLLoss",
+    "EntropyRegulator",
     "FPMDLoss",
     "FixedTemperature",
     "LearnedMultiplier",

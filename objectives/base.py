@@ -15,11 +15,12 @@ from torchrl.objectives.utils import ValueEstimators
 from torchrl.objectives.value import ValueEstimatorBase
 
 from diffpolicy.actors import ActorKeys, with_encoder
-from diffpolicy.networks import BatchRenorm, RunningNorm
+from diffpolicy.networks import BatchRenorm, HLGauss, RunningNorm
 from objectives.agents import per_agent
 from objectives.checks import check_choice
 from objectives.functional import ValueLoss
 from objectives.q_critic import CriticReduction, QCritic, QNetworks, as_q_network
+from objectives.q_heads import Head
 from objectives.temperature import LearnedTemperature, Temperature, as_temperature
 from objectives.transitions import write_priority
 
@@ -162,9 +163,9 @@ class DiffusionLoss(LossModule):
         Raises:
             AttributeError: if the temperature is fixed.
         """
-        if not isinstance(self.temperature, LearnedTemperature):
+        if not self.temperature.learned:
             raise AttributeError("log_alpha is for a LearnedTemperature; this one is fixed.")
-        return self.temperature.log_alpha
+        return self.temperature.get_parameter("log_alpha")
 
     def _add_qvalue_network(
         self,
@@ -175,7 +176,7 @@ class DiffusionLoss(LossModule):
         separate: bool,
         reduction: CriticReduction,
         loss_function: ValueLoss,
-        distributional: bool = False,
+        heads: tuple[type[Head], ...] = (HLGauss,),
     ) -> QCritic:
         """Register ``qvalue_network`` and its parameters; the part that reads its values."""
         network = as_q_network(networks, number)
@@ -183,7 +184,7 @@ class DiffusionLoss(LossModule):
             network,
             reduction=reduction,
             loss_function=loss_function,
-            distributional=distributional,
+            heads=heads,
         )
         if delay:
             check_no_statistics("delay_qvalue", network)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffpolicy.actors import PathActor, PathSample, observation_keys
 from diffpolicy.actors.keys import required
-from diffpolicy.networks import CategoricalSupport
+from diffpolicy.networks import CategoricalSupport, HLGauss
 from objectives import functional as fn
 from objectives.base import evaluation_mode
 from objectives.draws import Draws
@@ -111,7 +111,7 @@ class DIMELoss(ActionCriticLoss):
             separate=separate_losses,
             reduction=critic_reduction,
             loss_function=loss_function,
-            distributional=True,
+            heads=(CategoricalSupport, HLGauss),
         )
         self._add_temperature(temperature)
         if num_next_actions < 1:

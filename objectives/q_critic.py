@@ -10,14 +10,15 @@ from tensordict.nn import (
     EnsembleModule,
     TensorDictModule,
     TensorDictModuleBase,
-    TensorDictSequential,
 )
 from torch import Tensor, nn
 
 from diffpolicy.actors.keys import required
-from diffpolicy.networks import CategoricalSupport, HLGauss
+from diffpolicy.networks import CategoricalSupport, GaussianHead, HLGauss
+from diffpolicy.sde import Gaussian
 from objectives import functional as fn
 from objectives.checks import check_choice
+from objectives.q_heads import Head, find_head, writes_ensemble_first
 
 CriticReduction = Literal["mean", "min"]
 QNetworks: TypeAlias = TensorDictModuleBase | Sequence[TensorDictModuleBase] | nn.ModuleList
@@ -31,7 +32,7 @@ class QKeys(Protocol):
 
 
 class QValues(NamedTuple):
-    """Output of ``E`` critics: values ``[*B, E, 1]``, and logits ``[*B, E, K]`` if categorical."""
+    """Output of ``E`` critics: values ``[*B, E, 1]``, and what a head reads ``[*B, E, K]``."""
 
     value: Tensor
     logits: Tensor | None
@@ -75,14 +76,15 @@ class QCritic:
     """An ensemble of ``E`` Q networks: layout, head, reduction and loss.
 
     The parameters belong to a loss and are passed to every call; this object has none. Heads are
-    scalar, categorical (:class:`~diffpolicy.networks.CategoricalSupport`) or
-    :class:`~diffpolicy.networks.HLGauss`, whichever a submodule of the network is.
+    scalar, categorical (:class:`~diffpolicy.networks.CategoricalSupport`),
+    :class:`~diffpolicy.networks.HLGauss` or :class:`~diffpolicy.networks.GaussianHead`, whichever
+    a submodule of the network is.
 
     Args:
         network: result of :func:`as_q_network`.
         reduction: ``"mean"`` or, not for categorical heads, ``"min"``, over the critics.
         loss_function: ``"l1"``, ``"l2"`` or ``"smooth_l1"``, for scalar critics.
-        distributional: whether the loss has targets for categorical heads.
+        heads: those that the loss can train, beside scalar critics.
 
     Raises:
         ValueError: for arguments that are unknown or do not go together, or several heads.
@@ -94,7 +96,7 @@ class QCritic:
         *,
         reduction: CriticReduction,
         loss_function: fn.ValueLoss,
-        distributional: bool = True,
+        heads: tuple[type[Head], ...] = (CategoricalSupport, HLGauss),
     ) -> None:
         check_choice("loss_function", loss_function, ("l1", "l2", "smooth_l1"))
         check_choice("critic_reduction", reduction, ("mean", "min"))
@@ -103,10 +105,11 @@ class QCritic:
         self.reduction = reduction
         self.loss_function = loss_function
         self._ensemble_first = writes_ensemble_first(network)
-        if self.atoms is not None and not distributional:
+        if self.head is not None and not isinstance(self.head, heads):
+            works = " or ".join(["a scalar head", *(head.__name__ for head in heads)])
             raise ValueError(
-                "qvalue_network has a CategoricalSupport, whose targets are distributions; use a "
-                "scalar head or HLGauss."
+                f"qvalue_network has a {type(self.head).__name__}, which this loss does not train; "
+                f"use {works}."
             )
         if self.atoms is not None and reduction == "min":
             raise ValueError(
@@ -122,6 +125,11 @@ class QCritic:
     def bins(self) -> HLGauss | None:
         """The bins of an HL-Gauss head, else None."""
         return self.head if isinstance(self.head, HLGauss) else None
+
+    @property
+    def gaussian(self) -> GaussianHead | None:
+        """The Gaussian head, else None."""
+        return self.head if isinstance(self.head, GaussianHead) else None
 
     def action_inputs(self, rows: TensorDictBase, key: NestedKey, action: Tensor) -> TensorDictBase:
         """What critics ``Q(s, a)`` read, with another action; never the caller's TensorDict."""
@@ -196,6 +204,21 @@ class QCritic:
         """Mean or minimum ``[*B, 1]`` over the critics of ``[*B, E, 1]``."""
         return value.amin(-2) if self.reduction == "min" else value.mean(-2)
 
+    def distribution(self, values: QValues) -> Gaussian:
+        """Mean and std ``[*B, 1]`` of Gaussian critics: of the smaller mean, or their means."""
+        std = self.std(values)
+        if self.reduction == "mean":
+            return Gaussian(values.value.mean(-2), std.mean(-2))
+        smallest = values.value.argmin(-2, keepdim=True)
+        at = (value.take_along_dim(smallest, -2).squeeze(-2) for value in (values.value, std))
+        return Gaussian(*at)
+
+    def std(self, values: QValues) -> Tensor:
+        """Standard deviations ``[*B, E, 1]`` of Gaussian critics."""
+        assert self.gaussian is not None
+        assert values.logits is not None
+        return self.gaussian.std(values.logits)
+
     def distance(self, values: QValues, target: Tensor) -> Tensor:
         """Loss ``[*B, 1]`` of all critics against scalar targets ``[*B, 1]``."""
         targets = target.unsqueeze(-2)
@@ -208,20 +231,24 @@ class QCritic:
     def diagnostics(self, values: QValues, target: Tensor) -> dict[str, Tensor]:
         """``q_value``, ``target_value``, ``td_error`` (of the worst critic) ``[*B, 1]``.
 
-        With HL-Gauss also ``value_clip_fraction``, whether the target is outside of the bins.
+        With HL-Gauss also ``value_clip_fraction``, whether the target is outside of the bins, and
+        with a Gaussian head ``value_std``.
         """
         error = (values.value - target.unsqueeze(-2)).abs().amax(-2)
         found = {"q_value": values.value.mean(-2), "target_value": target, "td_error": error}
         if self.bins is not None:
             found["value_clip_fraction"] = self.bins.outside(target).to(target)
+        if self.gaussian is not None:
+            found["value_std"] = self.std(values).mean(-2)
         return found
 
     @property
     def diagnostic_keys(self) -> list[NestedKey]:
         """Names of the critic's diagnostics."""
-        clipped = [] if self.head is None else ["value_clip_fraction"]
-        entropy = [] if self.atoms is None else ["critic_entropy"]
-        return ["q_value", "target_value", "td_error", *clipped, *entropy]
+        of_head = [] if self.bins is None else ["value_clip_fraction"]
+        of_head += [] if self.atoms is None else ["value_clip_fraction", "critic_entropy"]
+        of_head += [] if self.gaussian is None else ["value_std"]
+        return ["q_value", "target_value", "td_error", *of_head]
 
 
 def as_q_network(networks: QNetworks, num_qvalue_nets: int | None = None) -> TensorDictModuleBase:
@@ -290,30 +317,3 @@ def _reset(module: nn.Module) -> list[nn.Parameter]:
         return []
     reset()
     return list(module.parameters())
-
-
-def find_head(network: nn.Module) -> CategoricalSupport | HLGauss | None:
-    """The categorical head of Q networks, None if they are scalar.
-
-    Raises:
-        ValueError: for several heads, or one inside of an EnsembleModule.
-    """
-    found = [m for m in network.modules() if isinstance(m, (CategoricalSupport, HLGauss))]
-    if len(found) > 1:
-        raise ValueError(
-            f"qvalue_network has {len(found)} heads; let its members share one "
-            "CategoricalSupport or HLGauss."
-        )
-    if found and any(isinstance(m, EnsembleModule) for m in network.modules()):
-        raise ValueError(
-            "an EnsembleModule copies the head of its critics; use a QEnsemble, or a list of "
-            "networks that share one CategoricalSupport or HLGauss."
-        )
-    return found[0] if found else None
-
-
-def writes_ensemble_first(network: nn.Module) -> bool:
-    """Whether a network writes values ``[E, *B, 1]``, as tensordict's EnsembleModule does."""
-    while isinstance(network, TensorDictSequential):
-        network = network.module[-1]
-    return isinstance(network, EnsembleModule)

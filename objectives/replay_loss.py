@@ -52,7 +52,10 @@ class ReplayLoss(DiffusionLoss):
 
 
 class ActionCriticLoss(ReplayLoss):
-    """Base of the losses whose critics value actions (DIME, DiffusionQL, the regression family)."""
+    """Base of the losses whose critics value actions.
+
+    They are DIME, DACER, DiffusionQL and the regression family.
+    """
 
     #: The diagnostic of ``actor_loss`` that a learned temperature follows.
     followed_entropy: str = "entropy"

@@ -33,6 +33,7 @@ from diffpolicy.actors.denoising_mdp import DenoisingMDP
 from diffpolicy.actors.encoded import EncodedActor, with_encoder
 from diffpolicy.actors.gaussian import GaussianChainActor
 from diffpolicy.actors.keys import RESERVED_KEYS, ActorKeys
+from diffpolicy.actors.noisy import NoisyActor
 from diffpolicy.actors.protocol import (
     ChainActor,
     PathActor,
@@ -71,6 +72,7 @@ __all__ = [
     "FlowConfig",
     "GaussianChainActor",
     "NetworkConfig",
+    "NoisyActor",
     "PathActor",
     "PathSample",
     "ProcessConfig",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from diffpolicy.networks import CategoricalSupport, HLGauss, MakeEncoder
+from diffpolicy.networks import CategoricalSupport, GaussianHead, HLGauss, MakeEncoder
 from diffpolicy.networks.critics import SupportEnds
 from diffpolicy.networks.mlp import Activation, Initialization
 from diffpolicy.networks.q_ensemble import Normalization
@@ -102,6 +102,8 @@ class CriticConfig:
         value_range: lowest and highest atom, or the ends of the bins.
         hl_gauss: train a categorical head on smoothed scalar targets (:class:`HLGauss`), as the
             critics of the denoising MDP do; DIME's are distributional.
+        gaussian: predict the mean and the standard deviation of the return
+            (:class:`~diffpolicy.networks.GaussianHead`), with ``atoms=None``.
         support_ends: what lies at the ends of that head's support, see :class:`HLGauss`.
         value_scale: factor on the values of a scalar head, see
             :class:`~diffpolicy.networks.QEnsemble`.
@@ -115,13 +117,22 @@ class CriticConfig:
     atoms: int | None = 101
     value_range: tuple[float, float] = (-200.0, 200.0)
     hl_gauss: bool = False
+    gaussian: bool = False
     support_ends: SupportEnds = "edges"
     value_scale: float = 1.0
     warmup_steps: int = 100_000
     eps_in_correction: bool = True
 
-    def support(self) -> CategoricalSupport | HLGauss | None:
-        """The categorical head, or None for a scalar head."""
+    def __post_init__(self) -> None:
+        if self.gaussian and self.atoms is not None:
+            raise ValueError(
+                f"gaussian=True has no atoms, got atoms={self.atoms}; use atoms=None with it."
+            )
+
+    def support(self) -> CategoricalSupport | HLGauss | GaussianHead | None:
+        """The categorical or Gaussian head, or None for a scalar head."""
+        if self.gaussian:
+            return GaussianHead()
         if self.atoms is None:
             return None
         if self.hl_gauss:

@@ -147,7 +147,7 @@ class RegressionActor(Protocol):
         ...
 
     def sample_action(self, tensordict: TensorDictBase, *, noise: Tensor | None = None) -> Tensor:
-        """Actions ``[*B, A]`` of whole chains, whatever the exploration type.
+        """Actions ``[*B, A]`` of whole chains, whatever the exploration type; differentiable.
 
         Args:
             tensordict: observation keys, batch ``[*B]``; must not be written to.

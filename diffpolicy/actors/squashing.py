@@ -86,6 +86,10 @@ class ActionMap(nn.Module, ABC):
         scale, shift = (self.high - self.low) / 2, (self.high + self.low) / 2
         return (unit * scale + shift).clamp(self.low, self.high)
 
+    def moved(self, action: Tensor, change: Tensor) -> Tensor:
+        """Actions ``[*B, A]`` plus a change in [-1, 1] units, clipped to the bounds."""
+        return (action + change * (self.high - self.low) / 2).clamp(self.low, self.high)
+
     def to_unit(self, action: Tensor) -> Tensor:
         """Actions mapped to [-1, 1], in double precision; ValueError as of :meth:`inverse`."""
         center, scale = (self.high + self.low) / 2, (self.high - self.low) / 2

@@ -6,6 +6,7 @@ from diffpolicy.networks.critics import DenoisingValueNetwork, HLGauss
 from diffpolicy.networks.denoising_q import DenoisingQEnsemble
 from diffpolicy.networks.embeddings import StepEmbedding
 from diffpolicy.networks.encoders import ImageEncoder, MakeEncoder, ObservationEncoder
+from diffpolicy.networks.gaussian import GaussianHead
 from diffpolicy.networks.mlp import ACTIVATIONS, lecun_normal_, mlp
 from diffpolicy.networks.normalization import RunningNorm
 from diffpolicy.networks.q_ensemble import QEnsemble
@@ -19,6 +20,7 @@ __all__ = [
     "CategoricalSupport",
     "DenoisingQEnsemble",
     "DenoisingValueNetwork",
+    "GaussianHead",
     "HLGauss",
     "ImageEncoder",
     "MakeEncoder",

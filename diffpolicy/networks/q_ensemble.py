@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffpolicy.networks.batch_renorm import BatchRenorm
 from diffpolicy.networks.categorical import CategoricalSupport
 from diffpolicy.networks.critics import HLGauss
+from diffpolicy.networks.gaussian import GaussianHead
 from diffpolicy.networks.mlp import lecun_normal_
 from diffpolicy.networks.normalization import RunningNorm
 
@@ -73,7 +74,7 @@ class EnsembleLayerNorm(nn.Module):
 
 
 class QEnsemble(nn.Module):
-    """``E`` independent Q networks ``Q_j(s, a)`` with scalar or categorical heads.
+    """``E`` independent Q networks ``Q_j(s, a)`` with scalar, categorical or Gaussian heads.
 
     ``normalization="batch"`` makes the critic of CrossQ and DIME (arXiv 1902.05605, 2502.02316):
     batch renormalisation of the input and after every activation. In training mode its values
@@ -87,7 +88,8 @@ class QEnsemble(nn.Module):
         ensemble_size: number of members ``E``.
         hidden_sizes: widths of the hidden layers of each member.
         normalization: ``"batch"``, ``"layer"`` or None.
-        support: atoms of a categorical head, or an HL-Gauss head; None makes a scalar head.
+        support: atoms of a categorical head, an HL-Gauss head, or a Gaussian one; None makes a
+            scalar head.
         action_low: lower bounds of the action ``[A]``; with ``action_high`` the action enters the
             network mapped to [-1, 1]. None leaves it as it is.
         action_high: upper bounds of the action ``[A]``.
@@ -117,7 +119,7 @@ class QEnsemble(nn.Module):
         ensemble_size: int = 2,
         hidden_sizes: Sequence[int] = (256, 256),
         normalization: Normalization | None = None,
-        support: CategoricalSupport | HLGauss | None = None,
+        support: CategoricalSupport | HLGauss | GaussianHead | None = None,
         action_low: Tensor | None = None,
         action_high: Tensor | None = None,
         normalizer: RunningNorm | None = None,
@@ -177,7 +179,8 @@ class QEnsemble(nn.Module):
             action: ``[*B, A]``.
 
         Returns:
-            ``[*B, E, 1]``; with a support also the logits ``[*B, E, K]``.
+            ``[*B, E, 1]``; with a support also the logits ``[*B, E, K]`` (with a Gaussian head its
+            two outputs).
         """
         if self.normalizer is not None:
             observation = self.normalizer(observation)

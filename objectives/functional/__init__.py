@@ -12,6 +12,7 @@ from objectives.functional.critic import (
     clipped_value,
     explained_variance,
     project_categorical,
+    refined_gaussian_loss,
     symmetric_value_range,
     value_distance,
 )
@@ -19,6 +20,11 @@ from objectives.functional.entropy import (
     DiscountedCost,
     discounted_cost,
     entropy_bound,
+)
+from objectives.functional.mixture import (
+    GaussianMixture,
+    fit_gaussian_mixture,
+    mixture_entropy,
 )
 from objectives.functional.policy import (
     AdvantageNormalization,
@@ -51,6 +57,7 @@ __all__ = [
     "ClippedSurrogate",
     "DiscountMode",
     "DiscountedCost",
+    "GaussianMixture",
     "NormalizedAdvantage",
     "RatioStatistics",
     "ValueLoss",
@@ -65,11 +72,14 @@ __all__ = [
     "effective_sample_size",
     "entropy_bound",
     "explained_variance",
+    "fit_gaussian_mixture",
     "kernel_divergence",
+    "mixture_entropy",
     "noising_surrogate",
     "normalized_advantage",
     "project_categorical",
     "ratio_statistics",
+    "refined_gaussian_loss",
     "refreshed_advantage",
     "scaled_gradient",
     "soft_target",

@@ -1,4 +1,4 @@
-"""Losses of value functions, scalar and categorical: element-wise results, the caller reduces.
+"""Losses of value functions of every head: element-wise results, the caller reduces.
 
 Paper letters: v value, y target, q probabilities, z atoms, K their number.
 Per-row tensors have shape ``[*B, 1]``; shapes that do not match raise instead of broadcasting.
@@ -13,6 +13,9 @@ from torch.nn.functional import smooth_l1_loss
 from objectives.checks import check_same_shape
 
 ValueLoss = Literal["l1", "l2", "smooth_l1"]
+
+# What keeps the gradients of a Gaussian critic finite where it is sure of itself.
+_VARIANCE_FLOOR = 0.1
 
 
 def value_distance(value: Tensor, target: Tensor, kind: ValueLoss) -> Tensor:
@@ -154,3 +157,37 @@ def symmetric_value_range(reward_bound: float, gamma: float, margin: float = 2.0
     if not 0 <= gamma < 1:
         raise ValueError(f"gamma must be in [0, 1), got {gamma}.")
     return margin * reward_bound / (1 - gamma)
+
+
+def refined_gaussian_loss(
+    mean: Tensor, std: Tensor, target: Tensor, sample: Tensor, spread: Tensor
+) -> Tensor:
+    """The refined loss of a normal distribution of returns (DSAC-T, arXiv 2310.05858).
+
+    Only its gradient means something. With the mean q and standard deviation s of a critic, the
+    expected target y, a sample z of the target's distribution, b the running mean of s, and sg for
+    no gradient::
+
+        -(b^2 + .1) (q sg((y - q) / (s^2 + .1)) + s sg(((q - z')^2 - s^2) / (s^3 + .1)))
+        z' = q + clip(z - q, -3 b, 3 b)
+
+    The mean follows y, which has less noise than z, and the standard deviation the distance of a
+    clipped z. Divided by variances the gradient would be as large as rewards are small; b^2 takes
+    their unit out.
+
+    Args:
+        mean: q ``[*B, 1]``.
+        std: s ``[*B, 1]``, positive.
+        target: y ``[*B, 1]``, without gradient.
+        sample: z ``[*B, 1]``, without gradient.
+        spread: b, a scalar, without gradient.
+
+    Returns:
+        ``[*B, 1]``.
+    """
+    check_same_shape(mean=mean, std=std, target=target, sample=sample)
+    q, s = mean.detach(), std.detach()
+    clipped = (sample - q).clamp(-3 * spread, 3 * spread)
+    to_mean = (target - q) / (s.square() + _VARIANCE_FLOOR)
+    to_std = (clipped.square() - s.square()) / (s.pow(3) + _VARIANCE_FLOOR)
+    return -(spread.square() + _VARIANCE_FLOOR) * (mean * to_mean + std * to_std)

@@ -5,7 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, relu
 
-from diffpolicy.networks import BatchRenorm, CategoricalSupport, HLGauss, QEnsemble
+from diffpolicy.networks import (
+    BatchRenorm,
+    CategoricalSupport,
+    GaussianHead,
+    HLGauss,
+    QEnsemble,
+)
 from diffpolicy.networks.q_ensemble import EnsembleLayerNorm, EnsembleLinear
 
 
@@ -136,3 +142,15 @@ def test_value_scale_is_a_factor_on_scalar_values() -> None:
 def test_bad_arguments_raise(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         QEnsemble(3, 2, **arguments)
+
+
+def test_a_gaussian_head_reads_mean_and_standard_deviation() -> None:
+    head = GaussianHead()
+    critic = QEnsemble(3, 2, ensemble_size=2, hidden_sizes=(8,), support=head)
+    value, outputs = critic(torch.randn(5, 3), torch.randn(5, 2))
+    assert value.shape == (5, 2, 1)
+    assert outputs.shape == (5, 2, 2)
+    assert torch.equal(value, outputs[..., :1])
+    std = head.std(outputs)
+    torch.testing.assert_close(std, (1 + outputs[..., 1:].exp()).log())
+    assert head.mean(outputs.half()).dtype == head.std(outputs.half()).dtype == torch.float32

@@ -44,6 +44,8 @@ _OF_KIND: dict[str, dict[str, Any]] = {
         "updates_per_step": 0.25,
         "batch_size": 8,
         "replay_size": 1_000,
+        "entropy_interval": 4,
+        "entropy_actions": 5,
         "total_frames": 120,
     },
 }

@@ -12,6 +12,7 @@ from diffpolicy.networks import (
     CategoricalSupport,
     DenoisingQEnsemble,
     DenoisingValueNetwork,
+    GaussianHead,
     QEnsemble,
     StepEmbedding,
 )
@@ -52,10 +53,11 @@ def make_denoising_critic(
         ValueError: for the head of a distributional critic, which these losses do not train.
     """
     support = critic.support()
-    if isinstance(support, CategoricalSupport):
+    if isinstance(support, (CategoricalSupport, GaussianHead)):
         raise ValueError(
             "the critics of the denoising MDP are scalar (atoms=None) or HL-Gauss "
-            f"(hl_gauss=True), got atoms={critic.atoms} and hl_gauss=False."
+            f"(hl_gauss=True), got atoms={critic.atoms}, hl_gauss=False and "
+            f"gaussian={critic.gaussian}."
         )
     ensemble = DenoisingQEnsemble(
         sizes.observation_dim,
@@ -81,7 +83,8 @@ def make_denoising_critic(
 
 def make_action_critic(sizes: Sizes, critic: CriticConfig) -> TensorDictModule:
     """The Q ensemble ``Q_j(s, a)``, which sees actions mapped to [-1, 1]."""
-    return _action_critic(sizes, _q_ensemble(sizes, critic), logits=critic.atoms is not None)
+    network = _q_ensemble(sizes, critic)
+    return _action_critic(sizes, network, logits=network.support is not None)
 
 
 def make_single_critics(sizes: Sizes, critic: CriticConfig) -> nn.ModuleList:

@@ -222,9 +222,9 @@ def _check_sac(network: NetworkConfig, critic: CriticConfig) -> None:
             "normalize_observations=True does not go with SACLoss, whose target critics keep the "
             "statistics of the start; normalise in the environment (torchrl.envs.VecNormV2)."
         )
-    if critic.atoms is not None or critic.normalization == "batch":
+    if critic.support() is not None or critic.normalization == "batch":
         raise ValueError(
             "SACLoss trains scalar critics without batch normalisation: use "
             f"CriticConfig(atoms=None, normalization=None or 'layer'), got atoms={critic.atoms} "
-            f"and normalization={critic.normalization!r}."
+            f"and normalization={critic.normalization!r}, gaussian={critic.gaussian}."
         )

@@ -14,6 +14,7 @@ from diffpolicy.trainers.config.options import (
 )
 
 _BINS = 101
+_HEADS_WITH_BINS = ("categorical", "hl_gauss")
 
 
 @configuration()
@@ -73,11 +74,11 @@ class CriticLossOptions(Options):
 class CriticHeadOptions(Options):
     """What the critic predicts."""
 
-    critic_head: Literal["scalar", "categorical", "hl_gauss"] = option(
+    critic_head: Literal["scalar", "categorical", "hl_gauss", "gaussian"] = option(
         "scalar",
-        "a number, the distribution of returns on atoms (C51), or a number as a histogram of bins "
-        "(HL-Gauss)",
-        choices=("scalar", "categorical", "hl_gauss"),
+        "a number, the distribution of returns on atoms (C51), a number as a histogram of bins "
+        "(HL-Gauss), or the mean and standard deviation of returns",
+        choices=("scalar", "categorical", "hl_gauss", "gaussian"),
         fixed=True,
     )
     value_range: tuple[float, float] | None = option(
@@ -93,13 +94,15 @@ class CriticHeadOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.critic_head != "scalar":
+        if self.critic_head in _HEADS_WITH_BINS:
             if self.bins is None:
                 # A resumed run compares the number itself.
                 object.__setattr__(self, "bins", _BINS)
             _check_range(self.value_range)
             return
-        heads = " or ".join(name for name in self.choices_of("critic_head") if name != "scalar")
+        heads = " or ".join(
+            name for name in self.choices_of("critic_head") if name in _HEADS_WITH_BINS
+        )
         for name in ("value_range", "bins"):
             if getattr(self, name) is not None:
                 raise ValueError(

@@ -1,6 +1,13 @@
 """Options of the entropy's weight."""
 
-from diffpolicy.trainers.config.options import Options, at_least, configuration, finite, option
+from diffpolicy.trainers.config.options import (
+    Options,
+    above,
+    at_least,
+    configuration,
+    finite,
+    option,
+)
 
 
 @configuration()
@@ -36,6 +43,37 @@ class LearnableTemperatureOptions(FixedTemperatureOptions):
                 f"--temperature must be greater than 0 to be learned, got {self.temperature}; give "
                 "--no-learn-temperature to fix it."
             )
+
+
+@configuration()
+class EntropyRegulatorOptions(Options):
+    """Noise that follows the entropy of actions."""
+
+    noise_scale: float = option(
+        0.1,
+        "alpha times it is the standard deviation of the noise on actions in training, in [-1, 1] "
+        "units",
+        valid=at_least(0),
+    )
+    temperature: float = option(3.0, "alpha at the start", valid=above(0), fixed=True)
+    lr_temperature: float = option(
+        0.03, "learning rate of alpha, in logarithms, which 0 keeps", valid=at_least(0)
+    )
+    target_entropy: float = option(
+        -0.9,
+        "target of the entropy of actions that are executed, in [-1, 1] units, for each action "
+        "dimension",
+        valid=finite(),
+    )
+    entropy_interval: int = option(
+        250, "alpha moves, and the entropy is measured, once in so many updates", valid=at_least(1)
+    )
+    entropy_actions: int = option(
+        200, "actions in each state of a batch by which the entropy is measured", valid=at_least(3)
+    )
+    noise_in_updates: bool = option(
+        False, "whether actions in the losses carry the noise, as well as executed ones"
+    )
 
 
 @configuration()

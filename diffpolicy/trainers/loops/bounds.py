@@ -5,8 +5,8 @@ from torchrl.objectives import LossModule, SACLoss
 
 from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.io.console import warn
-from objectives import LearnedMultiplier, LearnedTemperature
-from objectives.bounds import BOUNDS
+from objectives import EntropyRegulator, LearnedMultiplier, LearnedTemperature
+from objectives.bounds import BOUNDS, BoundedCoefficient
 
 # What it means, by the metric and the end at which the coefficient is. A multiplier that falls
 # to its smallest value belongs to a constraint that does not matter, which is no fault.
@@ -56,11 +56,15 @@ class BoundWatch:
     def _ends(self) -> dict[str, int]:
         if isinstance(self._loss, SACLoss):
             return {} if self._loss.fixed_alpha else {"alpha": _end_of_sac(self._loss)}
-        names = {LearnedTemperature: "alpha", LearnedMultiplier: "multiplier"}
+        names: dict[type[BoundedCoefficient], str] = {
+            EntropyRegulator: "alpha",
+            LearnedTemperature: "alpha",
+            LearnedMultiplier: "multiplier",
+        }
         return {
             names[type(module)]: module.at_bound()
             for module in self._loss.modules()
-            if isinstance(module, (LearnedTemperature, LearnedMultiplier))
+            if isinstance(module, BoundedCoefficient)
         }
 
 

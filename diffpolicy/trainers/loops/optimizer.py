@@ -18,6 +18,7 @@ class Optimizer:
         betas: Adam's coefficients.
         eps: Adam's number beside the root of the second moment.
         delayed: whether it moves only when the policy does.
+        interval: it moves at the first of so many updates each.
         needs_rewards: whether it waits for the first reward that differs from zero.
         without: part whose parameters it leaves alone, which are shared with it.
         grad_limit: NaN in gradients becomes 0 and every entry is clipped to this size; None leaves
@@ -30,6 +31,7 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     delayed: bool = False
+    interval: int = 1
     needs_rewards: bool = False
     grad_limit: float | None = None
     norm_limit: float | None = None

@@ -36,6 +36,8 @@ class OffPolicyParts:
         write_back: entries that ``update`` changes in a batch and the replay buffer keeps, by the
             name of the entry that they start as.
         policy: acts when transitions are collected; None is the actor of the loss.
+        before_update: called with the number of updates before each, and its batch; measures what
+            the update needs and is not measured every time.
         after_update: called after each update, for example to move target networks.
         diagnostics: further numbers to log, read after each iteration.
         complete: adds to transitions of others what only the actor writes, its ``out_keys``, such
@@ -50,6 +52,7 @@ class OffPolicyParts:
     warm_up: TensorDictModuleBase | None = None
     policy: TensorDictModuleBase | None = None
     write_back: Mapping[str, str] = field(default_factory=dict)
+    before_update: Callable[[int, TensorDictBase], None] = lambda number, batch: None
     after_update: Callable[[], None] = lambda: None
     diagnostics: Callable[[], dict[str, float]] = field(default=dict)
     complete: Transform | None = None
@@ -111,9 +114,11 @@ class Updates:
             policy_waits: whether the policy stays as it is.
         """
         policy_moves = number % self._policy_delay == 0 and not policy_waits
-        parts, options = self._parts, self._moving
-        later = [name for name, o in options.items() if o.delayed] if policy_moves else []
-        first = [name for name, o in options.items() if not o.delayed]
+        parts, before = self._parts, number - 1
+        due = {name: o.delayed for name, o in self._moving.items() if before % o.interval == 0}
+        later = [name for name, delayed in due.items() if delayed] if policy_moves else []
+        first = [name for name, delayed in due.items() if not delayed]
+        parts.before_update(before, batch)
         if parts.update_policy is None:
             self._step([*first, *later], lambda: parts.update(batch, policy_moves))
             return

@@ -3,6 +3,7 @@
 A method becomes known to the command line, the benchmarks and the tests by its line here.
 """
 
+from diffpolicy.trainers.methods.dacer import DACER
 from diffpolicy.trainers.methods.diffppo import DIFFPPO
 from diffpolicy.trainers.methods.diffsac import DIFFSAC
 from diffpolicy.trainers.methods.diffusion_ql import DIFFUSION_QL
@@ -23,6 +24,7 @@ from diffpolicy.trainers.methods.sdac import SDAC
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        DACER,
         DIFFPPO,
         DIFFSAC,
         DIFFUSION_QL,

@@ -93,6 +93,8 @@ def with_head(critic: CriticConfig, config: ValueOptions) -> CriticConfig:
     """
     if config.critic_head == "scalar":
         return critic
+    if config.critic_head == "gaussian":
+        return replace(critic, gaussian=True, value_scale=1.0)
     return replace(
         critic,
         atoms=config.bins,

@@ -7,6 +7,7 @@ import torch
 from torchrl.envs import EnvBase
 
 from diffpolicy.actors import (
+    ActorCritic,
     AnyProcessConfig,
     BestOfActor,
     NetworkConfig,
@@ -45,9 +46,14 @@ _NETWORK = NetworkConfig(
     critic_reduction="min",
     delay_critic=True,
 )
-class RegressionConfig(
+class NoisedActionConfig(
     OffPolicyConfig, NetworkOptions, ChainLengthOptions, QHeadOptions, DelayedCriticOptions
 ):
+    """A policy whose latents are noised actions, and critics of actions."""
+
+
+@configuration()
+class RegressionConfig(NoisedActionConfig):
     """A policy whose network is fitted to targets at noised actions."""
 
     best_of: int = option(
@@ -70,6 +76,21 @@ def paper_preset(published: Mapping[str, Any]) -> Any:
     )
 
 
+def noised_action_networks(
+    env: EnvBase, config: NoisedActionConfig, process: AnyProcessConfig, device: torch.device
+) -> ActorCritic:
+    """Actor and critics; arguments as for :func:`regression_parts`."""
+    return build_regression_networks(
+        env,
+        denoising_steps=config.denoising_steps,
+        process=process,
+        network=network_options(config, _NETWORK),
+        critic=with_head(scalar_critic_config(config), config),
+        observation_keys=observation_keys(env, config),
+        device=device,
+    )
+
+
 def regression_parts(
     loss_class: type[DenoisingRegressionLoss | DiffusionQLLoss],
     env: EnvBase,
@@ -88,15 +109,7 @@ def regression_parts(
         device: where to put the parameters.
         **arguments: of the loss, besides those that all methods have.
     """
-    networks = build_regression_networks(
-        env,
-        denoising_steps=config.denoising_steps,
-        process=process,
-        network=network_options(config, _NETWORK),
-        critic=with_head(scalar_critic_config(config), config),
-        observation_keys=observation_keys(env, config),
-        device=device,
-    )
+    networks = noised_action_networks(env, config, process, device)
     loss = loss_class(
         networks.actor,
         networks.critic,

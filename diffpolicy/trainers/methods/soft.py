@@ -15,9 +15,11 @@ from diffpolicy.trainers.config.options import configuration
 from diffpolicy.trainers.config.process import ProcessOptions
 from diffpolicy.trainers.config.temperature import LearnableTemperatureOptions, TemperatureOptions
 from diffpolicy.trainers.loops.optimizer import Optimizer
-from objectives import DenoisingRegressionLoss, DiffSACLoss, DiffusionQLLoss, DIMELoss
+from objectives import DACERLoss, DenoisingRegressionLoss, DiffSACLoss, DiffusionQLLoss, DIMELoss
 
-UpdatedLoss: TypeAlias = DIMELoss | DiffSACLoss | DenoisingRegressionLoss | DiffusionQLLoss
+UpdatedLoss: TypeAlias = (
+    DACERLoss | DIMELoss | DiffSACLoss | DenoisingRegressionLoss | DiffusionQLLoss
+)
 
 
 @configuration()

@@ -1,7 +1,8 @@
 """The losses that the contract tests run on; a new loss is tested by adding a case here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,9 +20,10 @@ from tensordict import NestedKey, TensorDictBase
 from torchrl.objectives import LossModule, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
 
-from diffpolicy.networks import CategoricalSupport, HLGauss
+from diffpolicy.networks import CategoricalSupport, GaussianHead, HLGauss
 from diffpolicy.sde import Process, VariancePreservingProcess
 from objectives import (
+    DACERLoss,
     DenoisingRegressionLoss,
     DiffPPOLoss,
     DiffSACLoss,
@@ -203,9 +205,9 @@ def _diff_ppo_case(
 
 
 def _action_q(
-    loss_class: type[DIMELoss | DenoisingRegressionLoss | DiffusionQLLoss],
-    head: type[CategoricalSupport | HLGauss],
-    support: tuple[float, float, int] | None = None,
+    loss_class: type[DIMELoss | DACERLoss | DenoisingRegressionLoss | DiffusionQLLoss],
+    head: type[CategoricalSupport | HLGauss | GaussianHead],
+    support: tuple[float, ...] | None = None,
     normalization: str | None = None,
     temperature: float | Callable[[], LearnedTemperature] | None = 0.3,
     training: bool = True,
@@ -286,6 +288,22 @@ def _replay_case(
 def _dime_case(name: str, *, alpha: bool = False, **arguments: Any) -> LossCase:
     factory = _action_q(DIMELoss, CategoricalSupport, **arguments)
     return _replay_case(f"DIME-{name}", DIMELoss, factory, alpha=alpha)
+
+
+def _dacer_case(name: str, **arguments: Any) -> LossCase:
+    """Statistics are frozen, and an entropy was measured; test_dacer.py has the other modes."""
+    build = _action_q(DACERLoss, GaussianHead, temperature=None, training=False, **arguments)
+
+    def factory(options: Options) -> LossModule:
+        loss = build(options)
+        loss.spread.value.fill_(0.6)
+        loss.temperature.note(torch.tensor(-3.0))
+        return loss
+
+    return replace(
+        _replay_case(f"DACER-{name}", DACERLoss, factory, alpha=True),
+        batch_statistics=frozenset({"alpha", "entropy"}),
+    )
 
 
 def _denoising_q(
@@ -414,6 +432,13 @@ CASES: tuple[LossCase, ...] = (
     ),
     _dime_case("layer-norm", normalization="layer", support=(-4.0, 4.0, 21), num_next_actions=2),
     _dime_case("scalar", delay_qvalue=True, critic_reduction="min", loss_function="smooth_l1"),
+    _dacer_case(
+        "published",
+        support=(),
+        process=partial(VariancePreservingProcess, schedule="vp"),
+        noise_in_updates=True,
+    ),
+    _dacer_case("scalar", loss_function="smooth_l1", delay_qvalue=False, critic_reduction="mean"),
     _diff_sac_case(
         "learned-temperature",
         alpha=True,
