@@ -126,7 +126,8 @@ def test_noise_is_in_the_losses_only_if_it_is_asked_for() -> None:
 
 def test_the_spread_is_a_running_mean_that_training_moves() -> None:
     loss, batch, draws = made()
-    stds = [float(critics(loss, row["observation"], row["action"])[1].mean()) for row in batch]
+    rows = [critics(loss, row["observation"], row["action"])[1] for row in batch]
+    stds = [float(std.detach().mean()) for std in rows]
     mean = sum(stds) / len(stds)
     loss.qvalue_loss(batch, draws=draws)
     assert float(loss.spread.value) == pytest.approx(0.6)
