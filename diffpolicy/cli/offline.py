@@ -23,6 +23,17 @@ diffpolicy train METHOD --help lists."""
 
 def main(words: list[str]) -> int:
     """Train; returns the exit code."""
+    parser, args, flags = parsed(words)
+    try:
+        return _train(parser, args, flags)
+    except ArgumentError as error:
+        parser.refuse(error)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def parsed(words: list[str]) -> tuple[Arguments, argparse.Namespace, list[str]]:
+    """The parser, what it has read, and the words that are for the method."""
     parser = Arguments("offline", _DESCRIPTION)
     parser.add_argument("data", metavar="DATA", help="transitions")
     parser.add_argument(
@@ -47,12 +58,7 @@ def main(words: list[str]) -> int:
         parser.error(f"--method {args.method} does not exist; {advice}")
     if not any(word.partition("=")[0] in ("--env", "--config") for word in flags):
         parser.error("--env is missing: the environment that the transitions are of.")
-    try:
-        return _train(parser, args, flags)
-    except ArgumentError as error:
-        parser.refuse(error)
-    except ValueError as error:
-        parser.error(str(error))
+    return parser, args, flags
 
 
 def _train(parser: Arguments, args: argparse.Namespace, flags: list[str]) -> int:

@@ -54,7 +54,7 @@ def test_an_offline_run_is_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "is a policy that was trained offline" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["dime", "diffsac", "dipo"])
+@pytest.mark.parametrize("name", ["diffsac", "dipo"])
 def test_networks_move_alike_and_a_run_begins_with_all_of_them(name: str, tmp_path: Path) -> None:
     fresh = prepare(small_config(name)).module.state_dict()
     first, again = (trained(tmp_path / str(index), name) for index in range(2))

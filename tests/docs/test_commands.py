@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from documented import PAGES, name_of
 
-from diffpolicy.cli import COMMANDS
+from diffpolicy.cli import COMMANDS, offline
 from diffpolicy.cli.arguments import Arguments
 from diffpolicy.trainers import METHODS
 from diffpolicy.trainers.run.cli import parse_config
@@ -50,6 +50,9 @@ def test_a_command_is_accepted(page: str, line: str, monkeypatch: pytest.MonkeyP
         ]  # there is no file; flags that override it are those of any run
     if name == "train" and words[0] in METHODS:
         accepted_options(words[0], words[1:])
+    elif name == "offline":
+        _, args, flags = offline.parsed(words)
+        accepted_options(args.method, flags)
     elif name in COMMANDS:
         parse = Arguments.parse_args
 

@@ -13,7 +13,7 @@ from diffpolicy.errors import ArgumentError
 from diffpolicy.policy.demonstrations import save_demonstrations
 from diffpolicy.trainers import prepare, train
 
-METHODS = ["dime", "diffsac", "dipo"]
+METHODS = ["diffsac", "dipo"]
 
 
 @pytest.fixture(scope="module")

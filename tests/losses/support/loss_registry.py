@@ -518,17 +518,11 @@ CASES: tuple[LossCase, ...] = (
     ),
     _regression_case(MaxEntDPLoss, "own-process", num_noises=3, density_noises=2),
     _regression_case(
-        DiffusionQLLoss, "published", process=VariancePreservingProcess, temperature=None
-    ),
-    _regression_case(
         DiffusionQLLoss,
-        "own-process",
+        "diffusion",
+        process=VariancePreservingProcess,
         temperature=None,
-        support=(-4.0, 4.0, 11),
-        best_of=3,
+        best_of=2,
         sampled_steps=2,
-        delay_qvalue=False,
-        delay_actor=False,
-        critic_reduction="mean",
     ),
 )
