@@ -33,6 +33,7 @@ class DiffusionConfig:
     variance: Variance = "posterior"
     prior_std: float = 1.0
     clip: float | None = 1.0
+    inward_gradient: bool = False
     min_std: float = 0.0
 
 

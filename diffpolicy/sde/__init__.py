@@ -1,5 +1,6 @@
 """Mathematics of the denoising process: tensors in, tensors out, torch only."""
 
+from diffpolicy.sde.clipping import inward_clamp
 from diffpolicy.sde.likelihood import (
     Gaussian,
     gaussian_kl,
@@ -48,6 +49,7 @@ __all__ = [
     "draw_noise",
     "gaussian_kl",
     "gaussian_log_prob",
+    "inward_clamp",
     "log_ratio",
     "prior_log_prob",
     "rollout_chain",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.sde.base import ProcessModule, check_positive
+from diffpolicy.sde.clipping import inward_clamp
 from diffpolicy.sde.likelihood import Gaussian
 from diffpolicy.sde.protocol import DeterministicStep, Move, NoiseLevel, RolloutMode, Step
 from diffpolicy.sde.schedules import Schedule, noise_levels
@@ -39,6 +40,8 @@ class VariancePreservingProcess(ProcessModule):
         variance: of the steps, see above.
         prior_std: of ``x_0``; 1 is what the network is trained for.
         clip: limit of the predicted action; None has none.
+        inward_gradient: whether clipping passes gradients that lead back inside, see
+            :func:`~diffpolicy.sde.inward_clamp`; for losses that differentiate through the chain.
         min_std: smallest noise of a step.
 
     Raises:
@@ -63,6 +66,7 @@ class VariancePreservingProcess(ProcessModule):
         variance: Variance = "posterior",
         prior_std: float = 1.0,
         clip: float | None = 1.0,
+        inward_gradient: bool = False,
         min_std: float = 0.0,
     ) -> None:
         super().__init__(action_dim, denoising_steps, prior_std, has_densities=min_std > 0)
@@ -74,6 +78,7 @@ class VariancePreservingProcess(ProcessModule):
             raise ValueError(f"min_std must be at least 0, got {min_std}.")
         self.variance = variance
         self.clip = clip
+        self.inward_gradient = inward_gradient
         self.min_std = min_std
         self._schedule = schedule
         dtype = torch.get_default_dtype()
@@ -135,7 +140,11 @@ class VariancePreservingProcess(ProcessModule):
     def _clean(self, latent: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """The action that belongs to a predicted noise."""
         clean = (latent - (1 - level).sqrt() * noise) / level.sqrt()
-        return clean if self.clip is None else clean.clamp(-self.clip, self.clip)
+        if self.clip is None:
+            return clean
+        if self.inward_gradient:
+            return inward_clamp(clean, self.clip)
+        return clean.clamp(-self.clip, self.clip)
 
     def denoising_kernel(self, latent: Tensor, output: Tensor, step: Tensor | slice) -> Gaussian:
         """The learned kernel ``q(x_{n+1} | x_n, s)``.

@@ -24,8 +24,8 @@ def test_alpha_moves_once_in_so_many_updates_and_towards_its_target(tmp_path: Pa
     seen: list[tuple[float, float]] = []
     original = module.training_step
 
-    def step(batch: TensorDictBase, index: int) -> None:
-        original(batch, index)
+    def step(batch: TensorDictBase, batch_idx: int) -> None:
+        original(batch, batch_idx)
         regulator = module.loss.temperature
         seen.append((float(regulator()), float(regulator.entropy)))
 

@@ -60,7 +60,7 @@ class DACERConfig(NoisedActionConfig, DiffusionOptions, EntropyRegulatorOptions)
 
 def dacer_parts(env: EnvBase, config: DACERConfig, device: torch.device) -> OffPolicyParts:
     """Networks, loss and optimisers."""
-    process = DiffusionConfig(schedule=config.noise_schedule)
+    process = DiffusionConfig(schedule=config.noise_schedule, inward_gradient=True)
     networks = noised_action_networks(env, config, process, device)
     target = config.target_entropy * networks.actor.process.action_dim
     loss = DACERLoss(
