@@ -21,9 +21,9 @@ def float64() -> Iterator[None]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with an argument ``case`` runs for every registered case of every loss."""
     if "case" in metafunc.fixturenames:
-        from loss_registry import CASES
+        from loss_registry import EACH_CASE
 
         if not any(
             "case" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")
         ):
-            metafunc.parametrize("case", CASES, ids=lambda case: case.name)
+            metafunc.parametrize("case", EACH_CASE)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loss_registry import CASES, LossCase
+from loss_registry import CASES, EACH_CASE, VARIANTS, LossCase
 from tensordict import NestedKey, TensorDictBase, assert_close
 from torch import nn
 from torchrl.objectives import LossModule
@@ -20,9 +20,13 @@ def fields(case: LossCase) -> list[str]:
 
 def each(attribute: str) -> pytest.MarkDecorator:
     """Parametrise over (case, field) for the fields that ``attribute`` of the case lists."""
-    pairs = [(case, name) for case in CASES for name in getattr(case, attribute)]
-    ids = [f"{case.name}-{name}" for case, name in pairs]
-    return pytest.mark.parametrize(("case", "name"), pairs, ids=ids)
+    pairs = [
+        pytest.param(case, name, marks=param.marks, id=f"{case.name}-{name}")
+        for param in EACH_CASE
+        for case in param.values
+        for name in getattr(case, attribute)
+    ]
+    return pytest.mark.parametrize(("case", "name"), pairs)
 
 
 def evaluate(loss: LossModule, batch: TensorDictBase) -> TensorDictBase:
@@ -73,7 +77,9 @@ def test_every_exported_loss_is_registered() -> None:
 
 
 def test_case_names_are_unique() -> None:
-    assert len({case.name for case in CASES}) == len(CASES)
+    names = {case.name for case in CASES}
+    assert len(names) == len(CASES)
+    assert names >= VARIANTS
 
 
 def test_unknown_key_raises(case: LossCase) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
+import pytest
 import torch
 from loss_builders import (
     NESTED_KEYS,
@@ -403,6 +404,17 @@ def _regression_case(
     return _replay_case(f"{short}-{name}", loss_class, factory, alpha=alpha, actor=score)
 
 
+# Variants whose parts other cases have, too.
+VARIANTS = frozenset(
+    {
+        "DACER-scalar",
+        "DPMD-diffusion",
+        "DiffPPO-clipped-value",
+        "DiffSAC-reported-chains",
+        "DiffWPO-kl-samples",
+        "QVPO-diffusion",
+    }
+)
 CASES: tuple[LossCase, ...] = (
     _diff_ppo_case("no-temperature", noising=False),
     _diff_ppo_case("temperature", temperature=0.3),
@@ -526,3 +538,9 @@ CASES: tuple[LossCase, ...] = (
         sampled_steps=2,
     ),
 )
+
+# Tests of every case run those of variants with the slow ones.
+EACH_CASE = [
+    pytest.param(case, marks=pytest.mark.slow if case.name in VARIANTS else (), id=case.name)
+    for case in CASES
+]
