@@ -40,7 +40,10 @@ def run_seed(seed: int, args: argparse.Namespace, flags: list[str]) -> int:
 def keep(results: Path, folder: Path, name: str) -> None:
     """Copy a results file to ``folder``, free of the place where this machine keeps its runs."""
     content = json.loads(results.read_text(encoding="utf-8"))
-    content["config"]["output"] = str(RUNS / folder.name / name)
+    config, output = content["config"], RUNS / folder.name / name
+    config["output"] = str(output)
+    if config["resume"] is not None:
+        config["resume"] = str(output / "checkpoints" / Path(config["resume"]).name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
