@@ -42,7 +42,7 @@ COMMANDS = {
     " --num-noises 8 --eval-every 1500 --eval-policy deterministic",
 }
 #: Those that come without a policy.
-WITHOUT = ("diffusion_ql", "dpmd", "fpmd", "maxent_dp")
+WITHOUT = ("dacer", "diffusion_ql", "dpmd", "fpmd", "maxent_dp")
 SOLVED = {"InvertedPendulum-v5": 1000.0, "Pendulum-v1": -200.0}
 
 
