@@ -26,6 +26,7 @@ from diffpolicy.actors.configs import (
     DiffusionConfig,
     DIMEPreset,
     FlowConfig,
+    MeanFlowConfig,
     NetworkConfig,
     ProcessConfig,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "EncodedActor",
     "FlowConfig",
     "GaussianChainActor",
+    "MeanFlowConfig",
     "NetworkConfig",
     "PathActor",
     "PathSample",

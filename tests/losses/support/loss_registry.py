@@ -20,7 +20,7 @@ from torchrl.objectives import LossModule, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
 
 from diffpolicy.networks import CategoricalSupport, HLGauss
-from diffpolicy.sde import Process, VariancePreservingProcess
+from diffpolicy.sde import MeanFlowProcess, Process, VariancePreservingProcess
 from objectives import (
     DenoisingRegressionLoss,
     DiffPPOLoss,
@@ -28,6 +28,7 @@ from objectives import (
     DiffWPOLoss,
     DIMELoss,
     DPMDLoss,
+    FPMDLoss,
     LearnedTemperature,
     MaxEntDPLoss,
     QSMLoss,
@@ -490,5 +491,6 @@ CASES: tuple[LossCase, ...] = (
         num_actions=3,
         kl=0.5,
     ),
+    _regression_case(FPMDLoss, "mean-flow", process=MeanFlowProcess, num_actions=3),
     _regression_case(MaxEntDPLoss, "own-process", num_noises=3, density_noises=2),
 )
