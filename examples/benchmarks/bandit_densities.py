@@ -32,7 +32,7 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from collectors import count_modes, make_env, mode_coverage, nearest_mode, optimal_density
 from collectors.environments.tasks.multimodal import multi_well_reward, well_maxima
-from diffpolicy.networks import QEnsemble, ScoreNetwork
+from diffpolicy.networks import DenoisingQEnsemble, QEnsemble, ScoreNetwork
 from diffpolicy.trainers import METHODS
 from diffpolicy.trainers.config.options import fields_of
 from diffpolicy.trainers.io.files import versions
@@ -75,11 +75,10 @@ def exact_value(action: Tensor) -> Tensor:
 
 def use_exact_values(loss: Any) -> bool:
     """Let the critics of actions say the exact values; whether there were any."""
-    found = [
-        network
-        for network in loss.qvalue_network.modules()
-        if isinstance(network, QEnsemble) and network.support is None
-    ]
+    networks = list(loss.qvalue_network.modules())
+    if any(isinstance(network, DenoisingQEnsemble) for network in networks):
+        return False
+    found = [each for each in networks if isinstance(each, QEnsemble) and each.support is None]
     for network in found:
         network.forward = partial(_exact, network.ensemble_size)
     return bool(found)
@@ -224,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     names = sorted([*VARIANTS, *(n for n, found in METHODS.items() if found.kind == "off-policy")])
     parser.add_argument("--methods", nargs="*", choices=names, default=names, metavar="NAME")
-    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
