@@ -49,9 +49,9 @@ BUFFER, FRESH, SAMPLES = 2048, 16, 20_000
 OPTIONS: dict[str, Any] = {
     "denoising_steps": 8,
     "actor_hidden_sizes": (64, 64),
-    "batch_size": 64,
-    "lr_actor": 1e-3,
-    "lr_critic": 1e-3,
+    "batch_size": 128,
+    "lr_actor": 2e-3,
+    "lr_critic": 2e-3,
     "policy_delay": 1,
     "temperature": TEMPERATURE,
     "learn_temperature": False,
@@ -90,10 +90,19 @@ def _exact(members: int, observation: Tensor, action: Tensor) -> Tensor:
 
 
 class Bandit:
-    """Replay of the bandit: random actions at first, then more and more of the policy's own."""
+    """Replay of the bandit: random actions at first, then more and more of the policy's own.
 
-    def __init__(self, update: BareUpdates, env: EnvBase) -> None:
+    Args:
+        update: of a method.
+        env: only its first step is taken, for the entries of a transition.
+        exact: whether its critics have nothing to learn.
+    """
+
+    def __init__(self, update: BareUpdates, env: EnvBase, exact: bool) -> None:
         self.update = update
+        # What a method writes back comes with the update of everything.
+        alone = exact and not update.parts.write_back
+        self.learn = update.move_policy if alone else update
         self.rows = update.transitions(env, 2)[:1].expand(BUFFER).clone()
         self._act(torch.arange(BUFFER), update.parts.warm_up or _uniform)
 
@@ -102,7 +111,7 @@ class Bandit:
         parts = self.update.parts
         place = torch.randint(BUFFER, (self.update.config.batch_size,))
         batch = self.rows[place]
-        self.update(batch)
+        self.learn(batch)
         for name in parts.write_back:
             self.rows[name][place] = batch[name]
         self._act(torch.randint(BUFFER, (FRESH,)), parts.policy or parts.loss.actor_network)
@@ -140,7 +149,7 @@ def train(name: str, updates: int, seed: int) -> Found | None:
     if not any(isinstance(module, ScoreNetwork) for module in loss.actor_network.modules()):
         return None
     exact, start = use_exact_values(loss), time.process_time()
-    bandit = Bandit(update, env)
+    bandit = Bandit(update, env, exact)
     for _ in range(updates):
         bandit.step()
     env.close()
@@ -223,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     names = sorted([*VARIANTS, *(n for n, found in METHODS.items() if found.kind == "off-policy")])
     parser.add_argument("--methods", nargs="*", choices=names, default=names, metavar="NAME")
-    parser.add_argument("--updates", type=int, default=1000)
+    parser.add_argument("--updates", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)

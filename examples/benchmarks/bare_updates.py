@@ -40,6 +40,13 @@ class BareUpdates:
                 self._step(later, parts.update_policy(batch))
         parts.after_update()
 
+    def move_policy(self, batch: TensorDictBase) -> None:
+        """An update of the policy alone, of losses with ``actor_loss``."""
+        self.made += 1
+        value, _ = self.parts.loss.actor_loss(batch)
+        self._step(["actor"], {"loss_actor": value})
+        self.parts.after_update()
+
     def _step(self, names: list[str], out: Mapping[str, Tensor]) -> None:
         for name in names:
             self.optimizers[name].zero_grad()
