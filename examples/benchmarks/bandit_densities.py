@@ -80,7 +80,7 @@ def use_exact_values(loss: Any) -> bool:
         return False
     found = [each for each in networks if isinstance(each, QEnsemble) and each.support is None]
     for network in found:
-        network.forward = partial(_exact, network.ensemble_size)
+        network.forward = partial(_exact, network.ensemble_size)  # type: ignore[method-assign]
     return bool(found)
 
 
