@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     names = sorted([*VARIANTS, *(n for n, found in METHODS.items() if found.kind == "off-policy")])
     parser.add_argument("--methods", nargs="*", choices=names, default=names, metavar="NAME")
-    parser.add_argument("--updates", type=int, default=500)
+    parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)

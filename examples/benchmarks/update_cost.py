@@ -24,7 +24,6 @@ from unittest import mock
 
 import torch
 from bare_updates import BareUpdates  # type: ignore[import-not-found]
-from report import NAMES  # type: ignore[import-not-found]
 from run import RESULTS, make_folder  # type: ignore[import-not-found]
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -117,17 +116,18 @@ ROWS = ("policy", "policy_gradient", "critics")
 def table(costs: Sequence[Cost]) -> str:
     """Markdown; rows are in units of the batch."""
     lines = [
-        "| method | preset | batch | $N$ | policy | with gradient | critics | CPU seconds |",
-        "|---" * 8 + "|",
+        "| method | preset | batch | $N$ | policy | with gradient | critics | updates | CPU seconds |",
+        "|---" * 9 + "|",
     ]
     for cost in costs:
         units = [cost["rows_per_update"][name] / cost["batch_size"] for name in ROWS]
         cells = [
-            NAMES.get(cost["method"], cost["method"]),
+            METHODS[cost["method"]].config.__name__.removesuffix("Config"),
             cost["preset"],
             str(cost["batch_size"]),
             str(cost["denoising_steps"]),
             *(f"{unit:.3g}" if unit < 100 else f"{unit:.0f}" for unit in units),
+            str(cost["updates"]),
             f"{cost['cpu_seconds_per_update']:.2g}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
