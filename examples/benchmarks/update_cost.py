@@ -116,7 +116,8 @@ ROWS = ("policy", "policy_gradient", "critics")
 def table(costs: Sequence[Cost]) -> str:
     """Markdown; rows are in units of the batch."""
     lines = [
-        "| method | preset | batch | $N$ | policy | with gradient | critics | updates | CPU seconds |",
+        "| method | preset | batch | $N$ | policy | with gradient | critics | updates "
+        "| CPU seconds |",
         "|---" * 9 + "|",
     ]
     for cost in costs:
