@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from diffpolicy.sde import RectifiedFlowProcess
+from diffpolicy.sde import FlowProcess, MeanFlowProcess
 from objectives.q_critic import QNetworks
 from objectives.regression import (
     BoltzmannWeight,
     DenoisingRegressionLoss,
+    MeanFlowTarget,
     NoiseTarget,
     OwnActions,
 )
@@ -78,20 +79,26 @@ class DPMDLoss(DenoisingRegressionLoss):
 
 
 class FPMDLoss(DPMDLoss):
-    """Flow policy mirror descent (arXiv 2507.23675): :class:`DPMDLoss` for a rectified flow.
+    """Flow policy mirror descent (arXiv 2507.23675): :class:`DPMDLoss` for a flow.
 
-    The network predicts the velocity ``a - eps`` of a line from noise to an action. As the policy
-    narrows the lines straighten, so that a trained one can act in a single step: set
-    ``denoising_steps`` of the actor to 1. Arguments and outputs are those of DPMDLoss.
+    On a :class:`~diffpolicy.sde.RectifiedFlowProcess` the network predicts the velocity ``a - eps``
+    of a line from noise to an action. As the policy narrows the lines straighten, so that a trained
+    one can act in a single step: set ``denoising_steps`` of the actor to 1. On a
+    :class:`~diffpolicy.sde.MeanFlowProcess` it predicts mean velocities between two times, see
+    :class:`~objectives.regression.MeanFlowTarget`, so that one step is exact once it is trained.
+    Arguments and outputs are those of DPMDLoss.
 
     Raises:
-        TypeError: if the actor's process is no :class:`~diffpolicy.sde.RectifiedFlowProcess`.
+        TypeError: if the actor's process is no :class:`~diffpolicy.sde.FlowProcess`.
     """
 
     def __init__(self, actor_network: nn.Module, qvalue_network: QNetworks, **options: Any) -> None:
         super().__init__(actor_network, qvalue_network, **options)
-        if not isinstance(self.actor_network.process, RectifiedFlowProcess):
+        process = self.actor_network.process
+        if not isinstance(process, FlowProcess):
             raise TypeError(
-                "FPMDLoss needs an actor on a RectifiedFlowProcess, got "
-                f"{type(self.actor_network.process).__name__}; DPMDLoss takes it."
+                "FPMDLoss needs an actor on a RectifiedFlowProcess or a MeanFlowProcess, got "
+                f"{type(process).__name__}; DPMDLoss takes it."
             )
+        if isinstance(process, MeanFlowProcess):
+            self.target = MeanFlowTarget()

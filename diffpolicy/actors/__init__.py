@@ -26,6 +26,7 @@ from diffpolicy.actors.configs import (
     DiffusionConfig,
     DIMEPreset,
     FlowConfig,
+    MeanFlowConfig,
     NetworkConfig,
     ProcessConfig,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "EncodedActor",
     "FlowConfig",
     "GaussianChainActor",
+    "MeanFlowConfig",
     "NetworkConfig",
     "NoisyActor",
     "PathActor",

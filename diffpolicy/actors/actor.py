@@ -1,7 +1,7 @@
 """The diffusion policy as a TensorDict module."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -18,6 +18,7 @@ from diffpolicy.sde import (
     Gaussian,
     Process,
     RolloutMode,
+    ScoreFunction,
     checkpointed,
     draw_noise,
     prior_log_prob,
@@ -36,8 +37,9 @@ class DenoisingActor(ActorModule):
 
     Args:
         process: the process; a :class:`~diffpolicy.sde.DenoisingProcess` or another one.
-        score_network: any module with ``forward(latent [*B, A], step [*B], observation [*B, S])``;
-            an optional method ``condition(observation)`` is used for whole chains (see
+        score_network: any module with ``forward(latent [*B, A], step [*B], observation [*B, S])``
+            (``step`` are times ``[*B, 2]`` with a :class:`~diffpolicy.sde.MeanFlowProcess`); an
+            optional method ``condition(observation)`` is used for whole chains (see
             :class:`~diffpolicy.networks.ScoreNetwork`).
         squash: maps the last latent to the action.
         in_keys: observation keys, concatenated over their last dimension.
@@ -173,7 +175,7 @@ class DenoisingActor(ActorModule):
 
     def _rollout_inputs(
         self, observation: Tensor, noise: Tensor | None, deterministic: bool
-    ) -> tuple[Process, Callable[[Tensor, int], Tensor], Tensor, RolloutMode]:
+    ) -> tuple[Process, ScoreFunction, Tensor, RolloutMode]:
         batch = observation.shape[:-1]
         if noise is None:
             noise = self._noise(batch, deterministic)
@@ -262,14 +264,17 @@ class DenoisingActor(ActorModule):
         step = required(rows, self.keys.step).squeeze(-1)
         return self.process.noising_kernel(required(rows, self.keys.next_latent), step)
 
-    def _conditioned(self, observation: Tensor) -> Callable[[Tensor, int], Tensor]:
+    def _conditioned(self, observation: Tensor) -> ScoreFunction:
         condition = getattr(self.score_network, "condition", None)
         if condition is not None:
             return condition(observation)
         batch_size = observation.shape[:-1]
 
-        def score(latent: Tensor, step: int) -> Tensor:
-            steps = torch.full(batch_size, step, dtype=torch.long, device=latent.device)
+        def score(latent: Tensor, step: int | Tensor) -> Tensor:
+            if isinstance(step, int):
+                steps = torch.full(batch_size, step, dtype=torch.long, device=latent.device)
+            else:
+                steps = step.expand(*batch_size, *step.shape)
             return self.score_network(latent, steps, observation)
 
         return score

@@ -44,7 +44,14 @@ class FlowConfig:
     prior_std: float = 1.0
 
 
-AnyProcessConfig: TypeAlias = ProcessConfig | DiffusionConfig | FlowConfig
+@dataclass(frozen=True)
+class MeanFlowConfig:
+    """Options of :class:`~diffpolicy.sde.MeanFlowProcess`, which documents them."""
+
+    prior_std: float = 1.0
+
+
+AnyProcessConfig: TypeAlias = ProcessConfig | DiffusionConfig | FlowConfig | MeanFlowConfig
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ class ActorKeys:
             action, measured in [-1, 1] units, ``[*B, 1]``.
         latent: ``x_n`` of a denoising-MDP row ``[*B, A]``.
         next_latent: ``x_{n+1}`` of a denoising-MDP row ``[*B, A]``.
-        step: ``n`` of a denoising-MDP row, integer ``[*B, 1]``.
+        step: ``n`` of a denoising-MDP row, integer ``[*B, 1]``; of a
+            :class:`~diffpolicy.sde.MeanFlowProcess` also the times of a step ``[*B, 2]``.
 
     Raises:
         ValueError: if two names collide.

@@ -4,7 +4,7 @@ from diffpolicy.networks.batch_renorm import BatchRenorm
 from diffpolicy.networks.categorical import CategoricalSupport
 from diffpolicy.networks.critics import DenoisingValueNetwork, HLGauss
 from diffpolicy.networks.denoising_q import DenoisingQEnsemble
-from diffpolicy.networks.embeddings import StepEmbedding
+from diffpolicy.networks.embeddings import IntervalEmbedding, StepEmbedding
 from diffpolicy.networks.encoders import ImageEncoder, MakeEncoder, ObservationEncoder
 from diffpolicy.networks.gaussian import GaussianHead
 from diffpolicy.networks.mlp import ACTIVATIONS, lecun_normal_, mlp
@@ -23,6 +23,7 @@ __all__ = [
     "GaussianHead",
     "HLGauss",
     "ImageEncoder",
+    "IntervalEmbedding",
     "MakeEncoder",
     "ObservationEncoder",
     "QEnsemble",

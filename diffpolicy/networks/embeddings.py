@@ -1,10 +1,11 @@
-"""Fourier embedding of the denoising step."""
+"""Fourier embeddings of denoising steps and of times."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from diffpolicy.networks.mlp import Activation, Initialization, mlp
 
@@ -73,3 +74,62 @@ class StepEmbedding(nn.Module):
     def forward(self, step: Tensor) -> Tensor:
         """Embed integer steps ``[*B]`` as ``[*B, E]``."""
         return self.table()[step]
+
+    def projected(self, weight: Tensor) -> Callable[[int | Tensor], Tensor]:
+        """What a linear layer ``[H, E]`` makes of a step n, all steps at once: ``[H]``."""
+        rows = linear(self.table(), weight).unbind()
+
+        def of_step(step: int | Tensor) -> Tensor:
+            return rows[int(step)]
+
+        return of_step
+
+
+class IntervalEmbedding(nn.Module):
+    """Embeds two times of [0, 1]: sin and cos of ``c_i t``, then Linear, activation, Linear.
+
+    ``c`` is a buffer, evenly spaced in [0.1, 10]: a flow is differentiated along its time, which
+    the frequencies multiply.
+
+    Args:
+        frequencies: number of frequencies.
+        hidden_features: width of the hidden layer.
+        out_features: size of the embedding ``E``.
+        activation: of the hidden layer, see :func:`~diffpolicy.networks.mlp`.
+        initialization: of the linear layers, see :func:`~diffpolicy.networks.mlp`.
+
+    Raises:
+        ValueError: if a width is below 1, or for an unknown initialization.
+    """
+
+    coefficients: Tensor
+
+    def __init__(
+        self,
+        frequencies: int = 8,
+        hidden_features: int = 32,
+        out_features: int = 16,
+        *,
+        activation: Activation | Callable[[], nn.Module] = "gelu",
+        initialization: Initialization = "torch",
+    ) -> None:
+        super().__init__()
+        self.out_features = out_features
+        self.register_buffer("coefficients", torch.linspace(0.1, 10, frequencies))
+        self.net = mlp(
+            4 * frequencies, (hidden_features,), out_features, activation, initialization
+        )
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Embed times ``[*B, 2]`` as ``[*B, E]``."""
+        angles = (times.unsqueeze(-1) * self.coefficients).flatten(-2)
+        return self.net(torch.cat((angles.sin(), angles.cos()), -1))
+
+    def projected(self, weight: Tensor) -> Callable[[int | Tensor], Tensor]:
+        """What a linear layer ``[H, E]`` makes of times ``[2]``: ``[H]``."""
+
+        def of_times(times: int | Tensor) -> Tensor:
+            assert isinstance(times, Tensor)
+            return linear(self(times), weight)
+
+        return of_times

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from diffpolicy.networks.embeddings import StepEmbedding
+from diffpolicy.networks.embeddings import IntervalEmbedding, StepEmbedding
 from diffpolicy.networks.mlp import Activation, Initialization, mlp
 from diffpolicy.networks.normalization import RunningNorm
 
@@ -25,7 +25,8 @@ class ScoreNetwork(nn.Module):
         hidden_sizes: widths of the hidden layers.
         normalizer: statistics that standardise the observation, or None.
         embedding: step embedding; by default :class:`StepEmbedding` with its defaults and the
-            activation and initialization given here.
+            activation and initialization given here. With an :class:`IntervalEmbedding` the network
+            reads times ``[*B, 2]`` as steps.
         latent_scale: the latent enters divided by this number, for example the prior std.
         clip: the score is clipped to ``[-clip, clip]``.
         init_std: std of the initial weights of the last layer; with ``initialization="lecun"``
@@ -45,7 +46,7 @@ class ScoreNetwork(nn.Module):
         *,
         hidden_sizes: Sequence[int] = (256, 256, 256),
         normalizer: RunningNorm | None = None,
-        embedding: StepEmbedding | None = None,
+        embedding: StepEmbedding | IntervalEmbedding | None = None,
         latent_scale: float = 1.0,
         clip: float = 1e4,
         init_std: float = 1e-8,
@@ -80,7 +81,7 @@ class ScoreNetwork(nn.Module):
 
         Args:
             latent: ``[*B, A]``.
-            step: integer tensor ``[*B]``.
+            step: integer tensor ``[*B]``, or what else its embedding reads.
             observation: ``[*B, S]``.
 
         Returns:
@@ -89,7 +90,7 @@ class ScoreNetwork(nn.Module):
         parts = (latent / self.latent_scale, self._standardise(observation), self.embedding(step))
         return self._clipped(self.net(torch.cat(parts, -1)))
 
-    def condition(self, observation: Tensor) -> Callable[[Tensor, int], Tensor]:
+    def condition(self, observation: Tensor) -> Callable[[Tensor, int | Tensor], Tensor]:
         """The score for a fixed observation ``[*B, S]``, a function of ``(latent [*B, A], n)``.
 
         The first layer is linear in its concatenated input, so the parts of observation and step
@@ -100,15 +101,15 @@ class ScoreNetwork(nn.Module):
         of_latent, of_observation, of_step = first.weight.split(self._widths, -1)
         of_latent = of_latent / self.latent_scale
         from_observation = _linear(self._standardise(observation), of_observation, first.bias)
-        from_steps = linear(self.embedding.table(), of_step).unbind()
+        from_step = self.embedding.projected(of_step)
 
-        def score(latent: Tensor, step: int) -> Tensor:
+        def score(latent: Tensor, step: int | Tensor) -> Tensor:
             if latent.shape[:-1] != observation.shape[:-1]:
                 raise ValueError(
                     f"latent must have the batch shape of the observation, "
                     f"{tuple(observation.shape[:-1])}, got {tuple(latent.shape[:-1])}."
                 )
-            hidden = _linear(latent, of_latent, from_steps[step]) + from_observation
+            hidden = _linear(latent, of_latent, from_step(step)) + from_observation
             for layer in others:
                 hidden = layer(hidden)
             return self._clipped(hidden)

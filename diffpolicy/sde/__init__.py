@@ -17,9 +17,10 @@ from diffpolicy.sde.protocol import (
     RolloutMode,
     check_densities,
 )
-from diffpolicy.sde.rectified_flow import RectifiedFlowProcess
+from diffpolicy.sde.rectified_flow import FlowProcess, MeanFlowProcess, RectifiedFlowProcess
 from diffpolicy.sde.rollout import (
     Chain,
+    ScoreFunction,
     checkpointed,
     draw_noise,
     rollout_chain,
@@ -36,12 +37,15 @@ __all__ = [
     "Chain",
     "DenoisingProcess",
     "DeterministicStep",
+    "FlowProcess",
     "Gaussian",
     "LinearBetas",
+    "MeanFlowProcess",
     "NoiseLevel",
     "Process",
     "RectifiedFlowProcess",
     "RolloutMode",
+    "ScoreFunction",
     "Variance",
     "VariancePreservingProcess",
     "check_densities",

@@ -28,7 +28,8 @@ class Process(Protocol):
     What the network's output means is the process's: the score of
     :class:`~diffpolicy.sde.DenoisingProcess`, the noise of
     :class:`~diffpolicy.sde.VariancePreservingProcess`, the velocity of
-    :class:`~diffpolicy.sde.RectifiedFlowProcess`.
+    :class:`~diffpolicy.sde.RectifiedFlowProcess`, the mean velocity of
+    :class:`~diffpolicy.sde.MeanFlowProcess`.
     """
 
     action_dim: int
@@ -50,8 +51,8 @@ class Process(Protocol):
         """Change the number of steps of the same process."""
         ...
 
-    def network_step(self, step: Step) -> Step:
-        """The trained step that the network sees at step ``step``."""
+    def network_step(self, step: Step) -> Step | Tensor:
+        """What the network sees of step ``step``: a trained step ``[*B]``, or times ``[*B, 2]``."""
         ...
 
     def moves(self, noise: Tensor, mode: RolloutMode) -> Move:

@@ -1,5 +1,6 @@
-"""Rectified flow, for actions in [-1, 1]: straight lines from noise to actions."""
+"""Flows along straight lines from noise to actions in [-1, 1]."""
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -10,8 +11,8 @@ from diffpolicy.sde.likelihood import Gaussian
 from diffpolicy.sde.protocol import DeterministicStep, Move, NoiseLevel, RolloutMode, Step
 
 
-class RectifiedFlowProcess(ProcessModule):
-    """The network predicts a velocity, which Euler steps follow (arXiv 2209.03003).
+class FlowProcess(ProcessModule, ABC):
+    """Lines from noise to actions, and steps along a velocity: the base of both flows.
 
     Latents of the line from noise to the action a are ``x_n = t a + (1 - t) eps`` with ``t = n /
     N``, and the velocity is ``a - eps``. Acting starts at noise and takes ``x_{n+1} = x_n + v /
@@ -25,11 +26,6 @@ class RectifiedFlowProcess(ProcessModule):
 
     Raises:
         ValueError: for arguments outside their range.
-
-    Examples:
-        >>> process = RectifiedFlowProcess(2, 4)
-        >>> process.noise_level(torch.tensor([0, 3])).signal.squeeze(-1)
-        tensor([0.0000, 0.7500])
     """
 
     times: Tensor
@@ -65,11 +61,9 @@ class RectifiedFlowProcess(ProcessModule):
             self.times = self.times.new_empty(times.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def network_step(self, step: Step) -> Step:
-        """The trained step at the same time: the one before it, where there is none."""
-        if self.denoising_steps == self.trained_steps:
-            return step
-        return step * self.trained_steps // self.denoising_steps
+    @abstractmethod
+    def network_step(self, step: Step) -> Step | Tensor:
+        """What the network sees of step ``step``."""
 
     def moves(self, noise: Tensor, mode: RolloutMode) -> Move:
         """The steps of a chain: the same in all modes, as none draws anything.
@@ -97,7 +91,7 @@ class RectifiedFlowProcess(ProcessModule):
             NotImplementedError: always; no step of a flow has a density.
         """
         raise NotImplementedError(
-            "a RectifiedFlowProcess has no noising kernel, which losses on the denoising MDP and "
+            f"a {type(self).__name__} has no noising kernel, which losses on the denoising MDP and "
             "entropy bounds need; use a DenoisingProcess or a VariancePreservingProcess."
         )
 
@@ -114,7 +108,9 @@ class RectifiedFlowProcess(ProcessModule):
         Raises:
             NotImplementedError: always; regress the velocity on actions instead.
         """
-        raise NotImplementedError("a RectifiedFlowProcess is regressed on actions, not on a score.")
+        raise NotImplementedError(
+            f"a {type(self).__name__} is regressed on actions, not on a score."
+        )
 
     def output_for_noise(
         self, latent: Tensor, clean: Tensor, noise: Tensor, step: Tensor
@@ -137,3 +133,45 @@ class RectifiedFlowProcess(ProcessModule):
     def extra_repr(self) -> str:
         """Sizes for ``print(process)``."""
         return f"action_dim={self.action_dim}, denoising_steps={self.denoising_steps}"
+
+
+class RectifiedFlowProcess(FlowProcess):
+    """The network predicts the velocity at a step, which Euler steps follow (arXiv 2209.03003).
+
+    Latents, arguments and errors are those of :class:`FlowProcess`.
+
+    Examples:
+        >>> process = RectifiedFlowProcess(2, 4)
+        >>> process.noise_level(torch.tensor([0, 3])).signal.squeeze(-1)
+        tensor([0.0000, 0.7500])
+    """
+
+    def network_step(self, step: Step) -> Step:
+        """The trained step at the same time: the one before it, where there is none."""
+        if self.denoising_steps == self.trained_steps:
+            return step
+        return step * self.trained_steps // self.denoising_steps
+
+
+class MeanFlowProcess(FlowProcess):
+    """The network predicts the mean velocity between two times (arXiv 2505.13447).
+
+    Latents, arguments and errors are those of :class:`FlowProcess`. The network reads when a step
+    begins and when it ends, so that steps of any length are exact once it is trained: one from
+    noise to the action, ``a = x_0 + u(x_0, 0, 1)``, or several.
+
+    Examples:
+        >>> MeanFlowProcess(2, 4).network_step(torch.tensor([0, 3]))
+        tensor([[0.0000, 0.2500],
+                [0.7500, 1.0000]])
+    """
+
+    def network_step(self, step: int | Tensor) -> Tensor:
+        """The times ``[*B, 2]`` at which steps ``[*B]`` begin and end.
+
+        Real numbers ``[*B, 2]`` are such times and stay what they are.
+        """
+        if isinstance(step, Tensor) and step.is_floating_point():
+            return step
+        start = self.times[step]
+        return torch.stack((start, start + 1 / self.denoising_steps), -1)

@@ -1,7 +1,7 @@
 """Sampling whole chains and evaluating their densities."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from diffpolicy.sde.likelihood import Gaussian
 from diffpolicy.sde.protocol import Process, RolloutMode, check_densities
 
-ScoreFunction = Callable[[Tensor, int], Tensor]
+# Of a latent and of what the process shows the network of a step: its number, or times.
+ScoreFunction = Callable[[Tensor, Any], Tensor]
 
 
 class Chain(NamedTuple):
@@ -68,7 +69,7 @@ def checkpointed(score: ScoreFunction) -> ScoreFunction:
     The score must still have the same parameters when the backward pass runs.
     """
 
-    def recomputed(latent: Tensor, step: int) -> Tensor:
+    def recomputed(latent: Tensor, step: int | Tensor) -> Tensor:
         result: Tensor = checkpoint(score, latent, step, use_reentrant=False)
         return result
 

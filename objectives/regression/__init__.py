@@ -14,7 +14,12 @@ from objectives.regression.parts import (
     noised_actions,
 )
 from objectives.regression.proposals import ImprovedActions, OwnActions, ReplayedActions
-from objectives.regression.targets import NoiseTarget, PosteriorTarget, ValueGradientTarget
+from objectives.regression.targets import (
+    MeanFlowTarget,
+    NoiseTarget,
+    PosteriorTarget,
+    ValueGradientTarget,
+)
 from objectives.regression.weights import (
     AdvantageWeight,
     BestAction,
@@ -33,6 +38,7 @@ __all__ = [
     "Evenly",
     "ImprovedActions",
     "LogProb",
+    "MeanFlowTarget",
     "NoiseTarget",
     "Noised",
     "OwnActions",

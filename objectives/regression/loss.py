@@ -231,7 +231,7 @@ class DenoisingRegressionLoss(ActionCriticLoss):
             noised = self._noised(transitions, weighted.action, given)
             wanted = self.target(self, noised, given)
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            output = self.actor_network.output(noised.rows)
+            output = self.actor_network.output(noised.rows if wanted.rows is None else wanted.rows)
         error = (wanted.scale * (output - wanted.output)).square().mean(-1, keepdim=True)
         # Averaged over the sampled steps and the actions.
         loss = (weighted.weight * error).flatten(0, 1).mean(0)

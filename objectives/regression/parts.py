@@ -62,10 +62,12 @@ class RegressionTarget(NamedTuple):
     Attributes:
         output: ``[*R, A]``.
         scale: broadcastable to it.
+        rows: what the network reads; None are the noised rows that the target was made for.
     """
 
     output: Tensor
     scale: Tensor
+    rows: TensorDictBase | None = None
 
 
 class Part(Protocol):

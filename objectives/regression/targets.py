@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from diffpolicy.actors.keys import required
@@ -56,6 +57,53 @@ class ValueGradientTarget(Drawless):
         gradient = torch.func.grad(log_density)(latent)
         output = actor.process.output_for_score(latent, gradient, step.squeeze(-1))
         return RegressionTarget(output, torch.ones_like(output))
+
+
+class MeanFlowTarget:
+    """The mean velocity of a flow between two times, from the network's own derivative.
+
+    Of a :class:`~diffpolicy.sde.MeanFlowProcess`. With times ``t < t'`` of [0, 1], the latent ``x =
+    t a + (1 - t) eps`` and its velocity ``v = a - eps`` (arXiv 2505.13447)::
+
+        u(x, t, t') = v + (t' - t) du/dt,   du/dt = v . grad_x u + d_t u
+
+    which one forward-mode product gives. The times take the place of the steps that the loss has
+    drawn.
+    """
+
+    divides_by_temperature = False
+    reads = ("times",)
+
+    def draw(self, loss: "DenoisingRegressionLoss", like: Tensor) -> dict[str, Tensor]:
+        """``times`` ``[*B, kappa, M, 2]``, uniform in [0, 1], in any order."""
+        kept = loss.weight.kept(loss.proposal.number)
+        shape = (*like.shape[:-1], loss.sampled_steps, kept, 2)
+        return {"times": torch.rand_like(like.new_empty(shape))}
+
+    def __call__(
+        self, loss: "DenoisingRegressionLoss", noised: Noised, draws: Draws
+    ) -> RegressionTarget:
+        """The mean velocity between two times, at rows of its own."""
+        actor, keys = loss.actor_network, loss.chain_keys
+        times = draws.get("times", 2)
+        if times is None:
+            times = torch.rand_like(noised.clean[..., :1].expand(*noised.clean.shape[:-1], 2))
+        start, end = times.sort(-1).values.split(1, -1)
+        velocity = noised.clean - noised.noise
+        latent = noised.noise + start * velocity
+
+        def rows_from(latent: Tensor, start: Tensor) -> TensorDictBase:
+            rows = noised.rows.copy().set(keys.latent, latent)
+            return rows.set(keys.step, torch.cat((start, end), -1))
+
+        def mean_velocity(latent: Tensor, start: Tensor) -> Tensor:
+            return actor.output(rows_from(latent, start))
+
+        tangents = (velocity, torch.ones_like(start))
+        with loss.actor_network_params.to_module(actor, preserve_module_state=False):
+            rate = torch.func.jvp(mean_velocity, (latent, start), tangents)[1]
+        output = velocity + (end - start) * rate
+        return RegressionTarget(output, torch.ones_like(output), rows_from(latent, start))
 
 
 class PosteriorTarget:

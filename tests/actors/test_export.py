@@ -12,6 +12,7 @@ from torch.export import Dim, export
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from diffpolicy.actors import (
+    ActionClip,
     ActionSquash,
     ActorKeys,
     DenoisingActor,
@@ -19,6 +20,8 @@ from diffpolicy.actors import (
     GaussianChainActor,
     RandomChains,
 )
+from diffpolicy.networks import IntervalEmbedding, ScoreNetwork
+from diffpolicy.sde import MeanFlowProcess
 
 RANDOM, DETERMINISTIC = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
 Actor = Callable[..., DenoisingActor]
@@ -102,6 +105,26 @@ def test_chain_nested_keys_and_other_numbers_of_steps(
     actor = make_actor(keys=keys, return_chain=True, return_entropy_bound=True)
     actor.denoising_steps = 6
     check_keyword_export(actor, {"observation": torch.randn(4, 3).double()}, exploration)
+
+
+@pytest.mark.parametrize("exploration", [RANDOM, DETERMINISTIC])
+def test_mean_flow_in_another_number_of_steps(exploration: ExplorationType) -> None:
+    """Also without ``condition``, which is the same in fewer operations."""
+    network = ScoreNetwork(
+        2, 3, 4, hidden_sizes=(8,), embedding=IntervalEmbedding(4, 4, 3), init_std=0.3
+    )
+    squash = ActionClip(torch.tensor([-2.0, 0.1]), torch.tensor([2.0, 0.3]))
+    actor = DenoisingActor(MeanFlowProcess(2, 4), network, squash).double()
+    inputs = {"observation": torch.randn(5, 3).double()}
+    for steps in (1, 3):
+        actor.denoising_steps = steps
+        check_keyword_export(actor, inputs, exploration)
+        noise = torch.randn(5, steps + 1, 2).double()
+        latent = noise[:, 0]
+        for step in range(steps):
+            times = torch.tensor([step, step + 1]).double().div(steps).expand(5, 2)
+            latent = latent + network(latent, times, inputs["observation"]) / steps
+        torch.testing.assert_close(actor.sample_latent(inputs["observation"], noise), latent)
 
 
 @pytest.mark.parametrize("noise_key", [None, "noise"])

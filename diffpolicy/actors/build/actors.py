@@ -1,6 +1,7 @@
 """Actors, sized from an environment's specs."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from diffpolicy.actors.configs import AnyProcessConfig, NetworkConfig, ProcessCo
 from diffpolicy.actors.gaussian import GaussianChainActor
 from diffpolicy.actors.keys import ActorKeys, ReturnedChain
 from diffpolicy.actors.squashing import ActionClip, ActionMap, ActionSquash
-from diffpolicy.networks import RunningNorm, ScoreNetwork, StepEmbedding, mlp
+from diffpolicy.networks import IntervalEmbedding, RunningNorm, ScoreNetwork, StepEmbedding, mlp
 from diffpolicy.sde import (
     DenoisingProcess,
     DeterministicStep,
+    MeanFlowProcess,
     Process,
     RectifiedFlowProcess,
     VariancePreservingProcess,
@@ -111,12 +113,7 @@ def _denoising(
         denoising_steps,
         hidden_sizes=network.actor_hidden,
         normalizer=sizes.normalizer,
-        embedding=StepEmbedding(
-            denoising_steps,
-            *network.step_embedding,
-            activation=network.score_activation,
-            initialization=network.score_initialization,
-        ),
+        embedding=_embedding(recipe),
         latent_scale=process.prior_std if network.scale_latent else 1.0,
         activation=network.score_activation,
         initialization=network.score_initialization,
@@ -132,6 +129,19 @@ def _denoising(
         noise_key=noise_key,
     )
     return sizes.behind_encoder(actor).to(device)
+
+
+def _embedding(recipe: ActorRecipe) -> StepEmbedding | IntervalEmbedding:
+    """What the network is told about a step: its number, or when it begins and ends."""
+    network, sizes = recipe.network, recipe.network.step_embedding
+    make: Callable[..., StepEmbedding | IntervalEmbedding] = (
+        IntervalEmbedding
+        if recipe.kind == "mean_flow"
+        else partial(StepEmbedding, recipe.denoising_steps)
+    )
+    return make(
+        *sizes, activation=network.score_activation, initialization=network.score_initialization
+    )
 
 
 def _gaussian_chain(
@@ -181,11 +191,13 @@ _PROCESSES: dict[ActorKind, tuple[Callable[..., Process], type[ActionMap]]] = {
     "denoising": (DenoisingProcess, ActionSquash),
     "diffusion": (VariancePreservingProcess, ActionClip),
     "flow": (RectifiedFlowProcess, ActionClip),
+    "mean_flow": (MeanFlowProcess, ActionClip),
 }
 _MAKERS: dict[ActorKind, Callable[..., Any]] = {
     "denoising": _denoising,
     "diffusion": _denoising,
     "flow": _denoising,
+    "mean_flow": _denoising,
     "gaussian_chain": _gaussian_chain,
     "gaussian_ppo": _gaussian_ppo,
     "gaussian_sac": _gaussian_sac,

@@ -10,13 +10,20 @@ from diffpolicy.actors.configs import (
     AnyProcessConfig,
     DiffusionConfig,
     FlowConfig,
+    MeanFlowConfig,
     NetworkConfig,
     ProcessConfig,
 )
 from diffpolicy.sde import DeterministicStep
 
 ActorKind = Literal[
-    "denoising", "diffusion", "flow", "gaussian_chain", "gaussian_ppo", "gaussian_sac"
+    "denoising",
+    "diffusion",
+    "flow",
+    "mean_flow",
+    "gaussian_chain",
+    "gaussian_ppo",
+    "gaussian_sac",
 ]
 ConfigT = TypeVar("ConfigT")
 #: The options of the process of each kind of actor that has one.
@@ -24,6 +31,7 @@ PROCESS_CONFIGS: dict[ActorKind, type[AnyProcessConfig]] = {
     "denoising": ProcessConfig,
     "diffusion": DiffusionConfig,
     "flow": FlowConfig,
+    "mean_flow": MeanFlowConfig,
 }
 
 
@@ -37,8 +45,9 @@ class ActorRecipe:
     Attributes:
         kind: which actor: a :class:`~diffpolicy.actors.DenoisingActor` on a
             :class:`~diffpolicy.sde.DenoisingProcess` (``"denoising"``), a
-            :class:`~diffpolicy.sde.VariancePreservingProcess` (``"diffusion"``) or a
-            :class:`~diffpolicy.sde.RectifiedFlowProcess` (``"flow"``), a
+            :class:`~diffpolicy.sde.VariancePreservingProcess` (``"diffusion"``), a
+            :class:`~diffpolicy.sde.RectifiedFlowProcess` (``"flow"``) or a
+            :class:`~diffpolicy.sde.MeanFlowProcess` (``"mean_flow"``), a
             :class:`~diffpolicy.actors.GaussianChainActor`, or TorchRL's TanhNormal actor with the
             networks of PPO or those of SAC.
         network: options of its network.

@@ -1,13 +1,13 @@
-"""FPMD: mirror descent with a rectified flow (arXiv 2507.23675)."""
+"""FPMD: mirror descent with a flow (arXiv 2507.23675)."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torchrl.envs import EnvBase
 
-from diffpolicy.actors import FlowConfig
-from diffpolicy.trainers.config.options import configuration
+from diffpolicy.actors import AnyProcessConfig, FlowConfig, MeanFlowConfig
+from diffpolicy.trainers.config.options import configuration, option
 from diffpolicy.trainers.loops.off_policy import OffPolicyParts
 from diffpolicy.trainers.methods.method import Method
 from diffpolicy.trainers.methods.mirror_descent import (
@@ -21,19 +21,25 @@ from objectives import FPMDLoss
 
 @configuration()
 class FPMDConfig(MirrorDescentConfig):
-    """FPMD: mirror descent with a rectified flow."""
+    """FPMD: mirror descent with a flow."""
 
     method: ClassVar[str] = "fpmd"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"cpu": {}, "paper": PAPER}
 
     preset: str = paper_preset(PAPER)
+    flow: Literal["rectified", "mean"] = option(
+        "rectified",
+        "what the network predicts: the velocity at a step, or the mean velocity between any two "
+        "times (MeanFlow), with which a chain of one step can be trained",
+        choices=("rectified", "mean"),
+        fixed=True,
+    )
 
 
 def fpmd_parts(env: EnvBase, config: FPMDConfig, device: torch.device) -> OffPolicyParts:
     """Networks, loss and optimisers."""
-    return mirror_descent_parts(FPMDLoss, env, config, FlowConfig(), device)
+    process: AnyProcessConfig = MeanFlowConfig() if config.flow == "mean" else FlowConfig()
+    return mirror_descent_parts(FPMDLoss, env, config, process, device)
 
 
-FPMD = Method(
-    FPMDConfig, fpmd_parts, "mirror descent with a rectified flow that can act in one step"
-)
+FPMD = Method(FPMDConfig, fpmd_parts, "mirror descent with a flow that can act in one step")

@@ -15,12 +15,19 @@ from diffpolicy.networks import (
     DenoisingValueNetwork,
     GaussianHead,
     HLGauss,
+    IntervalEmbedding,
     QEnsemble,
     RunningNorm,
     ScoreNetwork,
     StepEmbedding,
 )
-from diffpolicy.sde import DenoisingProcess, Gaussian, Process, gaussian_log_prob
+from diffpolicy.sde import (
+    DenoisingProcess,
+    Gaussian,
+    MeanFlowProcess,
+    Process,
+    gaussian_log_prob,
+)
 
 OBSERVATION, ACTION, STEPS = 3, 2, 3
 
@@ -182,12 +189,14 @@ def make_off_policy_networks(
     """
     keys = keys or ActorKeys()
     encoders = [nn.Linear(OBSERVATION, OBSERVATION) for _ in range(2)]
+    mean = process is MeanFlowProcess
+    embedding = IntervalEmbedding(4, 4, 3) if mean else StepEmbedding(steps, 4, 4, 3)
     score = ScoreNetwork(
         ACTION,
         OBSERVATION,
         steps,
         hidden_sizes=(8,),
-        embedding=StepEmbedding(steps, 4, 4, 3),
+        embedding=embedding,
         normalizer=encoders[0],
         init_std=0.3,
     )

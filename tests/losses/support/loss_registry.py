@@ -22,7 +22,7 @@ from torchrl.objectives import LossModule, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
 
 from diffpolicy.networks import CategoricalSupport, GaussianHead, HLGauss
-from diffpolicy.sde import Process, VariancePreservingProcess
+from diffpolicy.sde import MeanFlowProcess, Process, VariancePreservingProcess
 from objectives import (
     DACERLoss,
     DenoisingRegressionLoss,
@@ -32,6 +32,7 @@ from objectives import (
     DiffWPOLoss,
     DIMELoss,
     DPMDLoss,
+    FPMDLoss,
     LearnedTemperature,
     MaxEntDPLoss,
     QSMLoss,
@@ -528,6 +529,7 @@ CASES: tuple[LossCase, ...] = (
         num_actions=3,
         kl=0.5,
     ),
+    _regression_case(FPMDLoss, "mean-flow", process=MeanFlowProcess, num_actions=3),
     _regression_case(MaxEntDPLoss, "own-process", num_noises=3, density_noises=2),
     _regression_case(
         DiffusionQLLoss,
