@@ -105,3 +105,8 @@ def test_dipo_keeps_improved_actions_beside_those_that_were_executed(tmp_path: P
     moved = (action != improved).any(-1)
     assert bool(moved.any())
     assert not bool(moved.all())
+
+
+def test_mean_flows_are_not_compiled() -> None:
+    with pytest.raises(ValueError, match="--compile does not go with --flow mean"):
+        METHODS["fpmd"].config(flow="mean", compile=True, env="Pendulum-v1")

@@ -35,6 +35,14 @@ class FPMDConfig(MirrorDescentConfig):
         fixed=True,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flow == "mean" and self.compile:
+            raise ValueError(
+                "--compile does not go with --flow mean, whose loss has a derivative in forward "
+                "mode; leave it out, or use --flow rectified."
+            )
+
 
 def fpmd_parts(env: EnvBase, config: FPMDConfig, device: torch.device) -> OffPolicyParts:
     """Networks, loss and optimisers."""
