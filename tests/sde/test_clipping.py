@@ -35,7 +35,7 @@ def test_a_chain_that_ends_at_a_bound_can_come_back() -> None:
         action = process.denoising_kernel(torch.zeros(1, 1), output, step).mean
         assert action.item() == 1
         gradients[inward] = [
-            float(torch.autograd.grad(slope * action.sum(), output, retain_graph=True)[0])
+            torch.autograd.grad(slope * action.sum(), output, retain_graph=True)[0].item()
             for slope in (-1.0, 1.0)
         ]
     assert gradients[False] == [0, 0]
