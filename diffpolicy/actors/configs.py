@@ -108,8 +108,8 @@ class CriticConfig:
         normalization: ``"batch"`` (batch renormalisation), ``"layer"`` or None.
         atoms: number of atoms (or bins) of a categorical head; None is a scalar head.
         value_range: lowest and highest atom, or the ends of the bins.
-        hl_gauss: train a categorical head on smoothed scalar targets (:class:`HLGauss`), as the
-            critics of the denoising MDP do; DIME's are distributional.
+        hl_gauss: train a categorical head on smoothed scalar targets (:class:`HLGauss`), for losses
+            that fit values to numbers; DIME's critics are distributional.
         gaussian: predict the mean and the standard deviation of the return
             (:class:`~diffpolicy.networks.GaussianHead`), with ``atoms=None``.
         support_ends: what lies at the ends of that head's support, see :class:`HLGauss`.

@@ -20,6 +20,7 @@ from diffpolicy.actors import (
     build_diffsac_networks,
     build_diffwpo_networks,
     build_dime_networks,
+    build_regression_networks,
     rows_at,
 )
 from diffpolicy.networks import BatchRenorm, DenoisingQEnsemble, RunningNorm
@@ -234,7 +235,16 @@ def test_discrete_actions_are_refused(make_env: MakeEnv, build: Build) -> None:
         build(make_env(action_spec=OneHot(3)))
 
 
-def test_hl_gauss_critics_are_for_the_denoising_mdp(make_env: MakeEnv) -> None:
+def test_hl_gauss_critics_are_not_dimes(make_env: MakeEnv) -> None:
     critic = CriticConfig(normalization="layer", hl_gauss=True)
-    with pytest.raises(ValueError, match=r"hl_gauss=True is for the critics of the denoising MDP"):
+    with pytest.raises(ValueError, match=r"hl_gauss=True is for critics that are fitted to number"):
         build_dime_networks(make_env(), critic=critic)
+
+
+def test_hl_gauss_critics_of_actions(make_env: MakeEnv) -> None:
+    head = {"atoms": 5, "value_range": (-1.0, 1.0), "hl_gauss": True}
+    critic = CriticConfig((8,), normalization="layer", **head)
+    networks = build_regression_networks(make_env(), critic=critic)
+    out = networks.critic(make_env().fake_tensordict())
+    assert out["state_action_value_logits"].shape[-2:] == (2, 5)
+    assert out["state_action_value"].shape[-2:] == (2, 1)

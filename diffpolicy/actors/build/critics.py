@@ -128,11 +128,6 @@ def _action_critic(sizes: Sizes, network: nn.Module, *, logits: bool) -> TensorD
 
 
 def _q_ensemble(sizes: Sizes, critic: CriticConfig) -> QEnsemble:
-    if critic.hl_gauss:
-        raise ValueError(
-            "hl_gauss=True is for the critics of the denoising MDP (build_diffsac_networks, "
-            "build_diffwpo_networks); leave it out."
-        )
     low, high = sizes.bounds
     return QEnsemble(
         sizes.observation_dim,

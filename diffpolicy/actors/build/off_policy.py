@@ -70,6 +70,11 @@ def build_dime_networks(
             value functions only.
     """
     network, critic = network or DIME_CPU.network, critic or DIME_CPU.critic
+    if critic.hl_gauss:
+        raise ValueError(
+            "hl_gauss=True is for critics that are fitted to numbers (build_regression_networks, "
+            "build_diffsac_networks, build_diffwpo_networks); DIME's are distributional."
+        )
     return build_regression_networks(
         env,
         denoising_steps=denoising_steps,
