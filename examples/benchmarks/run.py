@@ -42,7 +42,7 @@ def keep(results: Path, folder: Path, name: str) -> None:
     content = json.loads(results.read_text(encoding="utf-8"))
     config, output = content["config"], RUNS / folder.name / name
     config["output"] = str(output)
-    if config["resume"] is not None:
+    if config.get("resume") is not None:
         config["resume"] = str(output / "checkpoints" / Path(config["resume"]).name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -201,7 +201,7 @@ def test_checkpoints_that_do_not_go_together(
         ({"state_dict": {}}, r"last\.ckpt is not a checkpoint of a diffpolicy run"),
         (
             {"diffpolicy": {"metadata": {"method": "newer"}}},
-            r"last\.ckpt is of newer; known methods: diffppo, diffsac, diffwpo, dime, dipo",
+            r"last\.ckpt is of newer; known methods: dacer, diffppo, diffsac, diffusion_ql",
         ),
     ],
 )

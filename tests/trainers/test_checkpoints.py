@@ -33,6 +33,7 @@ from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.checkpoint import Checkpoint
 from diffpolicy.trainers.io.resume import continuation
 from diffpolicy.trainers.io.signals import StopSignal
+from diffpolicy.trainers.loops.updates import Updates
 from diffpolicy.trainers.run.cli import parse_config, run_script
 
 ReadRun = Callable[[Path], tuple[dict[str, Any], list[dict[str, str]]]]
@@ -484,17 +485,19 @@ def test_a_checkpoint_is_read_once(dime: Build, monkeypatch: pytest.MonkeyPatch)
     assert names == ["last.ckpt", "rank0.pt", "last.ckpt"]
 
 
-def test_a_run_in_a_new_folder_takes_its_checkpoint_along(dime: Build, tmp_path: Path) -> None:
+def test_a_run_in_a_new_folder_takes_its_checkpoint_along(
+    dime: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = trained(dime())
     last = str(first.output / "checkpoints" / "last.ckpt")
     second = dime(resume=last, output=str(tmp_path / "second"), total_frames=60)
     run = prepare(second)
 
-    def fail(batch: Any, policy_moves: bool) -> dict[str, Any]:
+    def fail(self: Updates, batch: Any, number: int, **options: Any) -> None:
         raise TrainingError("No update works.")
 
     # It ends before its first own checkpoint.
-    run.module.parts = dataclasses.replace(run.module.parts, update=fail)
+    monkeypatch.setattr(Updates, "step", fail)
     with pytest.raises(TrainingError, match=r"No update works\. The last good checkpoint"):
         train(run)
     assert [name for name in names(run.output) if name.endswith(".ckpt")] == [

@@ -56,8 +56,10 @@ class EntropyRegulatorOptions(Options):
         valid=at_least(0),
     )
     temperature: float = option(3.0, "alpha at the start", valid=above(0), fixed=True)
-    lr_temperature: float = option(
-        0.03, "learning rate of alpha, in logarithms, which 0 keeps", valid=at_least(0)
+    lr_temperature: float | None = option(
+        0.03,
+        "learning rate of alpha, in logarithms, which 0 keeps; None is that of the policy",
+        valid=at_least(0),
     )
     target_entropy: float = option(
         -0.9,

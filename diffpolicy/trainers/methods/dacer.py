@@ -74,7 +74,8 @@ def dacer_parts(env: EnvBase, config: DACERConfig, device: torch.device) -> OffP
         critic_reduction=config.critic_reduction,
     ).to(device)
     loss.make_value_estimator(gamma=config.gamma)
-    alpha = Optimizer("temperature", config.lr_temperature, interval=config.entropy_interval)
+    rate = config.lr_actor if config.lr_temperature is None else config.lr_temperature
+    alpha = Optimizer("temperature", rate, interval=config.entropy_interval)
     return OffPolicyParts(
         loss=loss,
         update=_update(loss, config.compile_mode),
