@@ -72,6 +72,7 @@ class DiffusionQLLoss(ActionCriticLoss):
 
     Examples:
         >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl.objectives import SoftUpdate
         >>> from diffpolicy.actors import ActionClip, DenoisingActor
         >>> from diffpolicy.networks import QEnsemble, ScoreNetwork
         >>> from diffpolicy.sde import VariancePreservingProcess
@@ -79,8 +80,9 @@ class DiffusionQLLoss(ActionCriticLoss):
         >>> process = VariancePreservingProcess(2, 5, schedule="vp")
         >>> actor = DenoisingActor(process, ScoreNetwork(2, 3, 5), clip)
         >>> read, written = ["observation", "action"], ["state_action_value"]
-        >>> critic = TensorDictModule(QEnsemble(2, 3, hidden_sizes=(8,)), read, written)
+        >>> critic = TensorDictModule(QEnsemble(3, 2, hidden_sizes=(8,)), read, written)
         >>> loss = DiffusionQLLoss(actor, critic)
+        >>> updater = SoftUpdate(loss, tau=0.005)
         >>> rows = TensorDict({"observation": torch.randn(5, 3), "action": torch.zeros(5, 2)}, [5])
         >>> ends = {"reward": torch.ones(5, 1), "terminated": torch.zeros(5, 1, dtype=torch.bool)}
         >>> rows["next"] = TensorDict({"observation": torch.randn(5, 3), **ends}, [5])

@@ -214,6 +214,7 @@ def test_what_does_not_fit_is_refused() -> None:
         loss(batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 def test_both_modes_are_cloned(name: str) -> None:
     """A quarter of the demonstrations is at -1.4, the others are at 0.4."""

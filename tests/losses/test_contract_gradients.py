@@ -12,15 +12,15 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
-from objectives import DiffPPOLoss, DIMELoss
+from objectives import DiffPPOLoss
 
 ROWS, ROLLOUT = (24,), (4, 5)
-# Compiling takes half a minute: of two losses the first case, and with the slow tests the first and
+# Compiling takes half a minute: the first case of one loss, and with the slow tests the first and
 # the last one of each.
 PER_LOSS = {
     case.loss_class: [c for c in CASES if c.loss_class is case.loss_class] for case in CASES
 }
-FIRST = [PER_LOSS[loss][0] for loss in (DiffPPOLoss, DIMELoss)]
+FIRST = [PER_LOSS[DiffPPOLoss][0]]
 COMPILED = [
     pytest.param(case, marks=() if case in FIRST else pytest.mark.slow)
     for cases in PER_LOSS.values()

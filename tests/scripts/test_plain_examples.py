@@ -36,6 +36,7 @@ def test_plain_loop_learns_inverted_pendulum(capsys: pytest.CaptureFixture[str])
     assert "15360 frames" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_custom_actors_learn_inverted_pendulum() -> None:
     results = load("custom_actor.py").main(["--total-frames", "10240"])
     assert set(results) == {"own score network", "own actor"}

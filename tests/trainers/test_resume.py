@@ -176,6 +176,7 @@ def test_a_resumed_run_is_exact(
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_resuming_is_exact_with_histories_and_chunks(tmp_path: Path) -> None:
     final = assert_exact("dime-chunks", tmp_path, 300, **short("dime-chunks"))
     assert final["frames"] >= 800

@@ -83,7 +83,7 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
         super().__init__(config, parts.loss)
         self.described_policy = described_policy(self.actor, env)
         # In a tuple: an environment is a module of torch, and would be a part of this one.
-        self._spec_env = (env,)
+        self._envs = (env,)
         self.attempt_to_close(partial(env.close, raise_if_closed=False))
         self.parts = parts
         self.notes = notes
@@ -97,11 +97,6 @@ class CollectingModule(RLModule, Generic[PartsT, StreamT]):
     def actor(self) -> TensorDictModuleBase:
         """The acting policy; it shares its parameters with the loss."""
         return self.loss.actor_network
-
-    @property
-    def env(self) -> EnvBase:
-        """The environment that the networks were built for, closed; its specs are read."""
-        return self._spec_env[0]
 
     @property
     def _cuda(self) -> list[torch.device]:

@@ -80,7 +80,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         Arguments and errors are those of :func:`fitting_transitions`.
         """
         rows = fitting_transitions(
-            data, self.env, self.parts, source=source, clip_actions=clip_actions
+            data, self._envs[0], self.parts, source=source, clip_actions=clip_actions
         )
         for name, start in self.parts.write_back.items():
             rows.set(name, rows[start].clone())
