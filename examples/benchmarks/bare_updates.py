@@ -1,14 +1,11 @@
 """Updates of off-policy methods on batches of one's own, without a trainer; for other scripts."""
 
-from collections.abc import Mapping
-
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
 from torchrl.envs import EnvBase
 
 from diffpolicy.trainers import METHODS, OffPolicyConfig
-from diffpolicy.trainers.loops.off_policy import OffPolicyParts
+from diffpolicy.trainers.loops.updates import OffPolicyParts, Updates
 
 
 class BareUpdates:
@@ -24,37 +21,27 @@ class BareUpdates:
         assert isinstance(parts, OffPolicyParts)
         self.config, self.parts = config, parts
         self.optimizers = {name: made.build(parts.loss) for name, made in parts.optimizers.items()}
+        self.updates = Updates(
+            parts, lambda: list(self.optimizers.values()), policy_delay=config.policy_delay
+        )
         self.made = 0
 
     def __call__(self, batch: TensorDictBase) -> None:
         """One update; the policy takes part in every ``policy_delay``-th."""
-        parts, self.made = self.parts, self.made + 1
-        moves = self.made % self.config.policy_delay == 0
-        first = [name for name, made in parts.optimizers.items() if not made.delayed]
-        later = [name for name, made in parts.optimizers.items() if made.delayed and moves]
-        if parts.update_policy is None:
-            self._step([*first, *later], parts.update(batch, moves))
-        else:
-            self._step(first, parts.update(batch, False))
-            if later:
-                self._step(later, parts.update_policy(batch))
-        parts.after_update()
+        self.made += 1
+        self.updates.step(batch, self.made)
+        self.parts.after_update()
 
     def move_policy(self, batch: TensorDictBase) -> None:
         """An update of the policy alone, of losses with ``actor_loss``."""
         self.made += 1
         value, _ = self.parts.loss.actor_loss(batch)
-        self._step(["actor"], {"loss_actor": value})
+        optimizer = self.optimizers["actor"]
+        optimizer.zero_grad()
+        value.backward()
+        self.parts.optimizers["actor"].treat_gradients(self.parts.loss)
+        optimizer.step()
         self.parts.after_update()
-
-    def _step(self, names: list[str], out: Mapping[str, Tensor]) -> None:
-        for name in names:
-            self.optimizers[name].zero_grad()
-        losses = [value for key, value in out.items() if key.startswith("loss_")]
-        torch.stack([value.mean() for value in losses if value.requires_grad]).sum().backward()
-        for name in names:
-            self.parts.optimizers[name].treat_gradients(self.parts.loss)
-            self.optimizers[name].step()
 
     @torch.no_grad()
     def transitions(self, env: EnvBase, steps: int) -> TensorDictBase:
