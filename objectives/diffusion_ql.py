@@ -12,6 +12,7 @@ from diffpolicy.networks import HLGauss
 from diffpolicy.networks.ranks import sum_over_ranks
 from objectives import functional as fn
 from objectives.behavior_cloning import CloningTerm
+from objectives.checks import check_not_negative
 from objectives.draws import Draws
 from objectives.q_critic import CriticReduction, QNetworks
 from objectives.regression.parts import valid_actions
@@ -123,8 +124,7 @@ class DiffusionQLLoss(ActionCriticLoss):
             loss_function=loss_function,
         )
         self._add_temperature(0.0)
-        if eta < 0:
-            raise ValueError(f"eta must be at least 0, got {eta}.")
+        check_not_negative("eta", eta)
         if best_of < 1:
             raise ValueError(f"best_of must be at least 1, got {best_of}.")
         self.cloning = CloningTerm(

@@ -8,6 +8,8 @@ they come. Tasks dmc:domain-task need shimmy[dm-control], too. Evaluations and r
 sb3_ppo.py.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sb3_ppo import (  # type: ignore[import-not-found]
@@ -19,13 +21,22 @@ from sb3_ppo import (  # type: ignore[import-not-found]
 from stable_baselines3 import SAC
 
 
-def train(name: str, seed: int, frames: int, every: int, episodes: int) -> dict[str, Any]:
-    """One run, in the format of ``results.json``."""
-    model = SAC("MlpPolicy", plain_environments(name, 1, seed), seed=seed, device="cpu")
+def train(
+    name: str,
+    seed: int,
+    frames: int,
+    every: int,
+    episodes: int,
+    *,
+    label: str,
+    make: Callable[..., Any],
+) -> dict[str, Any]:
+    """One run of a SAC with this interface, in the format of ``results.json``."""
+    model = make("MlpPolicy", plain_environments(name, 1, seed), seed=seed)
     test = plain_environments(name, episodes, seed + 10_000)
     evaluations = Evaluations(test, every, episodes, rollout=1)
     return {
-        "method": "sb3-sac",
+        "method": label,
         "env": name,
         "seed": seed,
         **learned(model, frames, evaluations),
@@ -33,4 +44,5 @@ def train(name: str, seed: int, frames: int, every: int, episodes: int) -> dict[
 
 
 if __name__ == "__main__":
-    run(__doc__, "sb3-sac", train, 20_000)
+    sac = partial(train, label="sb3-sac", make=partial(SAC, device="cpu"))
+    run(__doc__, "sb3-sac", sac, 20_000)
