@@ -1,7 +1,5 @@
 """Offline training: the networks of an off-policy method, fitted to a data set of transitions."""
 
-import csv
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from diffpolicy.trainers.config.run import RunConfig
 from diffpolicy.trainers.errors import TrainingError
 from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.checkpoint import OFFLINE_KEY
+from diffpolicy.trainers.io.metrics_table import MetricsTable
 from diffpolicy.trainers.loops.evaluation import Evaluation
 from diffpolicy.trainers.loops.off_policy import OffPolicyModule
 from diffpolicy.trainers.loops.updates import Updates
@@ -139,7 +138,7 @@ def _train(
     source: str,
     report: Callable[[dict[str, float]], None],
 ) -> Evaluation:
-    progress, table = module.progress, list[dict[str, float]]()
+    progress, table = module.progress, MetricsTable(run.output / files.METRICS_FILE)
     module.train()
     progress.start_clock()
     module.rewards.note_data(rows)
@@ -159,11 +158,12 @@ def _train(
             "eval_return_std": evaluation.return_std,
         }
         counted = {"frames": 0, "gradient_steps": progress.gradient_steps}
-        table.append({**counted, **scores, **averages, **module.rewards.metrics()})
-        _write_table(run.output / files.METRICS_FILE, table)
+        row = {**counted, **scores, **averages, **module.rewards.metrics()}
+        table.add(row)
+        _write(table)
         done = progress.gradient_steps
         write_run(run, OFFLINE_KEY, {"data": source, "transitions": len(rows), "updates": done})
-        report(table[-1])
+        report(row)
     return progress.evaluations[-1]
 
 
@@ -205,13 +205,11 @@ def _stepper(
     return step, updates
 
 
-def _write_table(path: Path, rows: list[dict[str, float]]) -> None:
+def _write(table: MetricsTable) -> None:
     """Write ``metrics.csv``; raises TrainingError if that is not possible."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
-    writer.writeheader()
-    writer.writerows(rows)
     try:
-        files.write_text(path, text.getvalue())
+        table.write()
     except OSError as error:
-        raise TrainingError(f"--output {path.parent} cannot be written to: {error}.") from error
+        raise TrainingError(
+            f"--output {table.path.parent} cannot be written to: {error}."
+        ) from error
