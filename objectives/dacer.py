@@ -12,7 +12,6 @@ from diffpolicy.errors import ArgumentError
 from diffpolicy.networks import GaussianHead
 from diffpolicy.networks.ranks import gather_over_ranks
 from objectives import functional as fn
-from objectives.base import evaluation_mode
 from objectives.draws import Draws
 from objectives.entropy_regulator import EntropyRegulator
 from objectives.q_critic import CriticReduction, QNetworks, QValues
@@ -226,11 +225,7 @@ class DACERLoss(ActionCriticLoss):
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
             action = self.actor_network.sample_action(transitions, noise=given.get("noise"))
         action = self._in_updates(action, given.get("action_noise"))
-        inputs = self.critic.action_inputs(transitions, self.tensor_keys.action, action)
-        with evaluation_mode(self.qvalue_network):
-            params = self.qvalue_network_params.detach()
-            values = self.critic.evaluate(params, inputs, self.tensor_keys)
-        value = self.critic.over_critics(values.value)
+        value = self.critic.over_critics(self.each_value(transitions, action))
         entropy = self.temperature.entropy.expand_as(value)
         return self._reduce(-value, transitions), {"entropy": entropy}
 

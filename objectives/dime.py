@@ -10,7 +10,6 @@ from diffpolicy.actors import PathActor, PathSample, observation_keys
 from diffpolicy.actors.keys import required
 from diffpolicy.networks import CategoricalSupport, HLGauss
 from objectives import functional as fn
-from objectives.base import evaluation_mode
 from objectives.draws import Draws
 from objectives.paths import sample_path
 from objectives.q_critic import CriticReduction, QNetworks, QValues
@@ -214,12 +213,9 @@ class DIMELoss(ActionCriticLoss):
             path = sample_path(
                 self.actor_network, tensordict, noise, checkpoint=self.checkpoint_chain
             )
-        inputs = self.critic.action_inputs(tensordict, self.tensor_keys.action, path.action)
-        with evaluation_mode(self.qvalue_network):
-            params = self.qvalue_network_params.detach()
-            values = self.critic.evaluate(params, inputs, self.tensor_keys)
+        value = self.critic.over_critics(self.each_value(tensordict, path.action))
         bound = fn.entropy_bound(path.running_cost, path.terminal_cost)
-        loss = -self.temperature() * bound - self.critic.over_critics(values.value)
+        loss = -self.temperature() * bound - value
         entropies = {"entropy": -path.running_cost.detach(), "entropy_bound": bound.detach()}
         return self._reduce(loss, tensordict), entropies
 

@@ -30,7 +30,6 @@ class BareUpdates:
         """One update; the policy takes part in every ``policy_delay``-th."""
         self.made += 1
         self.updates.step(batch, self.made)
-        self.parts.after_update()
 
     def move_policy(self, batch: TensorDictBase) -> None:
         """An update of the policy alone, of losses with ``actor_loss``."""

@@ -206,7 +206,6 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         number = self.progress.gradient_steps + 1
         self.updates.step(batch, number, policy_waits=self.policy_waits)
         self.progress.gradient_steps = number
-        self.parts.after_update()
 
     def on_train_epoch_end(self) -> None:
         """Count, evaluate when due, tell the callbacks."""

@@ -106,7 +106,7 @@ class Updates:
         self._counts.clear()
 
     def step(self, batch: TensorDictBase, number: int, *, policy_waits: bool = False) -> None:
-        """Make one update.
+        """Make one update, with what the method does before and after it.
 
         Args:
             batch: transitions ``[B]`` with the rewards that are trained on.
@@ -121,10 +121,11 @@ class Updates:
         parts.before_update(before, batch)
         if parts.update_policy is None:
             self._step([*first, *later], lambda: parts.update(batch, policy_moves))
-            return
-        self._step(first, lambda: parts.update(batch, False))
-        if later:
-            self._step(later, partial(parts.update_policy, batch))
+        else:
+            self._step(first, lambda: parts.update(batch, False))
+            if later:
+                self._step(later, partial(parts.update_policy, batch))
+        parts.after_update()
 
     def _step(self, names: Sequence[str], losses: Callable[[], Mapping[str, Tensor]]) -> None:
         """One backward pass of the sum of ``losses``, and a step of the optimisers ``names``."""

@@ -197,7 +197,6 @@ def _stepper(
         if parts.complete is not None:
             batch = parts.complete(batch)
         updates.step(module.rewards.scale_(batch), number)
-        parts.after_update()
         give_back(buffer, batch, parts.write_back)
         module.progress.gradient_steps = number
         return training.evaluation_due(number)
