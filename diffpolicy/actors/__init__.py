@@ -33,7 +33,7 @@ from diffpolicy.actors.configs import (
 from diffpolicy.actors.denoising_mdp import DenoisingMDP
 from diffpolicy.actors.encoded import EncodedActor, with_encoder
 from diffpolicy.actors.gaussian import GaussianChainActor
-from diffpolicy.actors.keys import RESERVED_KEYS, ActorKeys
+from diffpolicy.actors.keys import RESERVED_KEYS, ActorKeys, ReturnedChain
 from diffpolicy.actors.noisy import NoisyActor
 from diffpolicy.actors.protocol import (
     ChainActor,
@@ -80,6 +80,7 @@ __all__ = [
     "ProcessConfig",
     "RandomChains",
     "RegressionActor",
+    "ReturnedChain",
     "SimulatedStep",
     "best_action",
     "build_denoising_actor",

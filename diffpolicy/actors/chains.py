@@ -50,12 +50,39 @@ def chain_rows(
         ValueError: if the chains have another number of steps than ``denoising_steps``.
     """
     keys = keys or ActorKeys()
-    batch = tensordict.batch_size
+    hint = (
+        "; collect with an actor built with return_chain=True, or with 'latents' and add the rest "
+        "with DenoisingMDP.with_kernels(), and pass the actor's keys"
+    )
     for key in (*observation_keys, *keys.chain):
-        required(
-            tensordict, key, "; collect with an actor built with return_chain=True, pass its keys"
-        )
-    latents = tensordict.get(keys.latents)
+        required(tensordict, key, hint)
+    rows = chain_steps(
+        tensordict,
+        observation_keys=observation_keys,
+        keys=keys,
+        denoising_steps=denoising_steps,
+        carry_keys=carry_keys,
+    )
+    for key in (*keys.per_step, *step_keys):
+        value = tensordict.get(key, None)
+        if value is not None:
+            rows.set(key, value)
+    return rows
+
+
+def chain_steps(
+    tensordict: TensorDictBase,
+    *,
+    observation_keys: Sequence[NestedKey],
+    keys: ActorKeys,
+    denoising_steps: int | None,
+    carry_keys: Sequence[NestedKey] = (),
+) -> TensorDictBase:
+    """As :func:`chain_rows`, of transitions ``[*B]`` that have the latents of a chain only."""
+    batch = tensordict.batch_size
+    latents = required(
+        tensordict, keys.latents, "; collect with an actor built with return_chain='latents'"
+    )
     steps = latents.shape[-2] - 1
     _check_steps(steps, denoising_steps, keys)
     rows = TensorDict(batch_size=[*batch, steps], device=tensordict.device)
@@ -67,12 +94,7 @@ def chain_rows(
     rows.set(keys.latent, latents[..., :-1, :])
     rows.set(keys.next_latent, latents[..., 1:, :])
     index = torch.arange(steps, device=latents.device).unsqueeze(-1)
-    rows.set(keys.step, index.expand(*batch, steps, 1))
-    for key in (*keys.per_step, *step_keys):
-        value = tensordict.get(key, None)
-        if value is not None:
-            rows.set(key, value)
-    return rows
+    return rows.set(keys.step, index.expand(*batch, steps, 1))
 
 
 def rows_at(

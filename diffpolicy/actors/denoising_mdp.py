@@ -10,14 +10,14 @@ from torch import Tensor
 from diffpolicy.actors.chains import SimulatedStep, chain_rows, draw_steps, rows_at
 from diffpolicy.actors.keys import required
 from diffpolicy.actors.protocol import ChainActor
-from diffpolicy.actors.step_entropy import StepEntropy
+from diffpolicy.actors.step_kernels import StepKernels
 from diffpolicy.sde import check_densities, log_ratio
 
 #: Largest distance of a chain's end from its action, as a share of the action's range.
 _ACTION_TOLERANCE = 1e-3
 
 
-class DenoisingMDP(StepEntropy):
+class DenoisingMDP(StepKernels):
     """The Markov decision process whose actions are the steps of an actor's denoising chains.
 
     Its states are ``(s, x_n, n)`` and its actions ``x_{n+1}`` (arXiv 2512.02019). Inside of a chain
@@ -124,18 +124,6 @@ class DenoisingMDP(StepEntropy):
     ) -> Tensor:
         """``number`` different steps of every chain, uniformly drawn, integers ``[number, *B]``."""
         return draw_steps(self.denoising_steps, batch_size, number, device)
-
-    def log_ratio(self, rows: TensorDictBase) -> Tensor:
-        """``LR_n = log q(x_{n+1} | x_n, s) - log p(x_n | x_{n+1})`` of rows ``[*R]``, ``[*R, 1]``.
-
-        Differentiable in the actor's parameters and in the latents.
-        """
-        return log_ratio(
-            required(rows, self.keys.latent),
-            required(rows, self.keys.next_latent),
-            self.actor.denoising_kernel(rows),
-            self.actor.noising_kernel(rows),
-        )
 
     def propose(self, rows: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
         """Take a step of the actor from the states of rows ``[*R]``.

@@ -7,7 +7,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 
-from diffpolicy.actors.keys import ActorKeys, required
+from diffpolicy.actors.keys import ActorKeys, ReturnedChain, required
 from diffpolicy.actors.module import ActorModule
 from diffpolicy.actors.squashing import ActionMap
 from diffpolicy.sde import Gaussian, log_ratio
@@ -33,7 +33,8 @@ class GaussianChainActor(ActorModule):
         in_keys: observation keys, concatenated over their last dimension.
         keys: names of everything else that is read or written.
         initial_std: std at the start, the same for every action dimension.
-        return_chain: also write the chain, its log-probabilities and kernels.
+        return_chain: also write the chain, its log-probabilities and kernels; ``"latents"`` writes
+            the latents only.
         noise_key: where to read standard normal noise ``[*B, A]`` from; None draws it. Under
             deterministic exploration it is not read.
 
@@ -59,7 +60,7 @@ class GaussianChainActor(ActorModule):
         in_keys: Sequence[NestedKey] = ("observation",),
         keys: ActorKeys | None = None,
         initial_std: float = 1.0,
-        return_chain: bool = False,
+        return_chain: ReturnedChain = False,
         noise_key: NestedKey | None = None,
     ) -> None:
         super().__init__(in_keys, keys or ActorKeys(), noise_key)
@@ -70,7 +71,7 @@ class GaussianChainActor(ActorModule):
         self._initial_log_std = math.log(initial_std)
         self.log_std = nn.Parameter(torch.full((squash.action_dim,), self._initial_log_std))
         self.return_chain = return_chain
-        self.out_keys = [self.keys.action, *(self.keys.chain if return_chain else ())]
+        self.out_keys = [self.keys.action, *self.keys.written(return_chain)]
 
     def reset_parameters(self) -> None:
         """Set the std back to its initial value."""
@@ -90,10 +91,11 @@ class GaussianChainActor(ActorModule):
         kernel, keys = self.denoising_kernel(tensordict), self.keys
         next_latent = self.drawn(kernel, tensordict)
         tensordict.set(keys.action, self.squash(next_latent))
+        latent = torch.zeros_like(next_latent)
         if self.return_chain:
-            latent = torch.zeros_like(next_latent)
-            ratio = log_ratio(latent, next_latent, kernel, _unit_density(next_latent))
             tensordict.set(keys.latents, torch.stack((latent, next_latent), -2))
+        if self.return_chain is True:
+            ratio = log_ratio(latent, next_latent, kernel, _unit_density(next_latent))
             tensordict.set(keys.log_prob, kernel.log_prob(next_latent).unsqueeze(-2))
             tensordict.set(keys.log_ratio, ratio.unsqueeze(-2))
             tensordict.set(keys.kernel_mean, kernel.mean.unsqueeze(-2))

@@ -6,31 +6,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from diffpolicy.sde.base import ProcessModule, check_positive, inverse_softplus
-from diffpolicy.sde.bridge import bridge_levels, bridge_mean
+from diffpolicy.sde.base import check_positive, inverse_softplus
 from diffpolicy.sde.likelihood import Gaussian
 from diffpolicy.sde.protocol import (
     DeterministicStep,
     Move,
-    NoiseLevel,
     RolloutMode,
     Step,
-    accumulated_noise,
 )
+from diffpolicy.sde.reversal import ReversedNoising
 from diffpolicy.sde.schedules import Schedule, schedule_factors
 
 NoisingStep = Literal["same", "next"]
 
 
-class DenoisingProcess(ProcessModule):
+class DenoisingProcess(ReversedNoising):
     r"""A discretised diffusion with a learned denoising and a fixed noising kernel.
 
     With prior std ``nu``, step size ``dt_n``, schedule factor ``w_n`` and friction ``f`` (one per
     action dimension), ``eta_n = dt_n w_n / f`` and (arXiv 2502.02316, arXiv 2512.02019)::
 
         x_0                 ~ N(0, nu^2)
-        q(x_{n+1} | x_n, s) = N(x_n + eta_n (-x_n / nu^2 + score), 2 eta_n)
-        p(x_n | x_{n+1})    = N(x_{n+1} (1 - eta_m / nu^2),        2 eta_m)
+        q(x_{n+1} | x_n, s) = N(x_n + eta_n (-x_n / nu^2 + score), 2 k^2 eta_n)
+        p(x_n | x_{n+1})    = N(x_{n+1} (1 - eta_m / nu^2),        2 k^2 eta_m)
+
+    The noise scale ``k`` is 1 in those papers, where step sizes set drift and noise at once. A
+    smaller one lets exploration fall while the network keeps its hold on the latents.
 
     where ``m = n`` for ``noising_step="same"`` (DIME) and ``m = min(n + 1, N - 1)`` for
     ``noising_step="next"`` (the denoising MDP).
@@ -57,6 +58,7 @@ class DenoisingProcess(ProcessModule):
     """
 
     schedule_factors: Tensor
+    noise_scale: Tensor
 
     deterministic_steps: ClassVar[tuple[DeterministicStep, ...]] = ("mean", "flow", "published")
 
@@ -86,6 +88,7 @@ class DenoisingProcess(ProcessModule):
         step_shape = (denoising_steps, 1) if step_size_per_step else (1, 1)
         self.raw_step_size = nn.Parameter(torch.empty(step_shape), requires_grad=learn_step_size)
         self.raw_friction = nn.Parameter(torch.empty(action_dim), requires_grad=learn_friction)
+        self.register_buffer("noise_scale", torch.ones((), dtype=dtype))
         self._check_stable(step_size / friction * float(factors.max()), prior_std)
         self._initial = (inverse_softplus(step_size), inverse_softplus(friction))
         self.reset_parameters()
@@ -125,8 +128,12 @@ class DenoisingProcess(ProcessModule):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Take over the number of steps in use; a state without it leaves it as it is."""
+        """Take over the number of steps in use; a state without it leaves it as it is.
+
+        A state from before there was a noise scale has that of 1.
+        """
         state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
+        state_dict.setdefault(prefix + "noise_scale", torch.ones_like(self.noise_scale))
         factors = state_dict.setdefault(prefix + "schedule_factors", self.schedule_factors)
         if factors.shape != self.schedule_factors.shape:
             self.schedule_factors = self.schedule_factors.new_empty(factors.shape)
@@ -164,9 +171,25 @@ class DenoisingProcess(ProcessModule):
         return softplus(self.raw_friction)
 
     def step_sizes(self) -> Tensor:
-        """``eta_n = dt_n w_n / friction`` as ``[N, A]``; ``2 eta_n`` is the kernel's variance."""
+        """``eta_n = dt_n w_n / friction`` as ``[N, A]``."""
         step_size = softplus(self.raw_step_size)
         return step_size * self.schedule_factors.unsqueeze(-1) / self.friction
+
+    def set_noise_scale(self, noise_scale: float) -> None:
+        """Set ``k``; everything that acts, and every density, follows it from now on.
+
+        Args:
+            noise_scale: a positive number.
+
+        Raises:
+            ValueError: for any other.
+        """
+        check_positive(noise_scale=noise_scale)
+        self.noise_scale.fill_(noise_scale)
+
+    def noise_std(self, step_size: Tensor) -> Tensor:
+        """``k sqrt(2 eta)``, the standard deviation of both kernels, in the shape of ``eta``."""
+        return self.noise_scale * (2 * step_size).sqrt()
 
     def network_step(self, step: Step) -> Step:
         """The trained step that the score network sees at runtime step ``step``.
@@ -202,7 +225,7 @@ class DenoisingProcess(ProcessModule):
         """
         step_size = self.step_sizes()[step]
         mean = torch.addcmul(self.contraction(step_size) * latent, step_size, score)
-        return Gaussian(mean, (2 * step_size).sqrt().expand_as(mean))
+        return Gaussian(mean, self.noise_std(step_size).expand_as(mean))
 
     def noising_kernel(self, next_latent: Tensor, step: Tensor | slice) -> Gaussian:
         """The fixed kernel ``p(x_n | x_{n+1})``; ``step`` as in :meth:`denoising_kernel`.
@@ -213,7 +236,7 @@ class DenoisingProcess(ProcessModule):
         """
         step_size = self.step_sizes()[self.noising_index(step)]
         mean = self.contraction(step_size) * next_latent
-        return Gaussian(mean, (2 * step_size).sqrt().expand_as(mean))
+        return Gaussian(mean, self.noise_std(step_size).expand_as(mean))
 
     def moves(self, noise: Tensor, mode: RolloutMode) -> Move:
         """The steps of a chain, see :func:`~diffpolicy.sde.rollout_chain`.
@@ -230,7 +253,7 @@ class DenoisingProcess(ProcessModule):
         """
         step_sizes = self.step_sizes()
         decay, gain = self._drift(step_sizes, mode)
-        jump = (2 * step_sizes).sqrt() * noise if mode == "sample" else torch.zeros_like(noise)
+        jump = self.noise_std(step_sizes) * noise if mode == "sample" else torch.zeros_like(noise)
         decays, gains, jumps = decay.unbind(), gain.unbind(), jump.unbind(-2)
 
         def move(step: int, latent: Tensor, score: Tensor) -> Tensor:
@@ -251,62 +274,10 @@ class DenoisingProcess(ProcessModule):
                 return contraction, 0.5 * step_sizes
         raise ValueError(f"mode must be 'sample', 'mean', 'flow' or 'published', got {mode!r}.")
 
-    # -- regression of the score --------------------------------------------------------------
-
-    def noise_level(self, step: Tensor) -> NoiseLevel:
-        """``x_n = signal x_N + std eps`` of latents that are noised to ``step``, ``[*B, A]``."""
-        signal, std = accumulated_noise(*self._noising_steps())
-        return NoiseLevel(signal[step], std[step])
-
-    def bridge_level(self, step: Tensor) -> NoiseLevel:
-        """``x_n = signal x_N + std eps`` of chains whose ``x_0`` is drawn from the prior."""
-        signal, std = bridge_levels(*self._noising_steps(), self.prior_std)
-        return NoiseLevel(signal[step], std[step])
-
-    def _noising_steps(self) -> tuple[Tensor, Tensor]:
+    def noising_steps(self) -> tuple[Tensor, Tensor]:
         """Contraction and variance of the noising steps ``[N, A]``."""
         step_sizes = self.step_sizes()[self.noising_index(slice(None))]
-        return self.contraction(step_sizes), 2 * step_sizes
-
-    def output_for_score(self, latent: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
-        """The score with which the denoising kernel reverses the noising one.
-
-        The reversal of a diffusion (Anderson 1982) drifts by ``x / nu^2 + 2 grad log p_n(x)``; the
-        denoising kernel has ``-x / nu^2 + score``.
-
-        Args:
-            latent: ``x_n`` ``[*B, A]``.
-            gradient: ``grad log p_n(x_n)``, of the density of noised latents ``[*B, A]``.
-            step: ``n``, integer tensor ``[*B]``.
-        """
-        return 2 * (latent / self.prior_std.square() + gradient)
-
-    def output_for_noise(
-        self, latent: Tensor, clean: Tensor, noise: Tensor, step: Tensor
-    ) -> Tensor:
-        """The score that reverses the noising of one latent, ``2 (x_n / nu^2 - eps / std_n)``.
-
-        Args:
-            latent: ``x_n = signal_n x_N + std_n eps`` ``[*B, A]``.
-            clean: ``x_N`` ``[*B, A]``.
-            noise: eps ``[*B, A]``.
-            step: ``n``, integer tensor ``[*B]``.
-        """
-        return self.output_for_score(latent, -noise / self.noise_level(step).std, step)
-
-    def output_for_clean(self, latent: Tensor, clean: Tensor, step: Tensor) -> Tensor:
-        """The score whose denoising kernel has the mean of ``p(x_{n+1} | x_n, x_N)``.
-
-        Exact for steps of any size, see :func:`~diffpolicy.sde.bridge.bridge_mean`;
-        :meth:`output_for_noise`, with the same arguments, is what it comes to for small ones.
-        """
-        mean = bridge_mean(*self._noising_steps(), latent, clean, step)
-        step_size = self.step_sizes()[step]
-        return (mean - self.contraction(step_size) * latent) / step_size
-
-    def noise_per_output(self, step: Tensor) -> Tensor:
-        """By how much eps changes with the score ``[*B, A]``: ``std_n / 2``."""
-        return 0.5 * self.noise_level(step).std
+        return self.contraction(step_sizes), self.noise_std(step_sizes).square()
 
     def extra_repr(self) -> str:
         """Sizes and options."""

@@ -1,5 +1,6 @@
 """The denoising MDP: steps against the kernels by hand, given noise, chains for given actions."""
 
+import copy
 import math
 
 import pytest
@@ -30,6 +31,7 @@ def make_actor(keys: ActorKeys | None = None) -> DenoisingActor:
     score = ScoreNetwork(ACTION, OBSERVATION, STEPS, hidden_sizes=(8,), init_std=0.5)
     with torch.no_grad():
         process.raw_step_size.add_(0.5 * torch.randn(STEPS, 1))
+    process.set_noise_scale(0.8)
     return DenoisingActor(process, score, ActionSquash(LOW, HIGH), keys=keys, return_chain=True)
 
 
@@ -52,6 +54,42 @@ def test_rows_and_their_log_ratios() -> None:
     torch.testing.assert_close(mdp.log_ratio(rows), batch["log_ratio"])
     torch.testing.assert_close(mdp.log_ratio(rows), log_ratio_by_hand(actor, rows))
     assert mdp.is_last(rows).squeeze(-1).tolist() == [[False, False, True]] * 5
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_kernels_of_a_rollout_are_those_that_acting_writes(gaussian: bool) -> None:
+    actor: DenoisingActor | GaussianChainActor = make_actor()
+    if gaussian:
+        squash = ActionSquash(LOW, HIGH)
+        actor = GaussianChainActor(torch.nn.Linear(OBSERVATION, ACTION), squash, return_chain=True)
+    mdp, written = DenoisingMDP(actor), transitions(actor, 5, 2)
+    per_step = actor.keys.per_step
+    assert mdp.with_kernels(written) is written
+
+    added = mdp.with_kernels(written.exclude(*per_step))
+
+    for key in per_step:
+        torch.testing.assert_close(added[key], written[key])
+    torch.testing.assert_close(mdp.rows(added)["next_latent"], mdp.rows(written)["next_latent"])
+    with pytest.raises(KeyError, match="with_kernels"):
+        mdp.rows(written.exclude(*per_step))
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_an_actor_writes_the_latents_only_when_asked(gaussian: bool) -> None:
+    full: DenoisingActor | GaussianChainActor = make_actor()
+    if gaussian:
+        squash = ActionSquash(LOW, HIGH)
+        full = GaussianChainActor(torch.nn.Linear(OBSERVATION, ACTION), squash, return_chain=True)
+    short = copy.deepcopy(full)
+    short.return_chain = "latents"
+    given = TensorDict({"observation": torch.randn(5, OBSERVATION)}, [5])
+    torch.manual_seed(1)
+    every = full(given.copy())
+    torch.manual_seed(1)
+    latents = short(given.copy())
+    assert set(latents.keys()) == {"observation", "action", "latents"}
+    torch.testing.assert_close(latents["action"], every["action"])
 
 
 def test_rows_at_chosen_steps_are_those_rows() -> None:

@@ -118,6 +118,7 @@ def test_kernels_follow_their_formulas(noising_step: str) -> None:
     with torch.no_grad():
         process.raw_step_size.normal_()
         process.raw_friction.normal_()
+    process.set_noise_scale(0.3)
     eta = process.step_sizes()
     x, score = torch.randn(2, 7, 2)
     step = torch.tensor([0, 1, 2, 3, 3, 0, 2])
@@ -127,9 +128,9 @@ def test_kernels_follow_their_formulas(noising_step: str) -> None:
 
     m = step if noising_step == "same" else torch.tensor([1, 2, 3, 3, 3, 1, 3])
     torch.testing.assert_close(denoising.mean, x + eta[step] * (-x / 1.7**2 + score))
-    torch.testing.assert_close(denoising.std.square(), 2 * eta[step])
+    torch.testing.assert_close(denoising.std.square(), 2 * 0.3**2 * eta[step])
     torch.testing.assert_close(noising.mean, x * (1 - eta[m] / 1.7**2))
-    torch.testing.assert_close(noising.std.square(), 2 * eta[m])
+    torch.testing.assert_close(noising.std.square(), 2 * 0.3**2 * eta[m])
 
 
 @pytest.mark.parametrize("batch_size", [(), (3,), (2, 3)])
@@ -253,6 +254,31 @@ def test_state_dict_without_factors_leaves_the_steps_in_use() -> None:
     target.load_state_dict(old)
     assert torch.equal(target.schedule_factors, before)
     torch.testing.assert_close(target.friction, torch.full((2,), 0.5))
+
+
+def test_state_dict_of_old_has_a_noise_scale_of_one() -> None:
+    old = DenoisingProcess(2, 4).state_dict()
+    del old["noise_scale"]
+    target = DenoisingProcess(2, 4)
+    target.set_noise_scale(0.5)
+    target.load_state_dict(old)
+    assert float(target.noise_scale) == 1
+
+
+@pytest.mark.parametrize("noise_scale", [0.0, -1.0, math.inf])
+def test_noise_scales_are_positive(noise_scale: float) -> None:
+    with pytest.raises(ValueError, match="noise_scale must be a positive finite number"):
+        DenoisingProcess(2, 4).set_noise_scale(noise_scale)
+
+
+def test_a_smaller_noise_scale_draws_closer_to_the_same_means() -> None:
+    process = DenoisingProcess(2, 3)
+    latent, score, steps = torch.randn(3, 2), torch.randn(3, 2), torch.arange(3)
+    before = process.denoising_kernel(latent, score, steps)
+    process.set_noise_scale(0.25)
+    after = process.denoising_kernel(latent, score, steps)
+    torch.testing.assert_close(after.mean, before.mean)
+    torch.testing.assert_close(after.std, 0.25 * before.std)
 
 
 def test_state_dict_of_another_number_of_trained_steps_is_refused() -> None:

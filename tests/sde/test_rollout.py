@@ -27,11 +27,17 @@ def score(latent: Tensor, step: int) -> Tensor:
 
 def process_with_own_step_sizes(noising_step: str = "next", **options: float) -> DenoisingProcess:
     process = DenoisingProcess(
-        2, 5, step_size_per_step=True, noising_step=noising_step, prior_std=1.3, **options
+        2,
+        5,
+        step_size_per_step=True,
+        noising_step=noising_step,
+        prior_std=1.3,
+        **options,
     )
     with torch.no_grad():
         process.raw_step_size.add_(torch.linspace(0, 0.5, 5).unsqueeze(-1))
         process.raw_friction.add_(torch.tensor([0.0, 0.7]))
+    process.set_noise_scale(0.7)
     return process
 
 
@@ -41,13 +47,14 @@ def test_sum_of_log_ratios_equals_hand_written_gaussians(noising_step: str) -> N
     chain = rollout_chain(process, score, torch.randn(7, 6, 2))
 
     eta, x = process.step_sizes(), chain.latents
+    std = 0.7 * (2 * eta).sqrt()
     log_q, log_p = torch.zeros(7), torch.zeros(7)
     for n in range(5):
         m = n if noising_step == "same" else min(n + 1, 4)
         mean = x[:, n] + eta[n] * (-x[:, n] / 1.3**2 + score(x[:, n], n))
-        log_q += Normal(mean, (2 * eta[n]).sqrt()).log_prob(x[:, n + 1]).sum(-1)
+        log_q += Normal(mean, std[n]).log_prob(x[:, n + 1]).sum(-1)
         back = x[:, n + 1] * (1 - eta[m] / 1.3**2)
-        log_p += Normal(back, (2 * eta[m]).sqrt()).log_prob(x[:, n]).sum(-1)
+        log_p += Normal(back, std[m]).log_prob(x[:, n]).sum(-1)
 
     torch.testing.assert_close(chain.log_prob.sum((-2, -1)), log_q)
     torch.testing.assert_close(chain.noising_log_prob.sum((-2, -1)), log_p)
@@ -194,9 +201,10 @@ def test_gradients_through_the_chain_are_exact(mode: str) -> None:
 
     run = Run()
 
-    def outputs(step_size: Tensor, friction: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-        values = {"process.raw_step_size": step_size, "process.raw_friction": friction}
-        return torch.func.functional_call(run, values, (gain,))
+    def outputs(*values: Tensor) -> tuple[Tensor, Tensor]:
+        *of_process, gain = values
+        given = dict(zip((f"process.{name}" for name in names), of_process, strict=True))
+        return torch.func.functional_call(run, given, (gain,))
 
     assert torch.autograd.gradcheck(outputs, (*raw, gain))
 

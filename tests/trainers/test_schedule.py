@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from diffpolicy.trainers import DiffPPOConfig, prepare, train
 from diffpolicy.trainers.io.signals import StopSignal
@@ -65,3 +66,44 @@ def test_a_finished_run_that_is_made_longer_learns_again_and_says_so(
     )
     rates = [float(row["lr"]) for row in read_run(run.output)[1]]
     assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_the_noise_of_a_chain_falls_along_with_the_learning_rate(
+    small_config: SmallConfig, read_run: ReadRun, schedule: str
+) -> None:
+    options = {
+        "noise_scale": 2.0,
+        "final_noise_scale": 0.5,
+        "lr_schedule": schedule,
+        "lr_process": 0.0,
+        "epochs": 1,
+    }
+    run = prepare(small_config(**options, total_frames=512))
+    process = run.module.actor.process
+    plain = float(process.noise_std(process.step_sizes().detach()).mean())
+    assert train(run)
+    rows = read_run(run.output)[1]
+    # That of the iteration that has just been collected.
+    factors = [float(row["noise_std_mean"]) / plain for row in rows]
+    expected = [2.0, 1.625, 1.25, 0.875] if schedule == "linear" else [2.0] * 4
+    assert factors == pytest.approx(expected, rel=1e-4)
+    left = 0.5 if schedule == "linear" else 2.0
+    assert float(process.noise_scale) == pytest.approx(left)
+
+
+def test_a_checkpoint_of_old_goes_on_with_a_noise_scale_of_one(small_config: SmallConfig) -> None:
+    options = {"lr_schedule": "constant", "epochs": 1}
+    run = prepare(small_config(**options, total_frames=128))
+    assert train(run)
+    last = run.output / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    name = "loss.actor_network_params.process.noise_scale"
+    assert float(content["state_dict"].pop(name)) == 1
+    del content["diffpolicy"]["metadata"]["shapes"][name]
+    torch.save(content, last)
+
+    longer = prepare(small_config(**options, resume="last", total_frames=256))
+
+    assert train(longer)
+    assert float(longer.module.actor.process.noise_scale) == 1

@@ -150,7 +150,7 @@ def _gaussian_chain(
     device: torch.device | str | None,
     *,
     initial_std: float = 1.0,
-    return_chain: bool = False,
+    return_chain: ReturnedChain = False,
     noise_key: NestedKey | None = None,
 ) -> GaussianChainActor:
     actor = GaussianChainActor(

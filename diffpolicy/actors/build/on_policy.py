@@ -18,7 +18,7 @@ from diffpolicy.actors.build.off_policy import build_diffsac_networks
 from diffpolicy.actors.build.recipe import ActorRecipe
 from diffpolicy.actors.build.sizes import ActorCritic, read_sizes
 from diffpolicy.actors.configs import CriticConfig, NetworkConfig, ProcessConfig
-from diffpolicy.actors.keys import ActorKeys
+from diffpolicy.actors.keys import ActorKeys, ReturnedChain
 from diffpolicy.networks import mlp
 
 _DIFFWPO_PROCESS = ProcessConfig(step_size_per_step=True, learn_friction=False)
@@ -33,17 +33,19 @@ def build_ppo_networks(
     network: NetworkConfig | None = None,
     observation_keys: Sequence[NestedKey] = ("observation",),
     keys: ActorKeys | None = None,
+    return_chain: ReturnedChain = True,
     noise_key: NestedKey | None = None,
     device: torch.device | str | None = None,
 ) -> ActorCritic:
     """Actor (with chains) and value function ``V(s, x_n, n)`` for DiffPPO.
 
-    Arguments and errors are those of :func:`build_denoising_actor`.
+    Arguments and errors are those of :func:`build_denoising_actor`; rollouts of an actor with
+    ``return_chain="latents"`` need :meth:`DenoisingMDP.with_kernels`.
     """
     process, network = process or ProcessConfig(), network or NetworkConfig()
     sizes = read_sizes(env, observation_keys, network, keys or ActorKeys())
     recipe = ActorRecipe("denoising", network, denoising_steps, process)
-    actor = make_actor(recipe, sizes, device, return_chain=True, noise_key=noise_key)
+    actor = make_actor(recipe, sizes, device, return_chain=return_chain, noise_key=noise_key)
     critic = make_denoising_value(sizes, denoising_steps, process, network)
     return ActorCritic(actor, critic.to(device), sizes.statistics)
 
@@ -87,6 +89,7 @@ def build_diffwpo_networks(
     critic: CriticConfig | None = None,
     observation_keys: Sequence[NestedKey] = ("observation",),
     keys: ActorKeys | None = None,
+    return_chain: ReturnedChain = True,
     noise_key: NestedKey | None = None,
     device: torch.device | str | None = None,
 ) -> ActorCritic:
@@ -103,7 +106,7 @@ def build_diffwpo_networks(
         critic=critic or _WPO_CRITIC,
         observation_keys=observation_keys,
         keys=keys,
-        return_chain=True,
+        return_chain=return_chain,
         noise_key=noise_key,
         device=device,
     )
@@ -117,6 +120,7 @@ def build_gaussian_wpo_networks(
     observation_keys: Sequence[NestedKey] = ("observation",),
     keys: ActorKeys | None = None,
     initial_std: float = 1.0,
+    return_chain: ReturnedChain = True,
     noise_key: NestedKey | None = None,
     device: torch.device | str | None = None,
 ) -> ActorCritic:
@@ -133,6 +137,7 @@ def build_gaussian_wpo_networks(
         observation_keys: observation entries to read, concatenated.
         keys: names of the entries that the actor reads and writes.
         initial_std: standard deviation before squashing at the start.
+        return_chain: as for :func:`build_ppo_networks`.
         noise_key: see :class:`GaussianChainActor`.
         device: where to put the parameters.
 
@@ -147,7 +152,7 @@ def build_gaussian_wpo_networks(
         sizes,
         device,
         initial_std=initial_std,
-        return_chain=True,
+        return_chain=return_chain,
         noise_key=noise_key,
     )
     q_module = make_denoising_critic(sizes, 1, critic, network, latent_scale=1.0)

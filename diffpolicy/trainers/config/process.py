@@ -66,6 +66,17 @@ class DenoisingMDPOptions(ProcessOptions):
 class OnPolicyChainOptions(DenoisingMDPOptions):
     """Learning the process on-policy."""
 
+    noise_scale: float = option(
+        1.0,
+        "factor on the noise of the chain's steps, beside what step size and friction make of it",
+        valid=above(0),
+    )
+    final_noise_scale: float = option(
+        1.0,
+        "what that factor becomes until the end of the run, as the learning rate falls to zero "
+        "(with --lr-schedule constant it stays as it is)",
+        valid=above(0),
+    )
     lr_process: float | None = option(
         None,
         "learning rate of step size and friction, which 0 keeps (default: three times --lr)",

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+from torch import Tensor
+
 from diffpolicy import __version__
 from diffpolicy.errors import ArgumentError
 from diffpolicy.trainers.config.options import in_flags
@@ -87,6 +90,7 @@ class Checkpoint:
         state = content.get(files.CHECKPOINT_KEY) if isinstance(content, dict) else None
         if not isinstance(state, dict) or not {"metadata", "config", "frames"} <= state.keys():
             raise ArgumentError(argument, str(path), "is not a checkpoint of a diffpolicy run.")
+        _complete(content.get("state_dict", {}), state["metadata"].get("shapes", {}))
         return cls(path, content, written)
 
     @classmethod
@@ -218,3 +222,12 @@ def _written(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
+
+
+def _complete(tensors: dict[str, Tensor], shapes: dict[str, list[int]]) -> None:
+    """Add what checkpoints did not hold when denoising processes had no noise scale: that of 1."""
+    for name in [name for name in tensors if name.endswith(".process.raw_friction")]:
+        scale = f"{name.rpartition('.')[0]}.noise_scale"
+        tensors.setdefault(scale, torch.ones((), dtype=tensors[name].dtype))
+        if name in shapes:
+            shapes.setdefault(scale, [])

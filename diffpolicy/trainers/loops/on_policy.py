@@ -34,6 +34,8 @@ class OnPolicyParts:
         lr_multipliers: factor on the learning rate of the parameters whose dotted name has this
             part, for example ``{"process": 3.0}``.
         diagnostics: further numbers to log, read after each iteration.
+        anneal: called before the first iteration and after each one with the share of the learning
+            rate that is left, from 1 to 0.
     """
 
     loss: LossModule
@@ -42,6 +44,7 @@ class OnPolicyParts:
     grad_norms: Mapping[str, str] = field(default_factory=lambda: {"grad_norm": ""})
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
     diagnostics: Callable[[], dict[str, float]] = dict
+    anneal: Callable[[float], None] = lambda left: None
 
 
 class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
@@ -112,6 +115,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
     def on_train_start(self) -> None:
         """Evaluate the untrained policy."""
         self.progress.start_clock()
+        self.parts.anneal(self._lr_left)
         if not self.progress.evaluations:
             self.run_evaluation()
         self.resume_random_state()
@@ -159,6 +163,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
             observations = [rollout.get(key) for key in self.actor.in_keys]
             vectors = [entry for entry in observations if entry.ndim == rollout.ndim + 1]
             self.parts.normalizer.update(torch.cat(vectors, -1))
+        self.parts.anneal(self._lr_left)
         metrics.update(self.evaluate_if_due())
         self.end_iteration(metrics)
 
@@ -172,11 +177,16 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         self._set_learning_rates()
         return self.parts.prepare(self.rewards.scale_(rollout))
 
+    @property
+    def _lr_left(self) -> float:
+        """The share of the learning rate that is left."""
+        if self.config.lr_schedule == "constant":
+            return 1.0
+        return self.schedule.at(self.progress.frames, self.config.total_frames)
+
     def _set_learning_rates(self) -> None:
         """The learning rates of this iteration."""
-        falling = self.config.lr_schedule == "linear"
-        done, total = self.progress.frames, self.config.total_frames
-        self._lr = self.config.lr * (self.schedule.at(done, total) if falling else 1.0)
+        self._lr = self.config.lr * self._lr_left
         groups = self.optimizer.param_groups
         # A temperature has nothing to be weighed against before the first reward.
         waits = () if self.rewards.seen else ("temperature",)

@@ -15,6 +15,8 @@ _ACTOR = "loss.actor_network_params."
 _OF_VALUES = ("loss.value_range.", "rewards.")
 # Follow from the environment of a run: bounds of its actions.
 _OF_ENVIRONMENT = ("squash.low", "squash.high", "action_center", "action_scale")
+# What a run has by itself: that, and the noise of its chains, which falls while it trains.
+_OWN = (*_OF_ENVIRONMENT, "process.noise_scale")
 # Follow from options, and give the parameters their meaning.
 _OF_OPTIONS = ("process.prior_std", "process.schedule_factors")
 
@@ -42,7 +44,7 @@ def warm_start(module: RLModule, checkpoint: Checkpoint) -> None:
     names = [name for name in sorted(ours.keys() | theirs.keys()) if _taken(name, same_method)]
     for problem in _differences(module, checkpoint, names):
         raise ArgumentError("init_from", str(checkpoint.path), problem)
-    taken = {name: theirs[name] for name in names if not name.endswith(_OF_ENVIRONMENT)}
+    taken = {name: theirs[name] for name in names if not name.endswith(_OWN)}
     module.load_state_dict({**ours, **taken})
     module.warm_parts = ("actor", "critic") if same_method else ("actor",)
 

@@ -16,11 +16,13 @@ from diffpolicy.trainers.loops.environments import observation_keys
 from diffpolicy.trainers.loops.on_policy import OnPolicyParts
 from diffpolicy.trainers.methods.method import Method
 from diffpolicy.trainers.methods.networks import (
+    noise_annealing,
     process_config,
     process_diagnostics,
     relative_rate,
     temperature,
     value_range,
+    written_chain,
 )
 from diffpolicy.trainers.methods.ppo import PPOConfig, network_config
 from objectives import DiffPPOLoss
@@ -62,6 +64,7 @@ def diffppo_parts(env: EnvBase, config: DiffPPOConfig, device: torch.device) -> 
         denoising_steps=config.denoising_steps,
         process=process_config(config),
         network=network_config(config, _value_support(config)),
+        return_chain=written_chain(config),
         device=device,
     )
     loss = DiffPPOLoss(
@@ -79,6 +82,7 @@ def diffppo_parts(env: EnvBase, config: DiffPPOConfig, device: torch.device) -> 
     )
 
     def prepare(rollout: TensorDictBase) -> TensorDictBase:
+        rollout = loss.mdp.with_kernels(rollout)
         loss.value_estimator(rollout)
         return loss.chain_rows(rollout).reshape(-1)
 
@@ -91,6 +95,7 @@ def diffppo_parts(env: EnvBase, config: DiffPPOConfig, device: torch.device) -> 
             "temperature": relative_rate(config.lr_temperature, config.lr, 1.0),
         },
         diagnostics=lambda: process_diagnostics(networks.actor.process),
+        anneal=noise_annealing(networks.actor.process, config),
     )
 
 

@@ -13,9 +13,11 @@ from diffpolicy.trainers.loops.environments import observation_keys
 from diffpolicy.trainers.loops.on_policy import OnPolicyParts
 from diffpolicy.trainers.methods.method import Method
 from diffpolicy.trainers.methods.networks import (
+    noise_annealing,
     process_config,
     process_diagnostics,
     relative_rate,
+    written_chain,
 )
 from diffpolicy.trainers.methods.wpo import WPOConfig, critic_config, network_config, wpo_parts
 
@@ -37,6 +39,7 @@ def diffwpo_parts(env: EnvBase, config: DiffWPOConfig, device: torch.device) -> 
         network=network_config(config),
         critic=critic_config(config),
         observation_keys=observation_keys(env, config),
+        return_chain=written_chain(config),
         device=device,
     )
     return wpo_parts(
@@ -46,6 +49,7 @@ def diffwpo_parts(env: EnvBase, config: DiffWPOConfig, device: torch.device) -> 
         discount_mode=config.discount_mode,
         lr_multipliers={"process": relative_rate(config.lr_process, config.lr, 3.0)},
         diagnostics=lambda: process_diagnostics(networks.actor.process),
+        anneal=noise_annealing(networks.actor.process, config),
     )
 
 

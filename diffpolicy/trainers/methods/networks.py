@@ -1,17 +1,18 @@
 """What the options of several methods say about networks, processes and temperatures."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
 
-from diffpolicy.actors import CriticConfig, NetworkConfig, ProcessConfig
+from diffpolicy.actors import CriticConfig, NetworkConfig, ProcessConfig, ReturnedChain
 from diffpolicy.names import named_object
 from diffpolicy.networks import RETURN_LIMIT, ImageEncoder
 from diffpolicy.sde import DenoisingProcess
 from diffpolicy.trainers.config.critic import QCriticOptions
 from diffpolicy.trainers.config.network import NetworkOptions
-from diffpolicy.trainers.config.process import ProcessOptions
+from diffpolicy.trainers.config.process import OnPolicyChainOptions, ProcessOptions
 from diffpolicy.trainers.config.reward import RewardOptions
 from diffpolicy.trainers.config.temperature import TemperatureOptions
 from objectives import LearnedTemperature
@@ -72,6 +73,11 @@ def network_options(config: NetworkOptions, base: NetworkConfig) -> NetworkConfi
     )
 
 
+def written_chain(config: NetworkOptions) -> ReturnedChain:
+    """What acting writes of a chain: behind encoders all, as it would need every image again."""
+    return "latents" if config.encoder is None else True
+
+
 def scalar_critic_config(config: QCriticOptions) -> CriticConfig:
     """The ensemble of Q networks that the options describe, with scalar heads."""
     assert isinstance(config, RewardOptions)
@@ -122,6 +128,14 @@ def process_config(options: ProcessOptions) -> ProcessConfig:
     )
 
 
+def noise_annealing(
+    process: DenoisingProcess, config: OnPolicyChainOptions
+) -> Callable[[float], None]:
+    """Sets the noise of a process by the share of the learning rate that is left."""
+    start, end = config.noise_scale, config.final_noise_scale
+    return lambda left: process.set_noise_scale(end + (start - end) * left)
+
+
 def temperature(options: TemperatureOptions, action_dim: int) -> float | LearnedTemperature:
     """The temperature that the options describe; the target counts per action dimension."""
     if not options.learn_temperature:
@@ -135,12 +149,13 @@ def relative_rate(rate: float | None, lr: float, default: float) -> float:
 
 
 def process_diagnostics(process: DenoisingProcess) -> dict[str, float]:
-    """Step sizes ``eta`` over steps and action dimensions, and the mean friction."""
+    """Step sizes, noise and friction of a chain, over its steps and action dimensions."""
     with torch.no_grad():
         sizes = process.step_sizes()
         return {
             "step_size_mean": float(sizes.mean()),
             "step_size_min": float(sizes.min()),
             "step_size_max": float(sizes.max()),
+            "noise_std_mean": float(process.noise_std(sizes).mean()),
             "friction": float(process.friction.mean()),
         }

@@ -83,6 +83,7 @@ def wpo_parts(
     diagnostics: Callable[[], dict[str, float]],
     discount_mode: Literal["env", "denoising_step"] = "env",
     lr_multipliers: Mapping[str, float] | None = None,
+    anneal: Callable[[float], None] = lambda left: None,
 ) -> OnPolicyParts:
     """The loss for networks, and what is particular about its training."""
     loss = DiffWPOLoss(
@@ -101,6 +102,7 @@ def wpo_parts(
     loss.make_value_estimator(gamma=config.gamma, lmbda=config.lmbda)
 
     def prepare(rollout: TensorDictBase) -> TensorDictBase:
+        rollout = loss.mdp.with_kernels(rollout)
         loss.value_estimator(rollout)
         return loss.chain_rows(rollout).reshape(-1)
 
@@ -119,4 +121,5 @@ def wpo_parts(
             **(lr_multipliers or {}),
         },
         diagnostics=diagnostics,
+        anneal=anneal,
     )
