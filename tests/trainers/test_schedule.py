@@ -93,7 +93,7 @@ def test_the_noise_of_a_chain_falls_along_with_the_learning_rate(
 
 
 def test_a_checkpoint_of_old_goes_on_with_a_noise_scale_of_one(small_config: SmallConfig) -> None:
-    options = {"lr_schedule": "constant", "epochs": 1}
+    options = {"lr_schedule": "constant", "epochs": 1, "noise_scale": 1.0}
     run = prepare(small_config(**options, total_frames=128))
     assert train(run)
     last = run.output / "checkpoints" / "last.ckpt"
@@ -107,3 +107,16 @@ def test_a_checkpoint_of_old_goes_on_with_a_noise_scale_of_one(small_config: Sma
 
     assert train(longer)
     assert float(longer.module.actor.process.noise_scale) == 1
+
+
+def test_a_run_from_another_policy_starts_with_the_noise_that_clones_are_trained_for(
+    small_config: SmallConfig, read_run: ReadRun, tmp_path: Path
+) -> None:
+    first = prepare(small_config(epochs=1, total_frames=128, lr_process=0.0))
+    assert train(first)
+    assert float(first.module.actor.process.noise_scale) == pytest.approx(0.4)
+    options = {"output": str(tmp_path / "second"), "init_from": str(first.output)}
+    second = prepare(small_config(**options, epochs=1, total_frames=128, lr_process=0.0))
+    assert train(second)
+    noise = [float(read_run(run.output)[1][0]["noise_std_mean"]) for run in (first, second)]
+    assert noise[0] / noise[1] == pytest.approx(1.4, rel=1e-4)

@@ -66,9 +66,9 @@ class DenoisingMDPOptions(ProcessOptions):
 class OnPolicyChainOptions(DenoisingMDPOptions):
     """Learning the process on-policy."""
 
-    noise_scale: float = option(
-        1.0,
-        "factor on the noise of the chain's steps, beside what step size and friction make of it",
+    noise_scale: float | None = option(
+        None,
+        "factor on the noise of the chain's steps at the start (default: 1)",
         valid=above(0),
     )
     final_noise_scale: float = option(
@@ -77,6 +77,12 @@ class OnPolicyChainOptions(DenoisingMDPOptions):
         "(with --lr-schedule constant it stays as it is)",
         valid=above(0),
     )
+
+    @property
+    def first_noise_scale(self) -> float:
+        """The factor on the noise at the start."""
+        return 1.0 if self.noise_scale is None else self.noise_scale
+
     lr_process: float | None = option(
         None,
         "learning rate of step size and friction, which 0 keeps (default: three times --lr)",

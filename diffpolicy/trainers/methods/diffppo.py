@@ -27,12 +27,21 @@ from diffpolicy.trainers.methods.networks import (
 from diffpolicy.trainers.methods.ppo import PPOConfig, network_config
 from objectives import DiffPPOLoss
 
+# 1 is enough on HalfCheetah; Hopper and Walker2d need to explore more widely (docs/diffppo.md).
+_FIRST_NOISE_SCALE = 1.4
+
 
 @configuration(
     # A fixed temperature is a coefficient like others: a resumed run may have another one.
     temperature=changed(0.0, fixed=False),
     learn_temperature=False,
     target_entropy=-5.0,
+    noise_scale=changed(
+        None,
+        text="factor on the noise of the chain's steps at the start (default: "
+        f"{_FIRST_NOISE_SCALE}, with --init-from 1, which clones are trained for)",
+    ),
+    final_noise_scale=0.4,
     critic_head=changed("scalar", choices=("scalar", "hl_gauss")),
 )
 class DiffPPOConfig(PPOConfig, OnPolicyChainOptions, TemperatureOptions, CriticHeadOptions):
@@ -46,6 +55,13 @@ class DiffPPOConfig(PPOConfig, OnPolicyChainOptions, TemperatureOptions, CriticH
         "what is done to the advantages of a minibatch",
         choices=("center", "standardize"),
     )
+
+    @property
+    def first_noise_scale(self) -> float:
+        """The factor on the noise at the start."""
+        if self.noise_scale is None and self.init_from is None:
+            return _FIRST_NOISE_SCALE
+        return super().first_noise_scale
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -132,7 +132,7 @@ def noise_annealing(
     process: DenoisingProcess, config: OnPolicyChainOptions
 ) -> Callable[[float], None]:
     """Sets the noise of a process by the share of the learning rate that is left."""
-    start, end = config.noise_scale, config.final_noise_scale
+    start, end = config.first_noise_scale, config.final_noise_scale
     return lambda left: process.set_noise_scale(end + (start - end) * left)
 
 
