@@ -32,7 +32,7 @@ from collectors.streams.minibatches import RolloutBuffer
 from collectors.streams.off_policy import OffPolicyStream
 from collectors.streams.on_policy import OnPolicyStream
 from collectors.streams.replay import MixedReplay, make_replay_buffer
-from collectors.streams.windows import demonstrated_windows
+from collectors.streams.windows import demonstrated_transitions, demonstrated_windows
 
 register_tasks()
 
@@ -58,6 +58,7 @@ __all__ = [
     "check_ray",
     "collector_state",
     "count_modes",
+    "demonstrated_transitions",
     "demonstrated_windows",
     "derive_seed",
     "environment_steps",

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
+from collectors.collection.rollouts import CHUNK_LENGTH_KEY
 from diffpolicy.errors import ArgumentError
 from diffpolicy.networks.encoders import channels_last
 
@@ -52,6 +53,60 @@ def demonstrated_windows(
         rows.set(key, _joined([rows.get(key)[index] for index in frames.unbind(-1)]))
     actions = (here + torch.arange(action_chunk)).minimum(last.unsqueeze(-1))
     return rows.set(action_key, rows.get(action_key)[actions].flatten(1))
+
+
+def demonstrated_transitions(
+    data: TensorDictBase,
+    observation_keys: Sequence[NestedKey],
+    *,
+    gamma: float,
+    action_key: NestedKey = "action",
+    frame_stack: int = 1,
+    action_chunk: int = 1,
+) -> TensorDictBase:
+    """Transitions as an environment with ``frame_stack`` and ``action_chunk`` makes them.
+
+    A chunk begins at every transition. It ends with the episode, if that is earlier; where the
+    data break off before either, there is no row.
+
+    Args:
+        data: transitions ``[R]``, one after the other in each episode, with ``next``: observations,
+            ``reward``, ``done`` and ``terminated`` ``[R, 1]``.
+        observation_keys: observations, vectors ``[R, F]`` or images.
+        gamma: discount of a step of the environment.
+        action_key: of the action ``[R, A]``.
+        frame_stack: number of observations ``K``.
+        action_chunk: number of actions ``H``.
+
+    Returns:
+        Rows ``[M]``, ``M <= R``: observations and actions as of :func:`demonstrated_windows`, and
+        in ``next`` what follows the chunk: observations, the discounted sum of its rewards, and the
+        flags of its last step. ``steps_to_next_obs`` is the number of its steps ``n`` ``[M, 1]``.
+
+    Raises:
+        ArgumentError: naming ``data``, if it does not say where episodes end.
+    """
+    options = {"action_key": action_key, "frame_stack": frame_stack, "action_chunk": action_chunk}
+    rows = demonstrated_windows(data, observation_keys, **options)
+    first, last = _episode_bounds(data)
+    here, following = torch.arange(len(data)), data["next"]
+    end = (here + action_chunk - 1).minimum(last)
+    before = (end.unsqueeze(-1) + torch.arange(2 - frame_stack, 1)).maximum(first.unsqueeze(-1))
+    for key in observation_keys:
+        frames = [data.get(key)[index] for index in before.unbind(-1)]
+        rows.set(unravel_key(("next", key)), _joined([*frames, following.get(key)[end]]))
+    reward = torch.zeros_like(following["reward"])
+    for step in range(action_chunk):
+        within = (here + step <= end).unsqueeze(-1)
+        later = following["reward"][(here + step).minimum(end)]
+        reward = reward + torch.where(within, gamma**step * later, 0.0)
+    rows.set(("next", "reward"), reward)
+    for key in ("done", "terminated"):
+        rows.set(("next", key), following[key][end])
+    length = (end - here + 1).unsqueeze(-1)
+    rows.set(CHUNK_LENGTH_KEY, length)
+    whole = (length == action_chunk) | rows["next", "done"].bool()
+    return rows[whole.squeeze(-1)]
 
 
 def episode_ends(data: TensorDictBase) -> Tensor:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from data_sets import random_transitions
@@ -52,6 +53,17 @@ def test_an_offline_run_is_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit, match="2"):
         main(["train", "diffusion_ql", "--resume", str(output / "checkpoints" / "last.ckpt")])
     assert "is a policy that was trained offline" in capsys.readouterr().err
+
+
+def test_offline_policies_see_histories_and_plan(tmp_path: Path) -> None:
+    options = {"frame_stack": 2, "action_chunk": 2}
+    trained(tmp_path / "run", "diffusion_ql", **options)
+    policy = load_policy(tmp_path / "run")
+    action = policy.act(np.zeros(3, np.float32))
+    assert action.shape == (1,)
+    assert policy.planned is not None
+    assert policy.planned.shape == (2, 1)
+    assert Checkpoint.of_run(tmp_path / "run", "run").state["offline"]["transitions"] == 60
 
 
 @pytest.mark.parametrize("name", ["diffsac", "dipo"])

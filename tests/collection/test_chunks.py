@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, unravel_key
 from tensordict.nn import TensorDictModule
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase
 from collectors import (
     OffPolicyStream,
     collector_state,
+    demonstrated_transitions,
     demonstrated_windows,
     environment_steps,
     evaluate,
@@ -269,3 +270,23 @@ def test_windows_of_demonstrations_are_what_the_environment_shows() -> None:
         assert (demonstrated_windows(other, keys, frame_stack=3, action_chunk=2) == windows).all()
     with pytest.raises(ArgumentError, match="does not say where episodes end"):
         demonstrated_windows(single.exclude("next"), keys, frame_stack=2)
+
+    rows = demonstrated_transitions(single, keys, gamma=1.0, frame_stack=3, action_chunk=2)
+
+    assert len(rows) == 10
+    assert rows["steps_to_next_obs"].squeeze(-1)[places].tolist() == taken
+    for key in (*keys, "reward", "done", "terminated"):
+        following = unravel_key(("next", key))
+        assert torch.equal(rows[following][places], shown[following]), key
+    assert (rows.select(*keys, "action") == windows).all()
+
+
+def test_transitions_of_data_that_break_off_are_whole_chunks() -> None:
+    single = make_env(Counting, num_envs=1).rollout(8, break_when_any_done=False)[0]
+    options = {"gamma": GAMMA, "action_chunk": 3}
+    rows = demonstrated_transitions(single, ["observation"], **options)
+    # An episode has five steps; of the second one three are there.
+    assert rows["steps_to_next_obs"].squeeze(-1).tolist() == [3, 3, 3, 2, 1, 3]
+    assert rows["next", "done"].squeeze(-1).tolist() == [False, False, True, True, True, False]
+    expected = [1 + GAMMA * 2 + GAMMA**2 * 3, 4 + GAMMA * 5, 5.0]
+    assert rows["next", "reward"].squeeze(-1)[[0, 3, 4]].tolist() == pytest.approx(expected)

@@ -33,7 +33,7 @@ def test_every_update_has_its_share_in_the_unit_of_all(
 ) -> None:
     config = with_data(demos, name, demonstration_fraction=0.25, output=str(tmp_path / "run"))
     run = prepare(config)
-    data, batches = run.module.demonstrations, list[TensorDictBase]()
+    data, batches = run.module.demonstrations.rows, list[TensorDictBase]()
     step = run.module.updates.step
 
     def spied(batch: TensorDictBase, number: int, **options: Any) -> None:
@@ -58,12 +58,33 @@ def test_every_update_has_its_share_in_the_unit_of_all(
     assert float(batches[0]["size"][0]) > 100
 
 
+def test_histories_and_chunks_are_made_of_demonstrations(demos: Path, tmp_path: Path) -> None:
+    options = {"frame_stack": 2, "action_chunk": 2, "output": str(tmp_path / "run")}
+    run = prepare(with_data(demos, "diffsac", **options))
+    rows, steps = run.module.demonstrations
+    assert (rows["observation"].shape, rows["action"].shape) == ((60, 6), (60, 2))
+    assert (len(steps), int(steps["next", "done"].sum())) == (60, 3)
+    batches, step = list[TensorDictBase](), run.module.updates.step
+
+    def spied(batch: TensorDictBase, number: int, **options: Any) -> None:
+        batches.append(batch.clone())
+        step(batch, number, **options)
+
+    run.module.updates.step = spied
+    assert train(run, progress_bar=False)
+    assert batches
+    for batch in batches:
+        shown = batch[batch["demonstrated"].squeeze(-1)]
+        assert len(shown) == 4
+        assert set(shown["steps_to_next_obs"].flatten().tolist()) <= {1, 2}
+        for name in ("observation", "action"):
+            assert all(bool((rows[name] == seen).all(-1).any()) for seen in shown[name])
+
+
 def test_what_does_not_go_with_demonstrations_is_refused(demos: Path) -> None:
     for options, words in (
         ({"demonstration_fraction": 0.01}, "--demonstration-fraction 0.01 of --batch-size 8 is 0"),
         ({"prioritized_replay": True}, "does not go with --prioritized-replay"),
-        ({"action_chunk": 2}, "does not go with --action-chunk"),
-        ({"frame_stack": 2}, "does not go with --frame-stack"),
     ):
         with pytest.raises(ValueError, match=words):
             with_data(demos, **options)

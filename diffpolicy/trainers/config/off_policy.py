@@ -146,13 +146,11 @@ class OffPolicyConfig(RunConfig, RewardOptions, OptimizerOptions):
                 f"{self.batch_size} is {number} transitions; it must leave some of both kinds "
                 "(diffpolicy offline trains on a data set alone)."
             )
-        plain = {"prioritized_replay": False, "frame_stack": 1, "action_chunk": 1}
-        for name, value in plain.items():
-            if getattr(self, name) != value:
-                raise ValueError(
-                    f"--demonstrations does not go with {flag_name(name)}, whose "
-                    "transitions data sets do not hold; leave one of them out."
-                )
+        if self.prioritized_replay:
+            raise ValueError(
+                "--demonstrations does not go with --prioritized-replay, whose draws leave no "
+                "fixed share to them; leave one of them out."
+            )
 
     def _check_multiple(self, name: str) -> None:
         value, envs = getattr(self, name), self.num_envs * self.action_chunk

@@ -24,7 +24,7 @@ from diffpolicy.trainers.config.off_policy import OffPolicyConfig
 from diffpolicy.trainers.io import files
 from diffpolicy.trainers.io.resume import replay_file
 from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
-from diffpolicy.trainers.loops.transitions import fitting_transitions
+from diffpolicy.trainers.loops.transitions import FittingData, fitting_transitions
 from diffpolicy.trainers.loops.updates import OffPolicyParts, Updates
 from diffpolicy.trainers.loops.warm_up import WarmUpPolicy
 from diffpolicy.trainers.loops.workers import faults_end_training
@@ -74,19 +74,20 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
 
     def fitting(
         self, data: TensorDictBase, source: str, *, clip_actions: bool | None = None
-    ) -> TensorDictBase:
+    ) -> FittingData:
         """Transitions ``[R]`` of others as the rows that updates read, in memory.
 
         Arguments and errors are those of :func:`fitting_transitions`.
         """
-        rows = fitting_transitions(
-            data, self._envs[0], self.parts, source=source, clip_actions=clip_actions
+        env, parts = self._envs[0], self.parts
+        fitting = fitting_transitions(
+            data, env, parts, self.config, source=source, clip_actions=clip_actions
         )
-        for name, start in self.parts.write_back.items():
-            rows.set(name, rows[start].clone())
-        return rows
+        for name, start in parts.write_back.items():
+            fitting.rows.set(name, fitting.rows[start].clone())
+        return fitting
 
-    def _demonstrations(self) -> TensorDictBase:
+    def _demonstrations(self) -> FittingData:
         """Those of ``--demonstrations``."""
         source = str(self.config.demonstrations)
         try:
@@ -137,7 +138,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         fraction = self.config.demonstration_fraction
         assert fraction is not None  # a configuration with demonstrations has filled it in
         return MixedReplay(
-            buffer, self.demonstrations, fraction=fraction, complete=self.parts.complete
+            buffer, self.demonstrations.rows, fraction=fraction, complete=self.parts.complete
         )
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -168,7 +169,7 @@ class OffPolicyModule(CollectingModule[OffPolicyParts, OffPolicyStream]):
         if self.demonstrations is not None and self.progress.frames == 0:
             if self.global_rank == 0:
                 # Once: ranks have the same ones.
-                self.rewards.note_data(self.demonstrations)
+                self.rewards.note_data(self.demonstrations.steps)
             self.rewards.update()
         part = _WARM_UP_STEPS * self.config.num_envs
         total = self.config.chunks(self.config.learning_starts)

@@ -35,7 +35,7 @@ class TrainedRewards(nn.Module):
             self.scale.add(following["reward"], following["done"], lengths)
 
     def note_data(self, rows: TensorDictBase) -> None:
-        """Remember the returns in transitions ``[R]`` of others, one episode after the other.
+        """Remember the returns in steps ``[R]`` of others, one episode after the other.
 
         Call :meth:`update` before and after it.
         """

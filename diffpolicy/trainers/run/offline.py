@@ -19,6 +19,7 @@ from diffpolicy.trainers.io.checkpoint import OFFLINE_KEY
 from diffpolicy.trainers.io.metrics_table import MetricsTable
 from diffpolicy.trainers.loops.evaluation import Evaluation
 from diffpolicy.trainers.loops.off_policy import OffPolicyModule
+from diffpolicy.trainers.loops.transitions import FittingData
 from diffpolicy.trainers.loops.updates import Updates
 from diffpolicy.trainers.run.from_data import check_config, prepared, write_run
 from diffpolicy.trainers.run.launch import Run, start_folder
@@ -30,8 +31,6 @@ _STREAM = 6
 _HINT = "choose an off-policy one, such as diffusion_ql, dime or sac."
 # Options that have no place without steps of the environment, or that data sets do not have.
 _NEEDED = {
-    "frame_stack": 1,
-    "action_chunk": 1,
     "gpus": 0,
     "cpu_ranks": 1,
     "resume": None,
@@ -118,10 +117,10 @@ def train_offline(
     with prepared(_as_long_as(config, training.updates)) as run:
         assert run.lock is not None  # there is one process
         assert isinstance(run.module, OffPolicyModule)
-        rows = run.module.fitting(data, source, clip_actions=training.clip_actions)
+        fitting = run.module.fitting(data, source, clip_actions=training.clip_actions)
         start_folder(run, run.lock)
         with run_scope(torch.device("cpu")), RandomStream(derive_seed(config.seed, _STREAM)):
-            return _train(run, run.module, rows, training, source, report), run.output
+            return _train(run, run.module, fitting, training, source, report), run.output
 
 
 def _as_long_as(config: OffPolicyConfig, updates: int) -> OffPolicyConfig:
@@ -133,7 +132,7 @@ def _as_long_as(config: OffPolicyConfig, updates: int) -> OffPolicyConfig:
 def _train(
     run: Run,
     module: OffPolicyModule,
-    rows: TensorDictBase,
+    fitting: FittingData,
     training: OfflineTraining,
     source: str,
     report: Callable[[dict[str, float]], None],
@@ -141,9 +140,9 @@ def _train(
     progress, table = module.progress, MetricsTable(run.output / files.METRICS_FILE)
     module.train()
     progress.start_clock()
-    module.rewards.note_data(rows)
+    module.rewards.note_data(fitting.steps)
     module.rewards.update()
-    step, updates = _stepper(module, rows, training)
+    step, updates = _stepper(module, fitting.rows, training)
     while progress.gradient_steps < training.updates:
         updates.start(rewards_seen=module.rewards.seen)
         while not step():
@@ -162,7 +161,9 @@ def _train(
         table.add(row)
         _write(table)
         done = progress.gradient_steps
-        write_run(run, OFFLINE_KEY, {"data": source, "transitions": len(rows), "updates": done})
+        write_run(
+            run, OFFLINE_KEY, {"data": source, "transitions": len(fitting.steps), "updates": done}
+        )
         report(row)
     return progress.evaluations[-1]
 
