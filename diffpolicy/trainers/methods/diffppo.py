@@ -33,7 +33,7 @@ _FIRST_NOISE_SCALE = 1.4
 
 @configuration(
     # A fixed temperature is a coefficient like others: a resumed run may have another one.
-    temperature=changed(0.0, fixed=False),
+    temperature=changed(0.001, fixed=False),
     learn_temperature=False,
     target_entropy=-5.0,
     noise_scale=changed(
