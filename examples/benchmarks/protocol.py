@@ -37,6 +37,7 @@ NAMES = {
     "diffwpo": "DiffWPO",
     "diffwpo-200k": "DiffWPO, 200k steps",
     "dime": "DIME",
+    "dppo": "DPPO",
     "ppo": "Gaussian PPO",
     "ppo-lr-3e-4": "Gaussian PPO, lr 3e-4",
     "sac": "Gaussian SAC",
@@ -45,7 +46,10 @@ NAMES = {
     "wpo": "Gaussian WPO",
 }
 # The registered method of a label that has another name.
-METHOD_OF = {"ppo": "gaussian_ppo", "wpo": "gaussian_wpo"}
+METHOD_OF = {"dppo": "diffppo", "ppo": "gaussian_ppo", "wpo": "gaussian_wpo"}
+# Flags of a label that is not its method with the defaults. DPPO: no entropy, and noise that only
+# its step sizes lower.
+FLAGS = {"dppo": ["--temperature", "0", "--initial-noise-scale", "1", "--final-noise-scale", "1"]}
 # Labels whose runs another program makes.
 OTHER_PROGRAMS = {"sb3-ppo": "sb3_ppo.py", "sb3-sac": "sb3_sac.py"}
 
@@ -99,7 +103,7 @@ class Group(NamedTuple):
         return self._replace(name=f"{self.name}{suffix}", tasks=tasks)
 
 
-_ON_POLICY = ("diffppo", "ppo", "diffwpo", "wpo", "sb3-ppo")
+_ON_POLICY = ("diffppo", "dppo", "ppo", "diffwpo", "wpo", "sb3-ppo")
 _OFF_POLICY = ("dime", "diffsac", "sac", "sb3-sac")
 GROUPS = (
     Group(
@@ -156,7 +160,7 @@ def command(
         return [OTHER_PROGRAMS[label], *named, *common]
     method = ["--method", METHOD_OF.get(label, label), "--label", label + task.suffix]
     acting = ["--eval-policy", ACTING, *(["--compile"] if compiled else [])]
-    return ["run.py", *method, *common, *acting]
+    return ["run.py", *method, *common, *acting, *FLAGS.get(label, [])]
 
 
 def train(words: Sequence[str], runs: Path) -> int:

@@ -40,6 +40,9 @@ What the methods reach with their defaults, by a protocol that was fixed before 
   separate environments, with deterministic actions.
 * **Failures count.** A run whose training fails has the return of untrained policies from there
   on, and tables name it.
+* **DPPO** is DiffPPO with `--temperature 0 --initial-noise-scale 1 --final-noise-scale 1`, which
+  were its defaults until these rows were known: DiffPPO's were chosen again then, on tuning tasks
+  with tuning seeds only.
 * **SB3** is Stable-Baselines3, which was not tuned: PPO with VecNormalize and the networks,
   rollouts and learning rate of Gaussian PPO here; SAC with its own defaults.
 

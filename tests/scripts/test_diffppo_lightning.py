@@ -363,7 +363,10 @@ def test_a_nan_loss_ends_with_an_error_that_names_it(
         (["--resume", __file__], ["--resume", "checkpoint"]),
         (["--output", __file__], ["--output", "folder"]),
         (["--observation-keys", "body"], ["--observation-keys body", "choose from observation."]),
-        (["--learn-temperature"], ["--temperature", "0.0", "--no-learn-temperature"]),
+        (
+            ["--learn-temperature", "--temperature", "0"],
+            ["--temperature", "0.0", "--no-learn-temperature"],
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(

@@ -73,7 +73,7 @@ def test_the_noise_of_a_chain_falls_along_with_the_learning_rate(
     small_config: SmallConfig, read_run: ReadRun, schedule: str
 ) -> None:
     options = {
-        "noise_scale": 2.0,
+        "initial_noise_scale": 2.0,
         "final_noise_scale": 0.5,
         "lr_schedule": schedule,
         "lr_process": 0.0,
@@ -93,7 +93,7 @@ def test_the_noise_of_a_chain_falls_along_with_the_learning_rate(
 
 
 def test_a_checkpoint_of_old_goes_on_with_a_noise_scale_of_one(small_config: SmallConfig) -> None:
-    options = {"lr_schedule": "constant", "epochs": 1, "noise_scale": 1.0}
+    options = {"lr_schedule": "constant", "epochs": 1, "initial_noise_scale": 1.0}
     run = prepare(small_config(**options, total_frames=128))
     assert train(run)
     last = run.output / "checkpoints" / "last.ckpt"

@@ -66,7 +66,7 @@ class DenoisingMDPOptions(ProcessOptions):
 class OnPolicyChainOptions(DenoisingMDPOptions):
     """Learning the process on-policy."""
 
-    noise_scale: float | None = option(
+    initial_noise_scale: float | None = option(
         None,
         "factor on the noise of the chain's steps at the start (default: 1)",
         valid=above(0),
@@ -81,7 +81,7 @@ class OnPolicyChainOptions(DenoisingMDPOptions):
     @property
     def first_noise_scale(self) -> float:
         """The factor on the noise at the start."""
-        return 1.0 if self.noise_scale is None else self.noise_scale
+        return 1.0 if self.initial_noise_scale is None else self.initial_noise_scale
 
     lr_process: float | None = option(
         None,

@@ -36,7 +36,7 @@ _FIRST_NOISE_SCALE = 1.4
     temperature=changed(0.001, fixed=False),
     learn_temperature=False,
     target_entropy=-5.0,
-    noise_scale=changed(
+    initial_noise_scale=changed(
         None,
         text="factor on the noise of the chain's steps at the start (default: "
         f"{_FIRST_NOISE_SCALE}, with --init-from 1, which clones are trained for)",
@@ -59,7 +59,7 @@ class DiffPPOConfig(PPOConfig, OnPolicyChainOptions, TemperatureOptions, CriticH
     @property
     def first_noise_scale(self) -> float:
         """The factor on the noise at the start."""
-        if self.noise_scale is None and self.init_from is None:
+        if self.initial_noise_scale is None and self.init_from is None:
             return _FIRST_NOISE_SCALE
         return super().first_noise_scale
 

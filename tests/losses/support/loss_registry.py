@@ -409,10 +409,14 @@ def _regression_case(
 VARIANTS = frozenset(
     {
         "DACER-scalar",
+        "DIME-layer-norm",
         "DPMD-diffusion",
         "DiffPPO-clipped-value",
+        "DiffSAC-as-trained",
         "DiffSAC-reported-chains",
         "DiffWPO-kl-samples",
+        "DiffWPO-reported-chains",
+        "QSM-learned-temperature",
         "QVPO-diffusion",
     }
 )
