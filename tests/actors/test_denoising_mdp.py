@@ -35,7 +35,14 @@ def make_actor(keys: ActorKeys | None = None) -> DenoisingActor:
     return DenoisingActor(process, score, ActionSquash(LOW, HIGH), keys=keys, return_chain=True)
 
 
-def transitions(actor: DenoisingActor, *batch: int) -> TensorDictBase:
+def either_actor(gaussian: bool) -> DenoisingActor | GaussianChainActor:
+    if not gaussian:
+        return make_actor()
+    squash = ActionSquash(LOW, HIGH)
+    return GaussianChainActor(torch.nn.Linear(OBSERVATION, ACTION), squash, return_chain=True)
+
+
+def transitions(actor: DenoisingActor | GaussianChainActor, *batch: int) -> TensorDictBase:
     out = actor(TensorDict({"observation": torch.randn(*batch, OBSERVATION)}, batch)).detach()
     return out.set("next", TensorDict({"observation": torch.randn(*batch, OBSERVATION)}, batch))
 
@@ -58,10 +65,7 @@ def test_rows_and_their_log_ratios() -> None:
 
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_kernels_of_a_rollout_are_those_that_acting_writes(gaussian: bool) -> None:
-    actor: DenoisingActor | GaussianChainActor = make_actor()
-    if gaussian:
-        squash = ActionSquash(LOW, HIGH)
-        actor = GaussianChainActor(torch.nn.Linear(OBSERVATION, ACTION), squash, return_chain=True)
+    actor = either_actor(gaussian)
     mdp, written = DenoisingMDP(actor), transitions(actor, 5, 2)
     per_step = actor.keys.per_step
     assert mdp.with_kernels(written) is written
@@ -77,10 +81,7 @@ def test_kernels_of_a_rollout_are_those_that_acting_writes(gaussian: bool) -> No
 
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_an_actor_writes_the_latents_only_when_asked(gaussian: bool) -> None:
-    full: DenoisingActor | GaussianChainActor = make_actor()
-    if gaussian:
-        squash = ActionSquash(LOW, HIGH)
-        full = GaussianChainActor(torch.nn.Linear(OBSERVATION, ACTION), squash, return_chain=True)
+    full = either_actor(gaussian)
     short = copy.deepcopy(full)
     short.return_chain = "latents"
     given = TensorDict({"observation": torch.randn(5, OBSERVATION)}, [5])
