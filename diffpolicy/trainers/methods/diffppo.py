@@ -41,7 +41,6 @@ _FIRST_NOISE_SCALE = 1.4
         text="factor on the noise of the chain's steps at the start (default: "
         f"{_FIRST_NOISE_SCALE}, with --init-from 1, which clones are trained for)",
     ),
-    final_noise_scale=0.4,
     critic_head=changed("scalar", choices=("scalar", "hl_gauss")),
 )
 class DiffPPOConfig(PPOConfig, OnPolicyChainOptions, TemperatureOptions, CriticHeadOptions):
