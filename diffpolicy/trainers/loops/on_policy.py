@@ -13,6 +13,7 @@ from torchrl.objectives import LossModule
 from collectors import OnPolicyStream, environment_steps, episode_stats
 from diffpolicy.networks import RunningNorm
 from diffpolicy.trainers.config.on_policy import OnPolicyConfig
+from diffpolicy.trainers.loops.averages import Averages
 from diffpolicy.trainers.loops.collecting import BuildParts, CollectingModule
 from diffpolicy.trainers.loops.ranks import reduce
 
@@ -64,7 +65,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         self, config: OnPolicyConfig, build: BuildParts[OnPolicyParts], device: torch.device
     ) -> None:
         super().__init__(config, build, device)
-        self._records: list[dict[str, float]] = []
+        self._averages = Averages()
         self._updates = 0
         self._lr = config.lr
         self._multipliers: dict[str, float] = {}
@@ -123,7 +124,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
     def on_train_epoch_start(self) -> None:
         """Start the records of this iteration."""
         self.progress.tick()
-        self._records.clear()
+        self._averages.clear()
         self._updates = 0
 
     # ---------------------------------------------------------------------------------------
@@ -132,21 +133,17 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
     def training_step(self, rows: TensorDictBase, batch_idx: int) -> None:
         """One optimiser step on rows, unless the policy has moved far enough."""
         self.begin_update()
-        config, out = self.config, self.loss(rows)
-        scalars = {k: v.detach().float().reshape(()) for k, v in out.items() if v.numel() == 1}
-        # The averages are the same on all ranks, hence so is every decision below.
-        averages = reduce(torch.stack(list(scalars.values())), average=True)
-        record = dict(zip(scalars, averages.tolist(), strict=True))
-        self.check_finite({k: v for k, v in record.items() if k.startswith("loss_")})
-        self._records.append(record)
-        if config.target_kl is not None and _policy_distance(record) > config.target_kl:
+        out, target_kl = self.loss(rows), self.config.target_kl
+        self._averages.add({k: v for k, v in out.items() if v.numel() == 1})
+        # The average is the same on all ranks, hence so is the decision.
+        if target_kl is not None and float(_policy_distance(out)) > target_kl:
             self.stream.stop_epochs()
             return
         self.optimizer.zero_grad()
         self.manual_backward(sum(v for k, v in out.items() if k.startswith("loss_")))
         if self.policy_waits:
             self._keep_critics()
-        record.update(self._clip_gradients())
+        self._averages.add(self._clip_gradients())
         self.optimizer.step()
         self.progress.gradient_steps += 1
         self._updates += 1
@@ -156,9 +153,11 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         seconds = self.progress.tick()
         rollout = self.stream.last_rollout
         assert rollout is not None
+        averages = self._averages.read()
+        self.check_finite({k: v for k, v in averages.items() if self._must_be_finite(k)})
         frames = self.over_ranks(environment_steps(rollout))
         self.progress.frames += frames
-        metrics = self._metrics(rollout, frames, seconds)
+        metrics = self._metrics(rollout, frames, seconds, averages)
         if self.parts.normalizer is not None:
             observations = [rollout.get(key) for key in self.actor.in_keys]
             vectors = [entry for entry in observations if entry.ndim == rollout.ndim + 1]
@@ -202,38 +201,37 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
             if not name.startswith(_CRITICS):
                 parameter.grad = None
 
-    def _clip_gradients(self) -> dict[str, float]:
+    def _clip_gradients(self) -> dict[str, Tensor]:
         """Limit the norms of gradients and return what they were."""
-        norms = {}
-        for name, part in self.parts.grad_norms.items():
-            parameters = self.loss.get_submodule(part).parameters()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-            norms[name] = float(norm)
-        self.check_finite(norms)
-        return norms
+        limit = self.config.max_grad_norm
+        return {
+            name: torch.nn.utils.clip_grad_norm_(self.loss.get_submodule(part).parameters(), limit)
+            for name, part in self.parts.grad_norms.items()
+        }
+
+    def _must_be_finite(self, name: str) -> bool:
+        """Whether the run ends when the average of this name is not finite."""
+        return name.startswith("loss_") or name in self.parts.grad_norms
 
     def _lr_group(self, parameter: str) -> str:
         """The key of ``lr_multipliers`` that holds for a parameter; empty if none does."""
         parts = parameter.split(".")
         return next((key for key in self.parts.lr_multipliers if key in parts), "")
 
-    def _metrics(self, rollout: TensorDictBase, frames: int, seconds: float) -> dict[str, float]:
-        metrics = {
+    def _metrics(
+        self, rollout: TensorDictBase, frames: int, seconds: float, averages: dict[str, float]
+    ) -> dict[str, float]:
+        return {
             **self.progress_metrics(frames, seconds, episode_stats(rollout)),
             "updates": self._updates,
             "lr": self._lr,
-        }
-        for name in dict.fromkeys(name for record in self._records for name in record):
-            values = [record[name] for record in self._records if name in record]
-            metrics[name] = sum(values) / len(values)
-        return {
-            **metrics,
+            **averages,
             **self.rewards.metrics(),
             **self.parts.diagnostics(),
             **self.bound_metrics(),
         }
 
 
-def _policy_distance(record: Mapping[str, float]) -> float:
-    """Divergence of the policy from the one that collected the rollout."""
-    return record["kl"] if "kl" in record else record["kl_approx"]
+def _policy_distance(out: TensorDictBase) -> Tensor:
+    """Divergence of the policy from the one that collected the rollout, over all ranks."""
+    return reduce(out.get("kl", out.get("kl_approx")).detach().float(), average=True)

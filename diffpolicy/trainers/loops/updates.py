@@ -13,8 +13,8 @@ from torch import Tensor
 from torchrl.envs import Transform
 from torchrl.objectives import LossModule
 
+from diffpolicy.trainers.loops.averages import Averages
 from diffpolicy.trainers.loops.optimizer import Optimizer
-from diffpolicy.trainers.loops.ranks import reduce
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ class Updates:
         self._ranks = ranks
         # Without those that wait for a reward.
         self._moving = dict(parts.optimizers)
-        self._totals: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._averages = Averages()
 
     def start(self, *, rewards_seen: bool) -> None:
         """Start new averages.
@@ -102,8 +101,7 @@ class Updates:
             for name, options in self._parts.optimizers.items()
             if rewards_seen or not options.needs_rewards
         }
-        self._totals.clear()
-        self._counts.clear()
+        self._averages.clear()
 
     def step(self, batch: TensorDictBase, number: int, *, policy_waits: bool = False) -> None:
         """Make one update, with what the method does before and after it.
@@ -141,10 +139,10 @@ class Updates:
         for *_, optimizer in moving:
             optimizer.zero_grad()
         self._backward(self._total_loss(out, names))
-        self._record({k: v.detach() for k, v in out.items() if v.numel() == 1})
+        self._averages.add({k: v for k, v in out.items() if v.numel() == 1})
         for name, options, optimizer in moving:
             treated = options.treat_gradients(self._parts.loss)
-            self._record({f"grad_{what}_{name}": value for what, value in treated.items()})
+            self._averages.add({f"grad_{what}_{name}": value for what, value in treated.items()})
             optimizer.step()
 
     def _total_loss(self, out: Mapping[str, Tensor], moving: Sequence[str]) -> Tensor:
@@ -156,20 +154,9 @@ class Updates:
             losses.append(0.0 * torch.stack(sums).sum())
         return torch.stack(losses).sum()
 
-    def _record(self, scalars: Mapping[str, Tensor]) -> None:
-        """Add to the sums, on the device: nothing waits for it."""
-        for name, value in scalars.items():
-            # A new tensor each time: the next update of a CUDA graph overwrites the value.
-            self._totals[name] = self._totals.get(name, 0.0) + value.reshape(())
-            self._counts[name] = self._counts.get(name, 0) + 1
-
     def averages(self) -> dict[str, float]:
         """Means over the updates since the start, and over the ranks."""
-        if not self._totals:
-            return {}
-        means = [self._totals[name] / count for name, count in self._counts.items()]
-        values = reduce(torch.stack([mean.double() for mean in means]), average=True)
-        return dict(zip(self._counts, values.tolist(), strict=True))
+        return self._averages.read()
 
     def checked(self, averages: Mapping[str, float]) -> dict[str, float]:
         """Those of the averages with which a run ends when they are not finite.
