@@ -236,7 +236,10 @@ OF_ONE = {
     ],
     "diffwpo": [
         (["--kl-bound", "0"], "--kl-bound must be greater than 0, got 0.0."),
-        (["--temperature", "0"], "--temperature must be greater than 0 to be learned, got 0.0;"),
+        (
+            ["--temperature", "0", "--learn-temperature"],
+            "--temperature must be greater than 0 to be learned, got 0.0;",
+        ),
         (
             ["--critic-head", "hl_gauss", "--no-normalize-rewards"],
             "--critic-head hl_gauss with --no-normalize-rewards needs --value-range MIN MAX",

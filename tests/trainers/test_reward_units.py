@@ -71,9 +71,11 @@ def test_rewards_can_be_left_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["dime", "diffwpo"])
 def test_a_temperature_waits_for_the_first_reward(name: str, tmp_path: Path) -> None:
-    start = prepare(small_config(name, output=str(tmp_path / "start"))).module.loss.temperature()
+    learned = {"learn_temperature": True}
+    config = small_config(name, output=str(tmp_path / "start"), **learned)
+    start = prepare(config).module.loss.temperature()
     waiting, moving = (
-        trained(name, tmp_path, unit).loss.temperature() for unit in (Nothing, _InUnits)
+        trained(name, tmp_path, unit, **learned).loss.temperature() for unit in (Nothing, _InUnits)
     )
     assert torch.equal(waiting, start)
     assert not torch.equal(moving, start)

@@ -56,6 +56,9 @@ def small(small_config: SmallConfig) -> Callable[..., Any]:
             for field in dataclasses.fields(config)
             if field.name in names and getattr(config, field.name) != field.default
         }
+        if "learn_temperature" in names:
+            # DiffWPO's is fixed by default.
+            common["learn_temperature"] = True
         return config_class(**{**common, **options})
 
     return build
@@ -225,7 +228,7 @@ def test_the_temperature_of_wpo_can_be_fixed(small: Callable[..., Any], read_run
     ("options", "message"),
     [
         (
-            {"temperature": 0.0},
+            {"temperature": 0.0, "learn_temperature": True},
             "--temperature must be greater than 0 to be learned, got 0.0; give "
             "--no-learn-temperature to fix it.",
         ),

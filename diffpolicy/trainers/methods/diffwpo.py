@@ -22,7 +22,14 @@ from diffpolicy.trainers.methods.networks import (
 from diffpolicy.trainers.methods.wpo import WPOConfig, critic_config, network_config, wpo_parts
 
 
-@configuration(target_entropy=-8.0, step_size_per_step=True, learn_friction=False)
+@configuration(
+    # Learned, it falls for as long as the entropy is above its target, and the entropy falls after
+    # it, faster than the temperature can come back (docs/diffwpo.md).
+    learn_temperature=False,
+    target_entropy=-8.0,
+    step_size_per_step=True,
+    learn_friction=False,
+)
 class DiffWPOConfig(WPOConfig, OnPolicyChainOptions):
     """DiffWPO: WPO on the steps of a denoising chain."""
 
