@@ -12,6 +12,7 @@ from diffpolicy.networks.encoders import channels_last
 
 #: Entries that say where episodes end, see :func:`episode_ends`.
 END_KEYS: tuple[NestedKey, ...] = (("next", "done"), "done", "episode")
+_SOURCE = "the data set"
 
 
 def demonstrated_windows(
@@ -21,6 +22,7 @@ def demonstrated_windows(
     action_key: NestedKey = "action",
     frame_stack: int = 1,
     action_chunk: int = 1,
+    source: str = _SOURCE,
 ) -> TensorDictBase:
     """Rows as an environment with ``frame_stack`` and ``action_chunk`` shows them.
 
@@ -36,6 +38,7 @@ def demonstrated_windows(
         action_key: of the action ``[R, A]``.
         frame_stack: number of observations ``K``.
         action_chunk: number of actions ``H``.
+        source: what the data are called in messages.
 
     Returns:
         Observations, ``[R, K * F]`` for vectors, and actions ``[R, H * A]``; nothing else.
@@ -46,7 +49,7 @@ def demonstrated_windows(
     rows = data.select(*observation_keys, action_key)
     if frame_stack == action_chunk == 1:
         return rows
-    first, last = _episode_bounds(data)
+    first, last = _episode_bounds(data, source)
     here = torch.arange(len(data)).unsqueeze(-1)
     frames = (here + torch.arange(1 - frame_stack, 1)).maximum(first.unsqueeze(-1))
     for key in observation_keys:
@@ -63,6 +66,7 @@ def demonstrated_transitions(
     action_key: NestedKey = "action",
     frame_stack: int = 1,
     action_chunk: int = 1,
+    source: str = _SOURCE,
 ) -> TensorDictBase:
     """Transitions as an environment with ``frame_stack`` and ``action_chunk`` makes them.
 
@@ -77,6 +81,7 @@ def demonstrated_transitions(
         action_key: of the action ``[R, A]``.
         frame_stack: number of observations ``K``.
         action_chunk: number of actions ``H``.
+        source: what the data are called in messages.
 
     Returns:
         Rows ``[M]``, ``M <= R``: observations and actions as of :func:`demonstrated_windows`, and
@@ -86,9 +91,15 @@ def demonstrated_transitions(
     Raises:
         ArgumentError: naming ``data``, if it does not say where episodes end.
     """
-    options = {"action_key": action_key, "frame_stack": frame_stack, "action_chunk": action_chunk}
-    rows = demonstrated_windows(data, observation_keys, **options)
-    first, last = _episode_bounds(data)
+    rows = demonstrated_windows(
+        data,
+        observation_keys,
+        action_key=action_key,
+        frame_stack=frame_stack,
+        action_chunk=action_chunk,
+        source=source,
+    )
+    first, last = _episode_bounds(data, source)
     here, following = torch.arange(len(data)), data["next"]
     end = (here + action_chunk - 1).minimum(last)
     before = (end.unsqueeze(-1) + torch.arange(2 - frame_stack, 1)).maximum(first.unsqueeze(-1))
@@ -109,7 +120,7 @@ def demonstrated_transitions(
     return rows[whole.squeeze(-1)]
 
 
-def episode_ends(data: TensorDictBase) -> Tensor:
+def episode_ends(data: TensorDictBase, source: str = _SOURCE) -> Tensor:
     """Which transitions are the last of their episodes, booleans ``[R]``.
 
     Those at which ``next.done`` says so, or ``done`` where there is none, and those before another
@@ -117,6 +128,7 @@ def episode_ends(data: TensorDictBase) -> Tensor:
 
     Args:
         data: transitions ``[R]``.
+        source: what they are called in messages.
 
     Raises:
         ArgumentError: naming ``data``, if none of these is there or no episode ends.
@@ -135,14 +147,14 @@ def episode_ends(data: TensorDictBase) -> Tensor:
             "next.done (or done), true at the last transition of each, or in episode, their "
             "numbers."
         )
-        raise ArgumentError("data", "the data set", problem)
+        raise ArgumentError("data", source, problem)
     ends[-1] = True
     return ends
 
 
-def _episode_bounds(data: TensorDictBase) -> tuple[Tensor, Tensor]:
+def _episode_bounds(data: TensorDictBase, source: str) -> tuple[Tensor, Tensor]:
     """Index of the first and of the last transition of each one's episode, ``[R]`` each."""
-    ends = episode_ends(data)
+    ends = episode_ends(data, source)
     episode = ends.cumsum(0) - ends.long()
     last = ends.nonzero().squeeze(-1)
     first = torch.cat((last.new_zeros(1), last[:-1] + 1))

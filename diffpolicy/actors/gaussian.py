@@ -91,9 +91,10 @@ class GaussianChainActor(ActorModule):
         kernel, keys = self.denoising_kernel(tensordict), self.keys
         next_latent = self.drawn(kernel, tensordict)
         tensordict.set(keys.action, self.squash(next_latent))
+        if not self.return_chain:
+            return tensordict
         latent = torch.zeros_like(next_latent)
-        if self.return_chain:
-            tensordict.set(keys.latents, torch.stack((latent, next_latent), -2))
+        tensordict.set(keys.latents, torch.stack((latent, next_latent), -2))
         if self.return_chain is True:
             ratio = log_ratio(latent, next_latent, kernel, _unit_density(next_latent))
             tensordict.set(keys.log_prob, kernel.log_prob(next_latent).unsqueeze(-2))

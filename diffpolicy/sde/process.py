@@ -8,12 +8,7 @@ from torch.nn.functional import softplus
 
 from diffpolicy.sde.base import check_positive, inverse_softplus
 from diffpolicy.sde.likelihood import Gaussian
-from diffpolicy.sde.protocol import (
-    DeterministicStep,
-    Move,
-    RolloutMode,
-    Step,
-)
+from diffpolicy.sde.protocol import DeterministicStep, Move, RolloutMode, Step
 from diffpolicy.sde.reversal import ReversedNoising
 from diffpolicy.sde.schedules import Schedule, schedule_factors
 
@@ -30,11 +25,9 @@ class DenoisingProcess(ReversedNoising):
         q(x_{n+1} | x_n, s) = N(x_n + eta_n (-x_n / nu^2 + score), 2 k^2 eta_n)
         p(x_n | x_{n+1})    = N(x_{n+1} (1 - eta_m / nu^2),        2 k^2 eta_m)
 
-    The noise scale ``k`` is 1 in those papers, where step sizes set drift and noise at once. A
-    smaller one lets exploration fall while the network keeps its hold on the latents.
-
     where ``m = n`` for ``noising_step="same"`` (DIME) and ``m = min(n + 1, N - 1)`` for
-    ``noising_step="next"`` (the denoising MDP).
+    ``noising_step="next"`` (the denoising MDP). The noise scale ``k`` is 1 in those papers, where
+    step sizes set drift and noise at once; :meth:`set_noise_scale` changes the noise alone.
 
     Args:
         action_dim: number of action dimensions ``A``.

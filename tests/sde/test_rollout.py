@@ -27,12 +27,7 @@ def score(latent: Tensor, step: int) -> Tensor:
 
 def process_with_own_step_sizes(noising_step: str = "next", **options: float) -> DenoisingProcess:
     process = DenoisingProcess(
-        2,
-        5,
-        step_size_per_step=True,
-        noising_step=noising_step,
-        prior_std=1.3,
-        **options,
+        2, 5, step_size_per_step=True, noising_step=noising_step, prior_std=1.3, **options
     )
     with torch.no_grad():
         process.raw_step_size.add_(torch.linspace(0, 0.5, 5).unsqueeze(-1))

@@ -120,7 +120,6 @@ def build_gaussian_wpo_networks(
     observation_keys: Sequence[NestedKey] = ("observation",),
     keys: ActorKeys | None = None,
     initial_std: float = 1.0,
-    return_chain: ReturnedChain = True,
     noise_key: NestedKey | None = None,
     device: torch.device | str | None = None,
 ) -> ActorCritic:
@@ -137,7 +136,6 @@ def build_gaussian_wpo_networks(
         observation_keys: observation entries to read, concatenated.
         keys: names of the entries that the actor reads and writes.
         initial_std: standard deviation before squashing at the start.
-        return_chain: as for :func:`build_ppo_networks`.
         noise_key: see :class:`GaussianChainActor`.
         device: where to put the parameters.
 
@@ -152,7 +150,7 @@ def build_gaussian_wpo_networks(
         sizes,
         device,
         initial_std=initial_std,
-        return_chain=return_chain,
+        return_chain=True,
         noise_key=noise_key,
     )
     q_module = make_denoising_critic(sizes, 1, critic, network, latent_scale=1.0)

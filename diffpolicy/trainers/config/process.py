@@ -78,13 +78,13 @@ class OnPolicyChainOptions(DenoisingMDPOptions):
         valid=above(0),
     )
 
-    @property
-    def first_noise_scale(self) -> float:
-        """The factor on the noise at the start."""
-        return 1.0 if self.initial_noise_scale is None else self.initial_noise_scale
-
     lr_process: float | None = option(
         None,
         "learning rate of step size and friction, which 0 keeps (default: three times --lr)",
         valid=at_least(0),
     )
+
+    @property
+    def first_noise_scale(self) -> float:
+        """The factor on the noise at the start."""
+        return 1.0 if self.initial_noise_scale is None else self.initial_noise_scale

@@ -23,9 +23,11 @@ class Averages:
         self._totals.clear()
         self._counts.clear()
 
-    def add(self, scalars: Mapping[str, Tensor]) -> None:
-        """Count the scalars of one update, each a tensor with one element."""
-        for name, value in scalars.items():
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Count the scalars among what one update reports, tensors with one element."""
+        for name, value in values.items():
+            if value.numel() != 1:
+                continue
             # A new tensor each time: the next update of a CUDA graph overwrites the value.
             self._totals[name] = self._totals.get(name, 0.0) + value.detach().reshape(())
             self._counts[name] = self._counts.get(name, 0) + 1

@@ -134,7 +134,7 @@ class OnPolicyModule(CollectingModule[OnPolicyParts, OnPolicyStream]):
         """One optimiser step on rows, unless the policy has moved far enough."""
         self.begin_update()
         out, target_kl = self.loss(rows), self.config.target_kl
-        self._averages.add({k: v for k, v in out.items() if v.numel() == 1})
+        self._averages.add(dict(out.items()))
         # The average is the same on all ranks, hence so is the decision.
         if target_kl is not None and float(_policy_distance(out)) > target_kl:
             self.stream.stop_epochs()

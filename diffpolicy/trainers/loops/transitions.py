@@ -1,6 +1,5 @@
 """Data sets of transitions as the replay buffer of a run has them."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,37 +74,23 @@ def fitting_transitions(
     ends = {"reward": rows[_REWARD].float(), "done": rows[_DONE].bool()}
     steps = TensorDict({"next": TensorDict(ends, rows.batch_size)}, rows.batch_size)
     if config.frame_stack * config.action_chunk > 1:
-        rows = _windows(data, rows, keys, config, source)
+        numbered = data.select("episode", strict=False)
+        rows = demonstrated_transitions(
+            rows.update(numbered),
+            [key for key in keys if unravel_key(("next", key)) in keys],
+            gamma=config.gamma,
+            action_key=action_key,
+            frame_stack=config.frame_stack,
+            action_chunk=config.action_chunk,
+            source=source,
+        )
+        if config.action_chunk == 1:
+            # As replay has them: transitions of one step say nothing of their length.
+            rows = rows.exclude(CHUNK_LENGTH_KEY)
     example = env.fake_tensordict()
     for key in (*keys, _DONE):
         rows.set(key, _as_in(example.get(key), env.batch_dims, rows[key], key, source))
     return FittingData(rows, steps)
-
-
-def _windows(
-    data: TensorDictBase,
-    rows: TensorDictBase,
-    keys: Sequence[NestedKey],
-    config: OffPolicyConfig,
-    source: str,
-) -> TensorDictBase:
-    """Rows with histories and chunks of actions."""
-    observed = [key for key in keys if unravel_key(("next", key)) in keys]
-    numbered = data.get("episode", None)
-    if numbered is not None:
-        rows.set("episode", numbered)
-    try:
-        windows = demonstrated_transitions(
-            rows,
-            observed,
-            gamma=config.gamma,
-            frame_stack=config.frame_stack,
-            action_chunk=config.action_chunk,
-        )
-    except ArgumentError as error:
-        raise ArgumentError("data", source, error.problem) from error
-    # As replay has them: transitions of one step say nothing of their length.
-    return windows if config.action_chunk > 1 else windows.exclude(CHUNK_LENGTH_KEY)
 
 
 def _as_in(example: Tensor, dims: int, value: Tensor, key: NestedKey, source: str) -> Tensor:

@@ -139,7 +139,7 @@ class Updates:
         for *_, optimizer in moving:
             optimizer.zero_grad()
         self._backward(self._total_loss(out, names))
-        self._averages.add({k: v for k, v in out.items() if v.numel() == 1})
+        self._averages.add(out)
         for name, options, optimizer in moving:
             treated = options.treat_gradients(self._parts.loss)
             self._averages.add({f"grad_{what}_{name}": value for what, value in treated.items()})

@@ -123,16 +123,14 @@ def _fitting(
         value = finite_entry(rows, key, source)
         rows.set(key, value.float() if value.dtype != torch.uint8 else value)
     rows.set(action_key, _inside(rows.get(action_key), actor, config, cloning, source))
-    try:
-        rows = demonstrated_windows(
-            rows,
-            keys,
-            action_key=action_key,
-            frame_stack=config.frame_stack,
-            action_chunk=config.action_chunk,
-        )
-    except ArgumentError as error:
-        raise ArgumentError("data", source, error.problem) from error
+    rows = demonstrated_windows(
+        rows,
+        keys,
+        action_key=action_key,
+        frame_stack=config.frame_stack,
+        action_chunk=config.action_chunk,
+        source=source,
+    )
     _check_observations(rows, actor, source)
     return rows
 
